@@ -1,1 +1,17 @@
-"""Room under construction."""
+"""Readouts computed from a trace: logit lens and direct logit attribution."""
+
+from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitAttribution, dla_reads
+from symbolic_residue.readout._lens import lens_logits, lens_reads, logit_lens, LogitLens
+from symbolic_residue.readout._norm import fold, frozen_scale
+
+__all__ = [
+    "DirectLogitAttribution",
+    "LogitLens",
+    "direct_logit_attribution",
+    "dla_reads",
+    "fold",
+    "frozen_scale",
+    "lens_logits",
+    "lens_reads",
+    "logit_lens",
+]

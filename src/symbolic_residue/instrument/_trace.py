@@ -1,0 +1,42 @@
+"""What one forward left behind: tensors at the points that were read, attention tables, logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from symbolic_residue.errors import ReadError
+from symbolic_residue.instrument.attention import AttentionTable
+from symbolic_residue.types import Point
+
+__all__ = ["Trace"]
+
+
+@dataclass
+class Trace:
+    """Readouts of one forward.
+
+    Attributes:
+        tensors: ``Point → [batch, query, d]`` (``[batch, query, head, d_head]`` at z, q, k, v), after edits.
+        logits: ``[batch, query, vocab]``, or only the last rows when the forward was asked for those.
+        attention: the attention table, or None when none was asked for.
+        lead: number of padding tokens before each sequence.
+    """
+
+    tensors: dict[Point, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    attention: AttentionTable | None = None
+    lead: tuple[int, ...] = ()
+    calls: dict[int, int] = field(default_factory=dict)
+
+    def __getitem__(self, point: str | Point) -> Tensor:
+        if isinstance(point, str):
+            kind, _, layer = point.partition(".")
+            point = Point(kind, int(layer) if layer else None)  # type: ignore[arg-type]
+        if point == Point("logits") and self.logits is not None:
+            return self.logits
+        if point not in self.tensors:
+            held = ", ".join(map(str, sorted(self.tensors, key=str))) or "none"
+            raise ReadError(f"{point} was not read.", todo=f"Points in this trace: {held}.")
+        return self.tensors[point]
