@@ -1,6 +1,7 @@
 """The instrument: the only code that hooks a model. Points, reads, edits, and the one attention function."""
 
 from symbolic_residue.instrument._batch import Batch, collate
+from symbolic_residue.instrument._cached import Decoder, LastRow
 from symbolic_residue.instrument._edits import (
     Add,
     AttentionBias,
@@ -24,10 +25,12 @@ __all__ = [
     "AttentionRead",
     "AttentionTable",
     "Batch",
+    "Decoder",
     "Edit",
     "HeadReplace",
     "HeadScale",
     "Instrument",
+    "LastRow",
     "Positions",
     "Replace",
     "Scale",

@@ -156,6 +156,7 @@ class Instrument:
         edits: Sequence[Edit] = (),
         lead: tuple[int, ...] = (),
         size: tuple[int, int] | None = None,
+        cached_keys: int | None = None,
     ) -> Iterator[Trace]:
         """Attach to the model for one forward of the caller's own; the trace is complete when the block ends.
 
@@ -165,6 +166,8 @@ class Instrument:
             edits: what to change; ``Positions`` only through :meth:`run`.
             lead: padding tokens before each sequence (left padding).
             size: ``(batch, query)`` of the forward to come.
+            cached_keys: the number of keys (cached and new) that every layer must hand over when attention is edited with a cache in use;
+                a cache that keeps fewer (a window) is refused.
         """
         points = self.points(reads)
         tensor_edits: TensorEdits = {}
@@ -187,6 +190,7 @@ class Instrument:
             regions=regions,
             biases=biases,
             tensor_hook=hooks.attention_tensor,
+            cached_keys=cached_keys,
         )
         install()
         implementation = self.model.config._attn_implementation  # type: ignore[union-attr]

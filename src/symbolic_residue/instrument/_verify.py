@@ -21,7 +21,7 @@ from symbolic_residue.errors import VerificationError
 from symbolic_residue.instrument._edits import HeadScale
 from symbolic_residue.instrument._instrument import Instrument
 from symbolic_residue.instrument.attention import AttentionRead
-from symbolic_residue.prompts._regions import Regions
+from symbolic_residue.prompts import Regions
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel

@@ -1,1 +1,59 @@
-"""Room under construction."""
+"""Prompts: tokens with their regions, spans, small edits, prompt files, packaged benchmarks.
+
+A prompt is what a model reads, token by token, with exactly one region a token: ``build_prompt``. Other things here find a
+span of it (``find_span``), read prompts from a file (``read_prompts``), edit a text without changing its meaning
+(``perturb``), and hand out the packaged prompt sets (``benchmark``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, TYPE_CHECKING
+
+from symbolic_residue.prompts._chat import Message, Piece, segment_chat
+from symbolic_residue.prompts._files import BadLine, ChatMessage, PromptItem, PromptSet, read_prompts
+from symbolic_residue.prompts._prompt import build_prompt, Prompt
+from symbolic_residue.prompts._regions import CHAT_REGIONS, Regions, TEXT_REGIONS
+from symbolic_residue.prompts._spans import find_span
+
+if TYPE_CHECKING:
+    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS
+    from symbolic_residue.prompts._perturb import perturb, Variant
+
+__all__ = [
+    "BENCHMARKS",
+    "CHAT_REGIONS",
+    "TEXT_REGIONS",
+    "BadLine",
+    "BenchmarkItem",
+    "ChatMessage",
+    "Message",
+    "Piece",
+    "Prompt",
+    "PromptItem",
+    "PromptSet",
+    "Regions",
+    "Variant",
+    "benchmark",
+    "build_prompt",
+    "find_span",
+    "perturb",
+    "read_prompts",
+    "segment_chat",
+]
+
+_LATER = {
+    "BENCHMARKS": "_benchmark",
+    "BenchmarkItem": "_benchmark",
+    "Variant": "_perturb",
+    "benchmark": "_benchmark",
+    "perturb": "_perturb",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # the packaged tables are read only by those who ask for them
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,1 +1,45 @@
-"""Room under construction."""
+"""Estimates with intervals, paired and clustered tests, corrections, divergences and verdicts. Pure NumPy and SciPy.
+
+Everything random takes an integer ``seed`` (PCG64) and gives the same result for the same seed and values.
+"""
+
+from symbolic_residue.stats._bootstrap import bootstrap_columns, bootstrap_mean, bootstrap_median, cluster_bootstrap
+from symbolic_residue.stats._corrections import benjamini_hochberg, holm
+from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
+from symbolic_residue.stats._estimate import Estimate, t_interval, wilson
+from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
+from symbolic_residue.stats._tests import (
+    auc,
+    cluster_sign_flip,
+    empirical_p,
+    max_t,
+    paired_permutation,
+    power_sign_flip,
+    sign_flip_test,
+)
+
+__all__ = [
+    "Direction",
+    "Estimate",
+    "Outcome",
+    "auc",
+    "benjamini_hochberg",
+    "bootstrap_columns",
+    "bootstrap_mean",
+    "bootstrap_median",
+    "cluster_bootstrap",
+    "cluster_sign_flip",
+    "decide",
+    "empirical_p",
+    "entropy",
+    "holm",
+    "js_divergence",
+    "kl_divergence",
+    "max_t",
+    "paired_permutation",
+    "power_sign_flip",
+    "quantile_criterion",
+    "sign_flip_test",
+    "t_interval",
+    "wilson",
+]

@@ -22,8 +22,8 @@ from symbolic_residue.instrument.attention import (
     STATS,
     visible_keys,
 )
-from symbolic_residue.models._parts import bind
-from symbolic_residue.prompts._regions import Regions
+from symbolic_residue.models import bind
+from symbolic_residue.prompts import Regions
 
 LENGTH = 24
 NAMES = ("sink", "one", "two", "three")

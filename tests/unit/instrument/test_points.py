@@ -10,7 +10,7 @@ from tiny_models import build, FAMILIES
 
 from symbolic_residue.errors import EditError, ReadError, VerificationError
 from symbolic_residue.instrument import Add, AttentionRead, HeadReplace, HeadScale, Instrument, Positions, Replace, Scale, verify
-from symbolic_residue.models._parts import bind
+from symbolic_residue.models import bind
 
 LENGTH = 12
 

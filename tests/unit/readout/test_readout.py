@@ -10,7 +10,7 @@ from tiny_models import build, FAMILIES
 
 from symbolic_residue.errors import ConfigError, ReadError
 from symbolic_residue.instrument import Instrument
-from symbolic_residue.models._parts import bind
+from symbolic_residue.models import bind
 from symbolic_residue.readout import direct_logit_attribution, dla_reads, fold, frozen_scale, lens_reads, logit_lens
 
 

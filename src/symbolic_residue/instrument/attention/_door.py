@@ -42,6 +42,7 @@ class Session:
     biases: Sequence[AttentionBias]
     tensor_hook: Callable[[str, int, Tensor], Tensor]
     """(kind, layer, tensor [batch, head, query, d_head]) → the tensor after edits; it also records reads of q, k, v."""
+    cached_keys: int | None = None
     values: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
     backend: str = "none"
@@ -101,7 +102,7 @@ def attention_forward(
         )
     layer = session.modules[id(module)]
     session.calls[layer] = session.calls.get(layer, 0) + 1
-    _refuse_unserved(module, query, key, dropout, kwargs)
+    _refuse_unserved(module, query, key, dropout, kwargs, session)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query = session.tensor_hook("q", layer, query)
     key = session.tensor_hook("k", layer, key)
@@ -128,13 +129,16 @@ def attention_forward(
     return output, None
 
 
-def _refuse_unserved(module: nn.Module, query: Tensor, key: Tensor, dropout: float, kwargs: dict[str, Any]) -> None:
+def _refuse_unserved(
+    module: nn.Module, query: Tensor, key: Tensor, dropout: float, kwargs: dict[str, Any], session: Session
+) -> None:
     for name, what in (("softcap", "softcapped scores"), ("s_aux", "sink logits"), ("position_bias", "an additive position bias")):
         if kwargs.get(name) is not None:
             raise AttentionError(f"{type(module).__name__} uses {what}, which the readout does not serve yet.")
     if dropout:
         raise AttentionError("The model is in training mode (attention dropout).", todo="Call model.eval().")
-    if key.shape[2] != query.shape[2]:
+    looks_at_keys = session.read is not None or bool(session.biases)
+    if looks_at_keys and key.shape[2] != (session.cached_keys or query.shape[2]):
         raise AttentionError(
             f"{key.shape[2]} keys for {query.shape[2]} queries: a key-value cache is in use.",
             why="Cached keys may be a window whose first key is not position 0.",
@@ -223,7 +227,7 @@ def _read(
     if session.valid is None:
         session.valid = _valid_rows(mask, query, rows)
     add = _bias(biases, query, key) if biases else None
-    plain = mask is None and read.rows is None and "weights" not in want
+    plain = mask is None and read.rows is None and "weights" not in want and key.shape[2] == n_queries
     if plain and len(edited) < n_queries:
         session.backend = "flash"
         stats = _flash(query, key, indicator, scale, want)

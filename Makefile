@@ -1,0 +1,43 @@
+# A newcomer's two commands: `make demo` and `make test`. Both do their whole set-up.
+VENV ?= .venv
+PYTHON ?= python3
+PY = $(VENV)/bin/python
+export OMP_WAIT_POLICY ?= PASSIVE
+READY = $(VENV)/.ready
+
+.PHONY: demo test check bench calibrate screenshot env clean
+
+env: $(READY)
+
+# Again only when what is to be installed changes.
+$(READY): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(VENV)/bin/residue models fetch demo
+	$(PY) examples/demo.py
+
+test: $(READY)
+	$(VENV)/bin/residue models fetch demo
+	$(PY) -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+bench: $(READY)
+	$(VENV)/bin/residue models fetch demo
+	$(PY) benchmarks/readout.py --write
+
+calibrate: $(READY)
+	$(PY) benchmarks/calibrate_value_collapse.py --write
+
+screenshot: $(READY)
+	$(PY) docs/make_pictures.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,148 @@
+"""Forwards that share a prefix: the last row under many edits, and step-by-step continuation.
+
+1. ``LastRow`` runs every row but the last once, without edits, and keeps keys and values. An edit that acts on the last row only cannot
+   change anything before it, so each further run needs just that one row. It equals the full forward with the same edit (tested).
+2. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token.
+
+Both use a cache that keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always
+position j of the padded sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.errors import EditError, InstrumentError
+from symbolic_residue.instrument._batch import Batch
+from symbolic_residue.instrument._edits import AttentionBias, Edit, Positions
+from symbolic_residue.instrument._instrument import Instrument
+from symbolic_residue.instrument._trace import Trace
+
+__all__ = ["Decoder", "LastRow"]
+
+
+def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
+    """Cache of every key, and the last row's logits ``[batch, vocab]``."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    with torch.no_grad():
+        out = instrument.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+    return cache, out.logits[:, -1]
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+class LastRow:
+    """The last row of a left-padded batch, again and again under edits.
+
+    Args:
+        instrument: the model's instrument.
+        batch: left-padded sequences of at least two tokens.
+
+    Raises:
+        InstrumentError: the batch is padded on the right, or has a single column.
+    """
+
+    def __init__(self, instrument: Instrument, batch: Batch) -> None:
+        ids, mask = batch.ids.to(instrument.device), batch.mask.to(instrument.device)
+        if ids.shape[1] < 2 or not bool(mask[:, -1].all()):
+            raise InstrumentError("Edits of the last row need left padding and at least two tokens.")
+        self.instrument = instrument
+        self.size = ids.shape[0]
+        self.width = ids.shape[1]
+        self._mask, self._ids = mask, ids
+        self._positions = _positions(mask)
+        self._cache, _ = _prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+
+    def run(self, edits: Sequence[Edit] = (), *, reads: Sequence[str] = (), copies: int = 1) -> Trace:
+        """One forward of the last row.
+
+        Args:
+            edits: acting on row −1 (rows may be given as ``(-1,)`` or left out); ``keys`` count over the whole padded sequence.
+            reads: points; tensors come as ``[sequence · copies, 1, …]``.
+            copies: repeats of every sequence; repeat ``c`` of sequence ``i`` is batch index ``i · copies + c``.
+
+        Returns:
+            A trace whose logits are ``[sequence · copies, 1, vocab]``.
+
+        Raises:
+            EditError: an edit of positions, or of another row.
+        """
+        for edit in edits:
+            if isinstance(edit, Positions):
+                raise EditError("Positions cannot be changed in the last row alone.")
+            if edit.rows is not None and any(r != -1 for r in edit.rows):
+                raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
+        cache = copy.deepcopy(self._cache)
+        mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+            mask, ids, positions = (t.repeat_interleave(copies, 0) for t in (mask, ids, positions))
+        has_bias = any(isinstance(e, AttentionBias) for e in edits)
+        with (
+            torch.no_grad(),
+            self.instrument.attached(reads=reads, edits=edits, cached_keys=self.width if has_bias else None) as trace,
+        ):
+            out = self.instrument.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            trace.logits = out.logits
+        return trace
+
+
+class Decoder:
+    """Continue left-padded sequences step by step.
+
+    Args:
+        instrument: the model's instrument (only its plain model runs).
+        batch: left-padded sequences.
+
+    Attributes:
+        logits: ``[batch, vocab]`` after the last step, float32.
+        length: tokens so far, padding included.
+    """
+
+    def __init__(self, instrument: Instrument, batch: Batch) -> None:
+        self.instrument = instrument
+        self._mask = batch.mask.to(instrument.device)
+        self._cache, logits = _prefill(instrument, batch.ids.to(instrument.device), self._mask, _positions(self._mask))
+        self.logits = logits.float()
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, padding included."""
+        return self._mask.shape[1]
+
+    def step(self, *, ids: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
+        """Append one token (``ids [batch]``) or one vector (``embeds [batch, d_model]``) to each sequence; returns the new logits.
+
+        Raises:
+            InstrumentError: neither or both were given, or the context is full.
+        """
+        if (ids is None) == (embeds is None):
+            raise InstrumentError("Give either ids or embeds.")
+        limit = self.instrument.parts.max_context
+        if limit is not None and self.length >= limit:
+            raise InstrumentError(f"The context of {limit} tokens is full.")
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
+        call: dict[str, Any] = {"input_ids": ids[:, None]} if ids is not None else {"inputs_embeds": embeds[:, None]}  # type: ignore[index]
+        with torch.no_grad():
+            out = self.instrument.model(
+                **call,
+                attention_mask=self._mask,
+                position_ids=_positions(self._mask)[:, -1:],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        self.logits = out.logits[:, -1].float()
+        return self.logits

@@ -1,0 +1,82 @@
+"""The shape that all shells share.
+
+A shell is a controlled failure probe. ``run`` puts the model under one kind of stress, beside a matched control, and collects the *residue*: what
+the model computed but did not deliver. ``analyze_residue`` turns it into findings: verdicts with controls, and the components to blame, each
+confirmed by an intervention.
+
+A custom shell subclasses ``ShellBase``, names itself and its three operations, and writes ``run`` and ``analyze_residue``; ``self.instrument`` reads and
+edits the model. Findings offer ``tables()`` so that a run folder can keep them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, Protocol, runtime_checkable, TYPE_CHECKING, TypeVar
+
+import polars as pl
+
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.instrument import Instrument, verify
+
+if TYPE_CHECKING:
+    from symbolic_residue.models import LoadedModel
+
+__all__ = ["Result", "ShellBase"]
+
+ResidueT = TypeVar("ResidueT")
+FindingsT = TypeVar("FindingsT")
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What a question returns: tables with named columns (see the table list in ``design/interfaces.md``)."""
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """Table name → frame, without the ``item`` column."""
+        ...
+
+
+class ShellBase(ABC, Generic[ResidueT, FindingsT]):
+    """Base of all shells.
+
+    Args:
+        model: a plain Hugging Face decoder, left unchanged and bit-identical after every run.
+        tokenizer: its fast tokenizer.
+        config: the shell's configuration; ``None`` takes the defaults.
+        loaded: instead of model and tokenizer: a model from :func:`symbolic_residue.open_model`, already verified.
+
+    Raises:
+        UnsupportedModelError, VerificationError: the family table does not know or does not fit the model.
+        ConfigError: neither or both ways of giving a model.
+    """
+
+    name: ClassVar[str]
+    """The shell's name, lower case, as on the command line."""
+
+    operations: ClassVar[tuple[str, str, str]]
+    """The command triple."""
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, config: Any = None, *, loaded: LoadedModel | None = None) -> None:
+        if (model is None) == (loaded is None):
+            raise ConfigError("Give either model and tokenizer, or loaded.")
+        if loaded is None:
+            from symbolic_residue.models import wrap
+
+            loaded = wrap(model, tokenizer)
+            verify(loaded)
+        self.loaded = loaded
+        self.config = config
+        self.instrument = Instrument(loaded)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.loaded.tokenizer
+
+    @abstractmethod
+    def run(self, input_text: str, *, seed: int = 0) -> ResidueT:
+        """Collect the residue of one prompt."""
+
+    @abstractmethod
+    def analyze_residue(self, residue: ResidueT) -> FindingsT:
+        """Verdicts and attribution from a residue."""

@@ -1,0 +1,449 @@
+"""VALUE-COLLAPSE (ISOLATE, STABILIZE, YIELD): can the model decide between competing next tokens?
+
+1. The prompt, small edits of it that keep its meaning, and a control prompt that settles the answer go through the model.
+2. Candidates are chosen (or given); three refiners trace how their shares move.
+3. Four failure modes are judged: flatness, oscillation, value collapse, confidence fragility (``_judge``).
+4. The difference between the best candidates is attributed to heads, MLPs and layers, and confirmed by ablation and patching (``_attribute``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import Any, ClassVar, TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.instrument import AttentionRead, collate
+from symbolic_residue.prompts import benchmark, build_prompt, perturb, Prompt
+from symbolic_residue.readout import lens_reads, logit_lens
+from symbolic_residue.shells._base import ShellBase
+from symbolic_residue.shells.value_collapse._attribute import attribute, token_influence
+from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
+from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
+from symbolic_residue.shells.value_collapse._judge import quantity, verdicts
+from symbolic_residue.shells.value_collapse._observe import measure, Observation, observe
+from symbolic_residue.shells.value_collapse._operations import commit, isolate, Isolation, resolve_candidates, token_text
+from symbolic_residue.shells.value_collapse._refine import count_returns, leader_loss, Refinement, transfer, velocity
+from symbolic_residue.shells.value_collapse._residue import Asked, ValueCollapseResidue
+from symbolic_residue.stats import js_divergence
+
+if TYPE_CHECKING:
+    from symbolic_residue.models import LoadedModel
+
+__all__ = ["ValueCollapseShell"]
+
+Progress = Callable[[str, float], None]
+_REFERENCES = 24
+
+
+class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings]):
+    """Probe whether a model can decide between competing next tokens.
+
+    Args:
+        model, tokenizer: a plain Hugging Face decoder and its tokenizer.
+        config: a ``ValueCollapseConfig``; ``None`` takes the defaults.
+        loaded: instead of model and tokenizer: an opened model.
+    """
+
+    name: ClassVar[str] = "value-collapse"
+    operations: ClassVar[tuple[str, str, str]] = ("ISOLATE", "STABILIZE", "YIELD")
+
+    config: ValueCollapseConfig
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        config: ValueCollapseConfig | None = None,
+        *,
+        loaded: LoadedModel | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, config or ValueCollapseConfig(), loaded=loaded)
+        self._references: dict[bool, list[Prompt]] = {}
+        self._unrelated: dict[bool, np.ndarray] = {}
+
+    # -- operations ----------------------------------------------------------------------------------------------------------
+
+    def isolate_operation(
+        self,
+        candidates: Sequence[str | int],
+        context: str,
+        factor: float = 2.0,
+        *,
+        mode: str = "logits",
+        layer: int | None = None,
+        chat: bool = False,
+    ) -> Isolation:
+        """ISOLATE: raise the candidates by ``factor`` nats of logit.
+
+        Args:
+            candidates: token texts or ids.
+            context: the prompt.
+            factor: nats added to each candidate's logit (negative lowers it).
+            mode: ``logits`` adds to the logits; ``residual`` adds the matching direction to the residual stream after ``layer`` (default the last).
+            chat: render the context by the chat template.
+
+        Raises:
+            ConfigError: an unusable candidate, factor, mode or layer.
+            PromptError: an unusable context.
+        """
+        ids = resolve_candidates(self.tokenizer, candidates)
+        return isolate(self.instrument, self.tokenizer, self._prompt(context, None, chat), ids, factor, mode, layer)
+
+    def stabilize_operation(
+        self,
+        context: str,
+        n: int | None = None,
+        *,
+        refiner: str = "soft",
+        candidates: Sequence[str | int] | None = None,
+        chat: bool = False,
+    ) -> Refinement:
+        """STABILIZE: refine the distribution for at most ``n`` steps, or until its L1 change is below the configured tolerance.
+
+        Args:
+            context: the prompt.
+            n: the most steps (default from the config).
+            refiner: ``rollout``, ``soft`` or ``layers``.
+            candidates: whose shares are traced; chosen by mass when left out.
+        """
+        config = ValueCollapseConfig.make(
+            **self.config.model_dump() | {"steps": n or self.config.steps, "refiners": (refiner,), "verdict_refiner": refiner}
+        )
+        ids = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
+        return observe(self.instrument, [self._prompt(context, None, chat)], config, ids).refinements[refiner]
+
+    def yield_operation(self, context: str, threshold: float | None = None, *, chat: bool = False) -> str | None:
+        """YIELD: the top next token if its probability is above ``threshold`` (default from the config), else None."""
+        found = observe(self.instrument, [self._prompt(context, None, chat)], self.config.model_copy(update={"refiners": ()}))
+        token = commit(found.probability[0], self.config.yield_threshold if threshold is None else threshold)
+        return None if token is None else token_text(self.tokenizer, token)
+
+    # -- the run -------------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        input_text: str | None = None,
+        *,
+        messages: Sequence[dict[str, str]] | None = None,
+        chat: bool = False,
+        candidates: Sequence[str | int] | None = None,
+        control: str | None = None,
+        seed: int = 0,
+        progress: Progress = lambda what, share: None,
+    ) -> ValueCollapseResidue:
+        """Collect the residue of one prompt.
+
+        Args:
+            input_text: the prompt; or ``messages``, a conversation that ends with a user's turn.
+            chat: render ``input_text`` as one user turn by the chat template.
+            candidates: token texts or ids to compare; chosen by mass when left out.
+            control: a prompt in the same frame that settles the answer; left out, the shell states the first candidate beforehand.
+            seed: of variants, random heads and resampling.
+            progress: told what is going on, and the share done.
+
+        Raises:
+            PromptError, TemplateError: an unusable prompt.
+            ConfigError: unusable candidates or options.
+        """
+        prompt = self._prompt(input_text, messages, chat)
+        turns = [dict(m) for m in messages] if messages is not None else None
+        text = turns[-1]["content"] if turns else str(input_text)
+        if turns and turns[-1]["role"] != "user":
+            raise ConfigError("The conversation must end with a user's turn.", why="Its last turn is what gets varied.")
+        given = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
+        quiet = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
+        progress("first reading", 0.0)
+        first = observe(self.instrument, [prompt], quiet, given)
+        if given is not None:
+            given = sorted(given, key=lambda t: -first.probability[0, t])
+        ids = given or first.candidates
+        names = [token_text(self.tokenizer, t) for t in ids]
+        variants = [(v.kind, v.text) for v in perturb(text, seed=seed, protect=names, n=self.config.variants)]
+        control_text = control if control is not None else _hint(text, names[0])
+        control_variants = [(v.kind, v.text) for v in perturb(control_text, seed=seed, protect=names, n=self.config.variants)]
+        asked = Asked(
+            input_text=text,
+            messages=turns,
+            chat=chat or turns is not None,
+            control_text=control_text,
+            control_kind="given" if control is not None else "hint",
+            candidates=[int(i) for i in ids],
+            candidate_source="given" if given is not None else "mass",
+            variants=variants,
+            control_variants=control_variants,
+            seed=seed,
+        )
+        prompts, controls = self._family(asked)
+        progress("prompt and variants", 0.2)
+        of_prompt = observe(self.instrument, prompts, self.config, ids)
+        progress("control and variants", 0.5)
+        of_control = observe(self.instrument, controls, self.config, ids if given is not None else None)
+        progress("unrelated prompts", 0.8)
+        measures = [measure(of_prompt, "prompt"), measure(of_control, "control")]
+        measures += [_values("prompt", "js", js_divergence(of_prompt.probability[1:], of_prompt.probability[:1]))]
+        measures += [_values("control", "js", js_divergence(of_control.probability[1:], of_control.probability[:1]))]
+        measures += [_values("unrelated", "js", self._unrelated_js(asked.chat))]
+        frames = self._frames(prompts, asked, of_prompt)
+        frames["measures"] = pl.concat(measures)
+        provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
+        progress("residue collected", 1.0)
+        return ValueCollapseResidue(asked, self.config, provenance, frames)
+
+    def analyze_residue(
+        self, residue: ValueCollapseResidue, *, progress: Progress = lambda what, share: None
+    ) -> ValueCollapseFindings:
+        """Verdicts and attribution of a residue.
+
+        Args:
+            residue: from :meth:`run`, or loaded.
+            progress: told what is going on, and the share done.
+
+        Raises:
+            ConfigError: the residue belongs to another model (its weights' hash differs).
+        """
+        mine = self.loaded.provenance.weights_sha256
+        if residue.provenance.get("weights_sha256") != mine:
+            raise ConfigError(
+                "The residue was collected on another model.",
+                why=f"Its weights hash to {str(residue.provenance.get('weights_sha256'))[:12]}…, this model's to {mine[:12]}….",
+                todo="Analyse it with a shell on the model that it came from.",
+            )
+        asked, config = residue.asked, residue.config
+        prompts, controls = self._family(asked)
+        attribution = attribute(
+            self.instrument,
+            prompts,
+            controls[0],
+            self._reference(asked.chat),
+            asked.candidates,
+            top_heads=config.top_heads,
+            random_heads=config.random_heads,
+            attributed=config.attributed_candidates,
+            seed=asked.seed,
+            progress=progress,
+        )
+        progress("hiding tokens", 1.0)
+        pair = attribution.pairs[0]
+        influence = token_influence(self.instrument, prompts[0], pair)
+        names = {t: token_text(self.tokenizer, t) for t in asked.candidates}
+        judged = verdicts(residue)
+        frames = attribution_frames(attribution, names, asked.candidates, asked.seed)
+        frames["tokens"] = residue.frames["tokens"].with_columns(influence=pl.Series(influence))
+        measures = residue.frames["measures"]
+        first = residue.frames["candidates"].row(0, named=True)
+        frames["changes"] = changes_frame(
+            {
+                "probability": first["probability"],
+                "threshold": config.yield_threshold,
+                "log_odds": float(quantity(measures, "prompt", "log_odds")[0]),
+                "criterion": config.criteria.log_odds,
+                "names": [names[t] for t in asked.candidates[:2]],
+                "sensitivity": residue.frames["sensitivity"],
+                "tests": attribution.tests,
+                "influence": influence,
+                "tokens": prompts[0].tokens,
+                "base": float(attribution.total[0, 0]),
+                "control_log_odds": float(quantity(measures, "control", "log_odds")[0]),
+                "control_text": asked.control_text,
+            }
+        )
+        return ValueCollapseFindings(residue, judged, attribution, frames, summarise(judged, [names[t] for t in asked.candidates]))
+
+    def visualize_value_competition(self, findings: ValueCollapseFindings) -> Any:
+        """The candidates' shares along each refiner, as an Altair chart (needs the ``figures`` extra)."""
+        from symbolic_residue.figures import probability_traces
+
+        return probability_traces(findings.residue.frames["traces"])
+
+    # -- parts of a run ------------------------------------------------------------------------------------------------------
+
+    def _prompt(self, text: str | None, messages: Sequence[dict[str, str]] | None, chat: bool) -> Prompt:
+        return build_prompt(self.tokenizer, text, messages=messages, chat=chat, max_tokens=self.instrument.parts.max_context)
+
+    def _family(self, asked: Asked) -> tuple[list[Prompt], list[Prompt]]:
+        """The prompt with its variants, and the control with its own."""
+
+        def build(text: str) -> Prompt:
+            if asked.messages is None:
+                return self._prompt(text, None, asked.chat)
+            return self._prompt(None, [*asked.messages[:-1], {**asked.messages[-1], "content": text}], True)
+
+        prompts = [build(t) for t in (asked.input_text, *(text for _, text in asked.variants))]
+        controls = [build(t) for t in (asked.control_text, *(text for _, text in asked.control_variants))]
+        return prompts, controls
+
+    def _reference(self, chat: bool) -> list[Prompt]:
+        """Unrelated prompts in the same frame: the packaged ones whose answer is settled."""
+        if chat not in self._references:
+            texts = [item.prompt for item in benchmark("value-ambiguity") if item.kind == "null"][:_REFERENCES]
+            self._references[chat] = [self._prompt(text, None, chat) for text in texts]
+        return self._references[chat]
+
+    def _unrelated_js(self, chat: bool) -> np.ndarray:
+        """Jensen-Shannon divergence between the distributions of disjoint pairs of unrelated prompts (each prompt used once), ``[pair]``."""
+        if chat not in self._unrelated:
+            quiet = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
+            p = observe(self.instrument, self._reference(chat), quiet, [0, 1]).probability
+            half = len(p) // 2
+            self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
+        return self._unrelated[chat]
+
+    def _frames(self, prompts: list[Prompt], asked: Asked, found: Observation) -> dict[str, pl.DataFrame]:
+        prompt, names = prompts[0], [token_text(self.tokenizer, t) for t in asked.candidates]
+        frames = {
+            "candidates": _candidates(found, names, asked.candidate_source),
+            **_refinement_frames(found, names, self.tokenizer),
+        }
+        top = found.probability.argmax(-1)
+        js = js_divergence(found.probability[1:], found.probability[:1])
+        frames["sensitivity"] = pl.DataFrame(
+            {
+                "variant": list(range(1, len(prompts))),
+                "kind": [kind for kind, _ in asked.variants],
+                "text": [text for _, text in asked.variants],
+                "js": js.tolist(),
+                "top_token": [token_text(self.tokenizer, int(t)) for t in top[1:]],
+                "top_probability": found.probability[np.arange(1, len(prompts)), top[1:]].tolist(),
+                "changed": (top[1:] != top[0]).tolist(),
+            },
+            schema_overrides={"js": pl.Float64, "variant": pl.Int64, "changed": pl.Boolean, "top_probability": pl.Float64},
+        )
+        parts = self.instrument.parts
+        read = AttentionRead(
+            stats=("mass", "entropy", "distance", "max", "argmax"),
+            regions=prompt.regions,
+            rows=(-1,),
+            weights=True,
+            split_self=True,
+        )
+        trace = self.instrument.run(collate([prompt]), reads=lens_reads(), attention=read, keep_logits=1)
+        table = trace.attention
+        assert table is not None
+        index = [(layer, head) for layer in range(parts.n_layers) for head in range(parts.n_heads)]
+        frames["attention"] = pl.DataFrame(
+            [
+                (layer, h, name, float(table["mass"][layer, 0, h, 0, r]))
+                for layer, h in index
+                for r, name in enumerate(table.regions)
+            ],
+            schema=["layer", "head", "region", "mass"],
+            orient="row",
+        )
+        sink = table.mass("sink")
+        frames["attention_stats"] = pl.DataFrame(
+            [
+                (
+                    layer,
+                    h,
+                    *(float(table[s][layer, 0, h, 0]) for s in ("entropy", "distance", "max")),
+                    int(table["argmax"][layer, 0, h, 0]),
+                    float(sink[layer, 0, h, 0]),
+                )
+                for layer, h in index
+            ],
+            schema=["layer", "head", "entropy", "distance", "max", "argmax", "sink"],
+            orient="row",
+        )
+        attended = table["weights"][:, 0, :, 0].mean((0, 1)).tolist()
+        frames["tokens"] = pl.DataFrame(
+            {
+                "position": list(range(len(prompt))),
+                "token_id": prompt.ids,
+                "token": prompt.tokens,
+                "region": prompt.regions.per_token(),
+                "char_start": [a for a, _ in prompt.offsets],
+                "char_end": [b for _, b in prompt.offsets],
+                "influence": [0.0] * len(prompt),
+                "attention": attended,
+            }
+        )
+        n = min(len(prompt), self.config.lens_positions)
+        final = int(found.probability[0].argmax())
+        lens = logit_lens(trace, parts, tokens=(final,), rows=tuple(range(-n, 0)))
+        frames["lens"] = pl.DataFrame(
+            [
+                (
+                    depth,
+                    len(prompt) - n + i,
+                    token_text(self.tokenizer, int(lens.top[depth, 0, i])),
+                    float(lens.top_probability[depth, 0, i]),
+                    float(lens.entropy[depth, 0, i]),
+                    float(lens.log_probability[depth, 0, i, 0].exp()),
+                )
+                for depth in range(parts.n_layers + 1)
+                for i in range(n)
+            ],
+            schema=["layer", "position", "top_token", "top_probability", "entropy", "answer_probability"],
+            orient="row",
+        )
+        return frames
+
+
+def _hint(text: str, answer: str) -> str:
+    """The control that this shell words itself: the answer stated beforehand."""
+    return f"Note: the answer that follows is “{answer.strip()}”, and nothing else.\n{text}"
+
+
+def _values(side: str, name: str, values: np.ndarray) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "side": [side] * len(values),
+            "variant": list(range(1, len(values) + 1)),
+            "quantity": [name] * len(values),
+            "value": values.tolist(),
+        },
+        schema={"side": pl.String, "variant": pl.Int64, "quantity": pl.String, "value": pl.Float64},
+    )
+
+
+def _candidates(found: Observation, names: list[str], source: str) -> pl.DataFrame:
+    p = found.candidate_probability[0]
+    return pl.DataFrame(
+        {
+            "rank": list(range(1, len(names) + 1)),
+            "token_id": found.candidates,
+            "token": names,
+            "probability": p.tolist(),
+            "logit": found.logits[0].tolist(),
+            "source": [source] * len(names),
+        }
+    )
+
+
+def _refinement_frames(found: Observation, names: list[str], tokenizer: Any) -> dict[str, pl.DataFrame]:
+    traces, refiners, moved = [], [], []
+    for name, refinement in found.refinements.items():
+        share = refinement.share
+        for v, step, c in np.argwhere(~np.isnan(share)).tolist():
+            traces.append((name, v, step, found.candidates[c], names[c], refinement.probability[v, step, c], share[v, step, c]))
+        for v in range(share.shape[0]):
+            kept = refinement.trace(v)
+            changes = refinement.l1[v][~np.isnan(refinement.l1[v])]
+            slope = velocity(refinement.l1[v])
+            refiners.append(
+                {
+                    "refiner": name,
+                    "variant": v,
+                    "steps": len(kept),
+                    "converged": bool(refinement.converged[v]),
+                    "returns": count_returns(kept),
+                    "leader": names[int(kept[0].argmax())],
+                    "leader_loss": leader_loss(kept),
+                    "velocity": None if np.isnan(slope) else slope,
+                    "final_l1": float(changes[-1]) if len(changes) else None,
+                    "appended": tokenizer.decode(list(refinement.appended)) if v == 0 else "",
+                }
+            )
+        mass = transfer(refinement.trace(0))
+        moved += [(name, names[i], names[j], float(mass[i, j])) for i, j in permutations(range(len(names)), 2)]
+    return {
+        "traces": pl.DataFrame(
+            traces, schema=["refiner", "variant", "step", "token_id", "token", "probability", "share"], orient="row"
+        ),
+        "refiners": pl.DataFrame(refiners, schema_overrides={"velocity": pl.Float64, "final_l1": pl.Float64}),
+        "transfer": pl.DataFrame(moved, schema=["refiner", "source", "target", "mass"], orient="row"),
+    }

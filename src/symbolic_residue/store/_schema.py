@@ -1,0 +1,142 @@
+"""What the tables of a run folder hold.
+
+1. :data:`TABLES` names every table and the type of every column; nothing else is written or read. ``item`` comes first in
+   each and ties the tables together.
+2. Numbers are finite and nothing is missing, except in the columns of :data:`MAY_BE_MISSING`: bounds of intervals that could
+   not be had, controls of verdicts without one, tests that were not made. There, null and NaN both mean "not measured".
+3. :func:`conform` brings a table to its schema without loss (column order, narrower numbers, all-null columns) or refuses it.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from symbolic_residue.errors import StoreError
+
+__all__ = ["CHOICES", "MAY_BE_MISSING", "SCHEMA_VERSION", "TABLES", "conform", "content_problems", "known"]
+
+SCHEMA_VERSION = 1
+"""Raised by one whenever a table (or the manifest) changes so that older code would read it wrongly."""
+
+# ``name``: text; ``name:i`` whole number; ``name:f`` number; ``name:b`` true or false; a final ``?``: may be missing.
+_COLUMNS = {
+    "items": "prompt text? chat:b? n_tokens:i? seed:i? status error? summary?",
+    "tokens": "position:i token_id:i token region char_start:i char_end:i influence:f? attention:f?",
+    "verdicts": "shell mode outcome quantity unit value:f? low:f? high:f? n:i control? control_value:f? control_low:f? "
+    "control_high:f? control_n:i? criterion:f direction criterion_source note?",
+    "candidates": "rank:i token_id:i token probability:f logit:f source",
+    "traces": "refiner variant:i step:i token_id:i token probability:f share:f",
+    "refiners": "refiner variant:i steps:i converged:b returns:i leader? leader_loss:f? velocity:f? final_l1:f? appended?",
+    "transfer": "refiner source target mass:f",
+    "lens": "layer:i position:i top_token top_probability:f entropy:f answer_probability:f",
+    "heads": "layer:i head:i target dla:f dla_low:f? dla_high:f? n:i ablation:f? ablation_low:f? ablation_high:f? "
+    "control_ablation:f? control_n:i? p:f? q:f? patch_recovered:f? patch_control:f? role confirmed:b?",
+    "components": "target component layer:i contribution:f",
+    "dla_check": "target logit_difference:f sum_of_parts:f error:f",
+    "attention": "layer:i head:i region mass:f",
+    "attention_stats": "layer:i head:i entropy:f distance:f max:f argmax:i sink:f",
+    "readout_mass": "layer:i head:i row:i region mass:f",
+    "readout_stats": "layer:i head:i row:i entropy:f distance:f max:f argmax:i",
+    "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
+    "ov": "layer:i token strength:f",
+    "changes": "rank:i kind description needed:f? effect? unit?",
+}
+_DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
+
+
+def _parse(spec: str) -> tuple[dict[str, pl.DataType], frozenset[str]]:
+    columns, optional = {"item": _DTYPES[""]}, set()
+    for word in spec.split():
+        name, _, kind = word.rstrip("?").partition(":")
+        columns[name] = _DTYPES[kind]
+        if word.endswith("?"):
+            optional.add(name)
+    return columns, frozenset(optional)
+
+
+TABLES: dict[str, dict[str, pl.DataType]] = {name: _parse(spec)[0] for name, spec in _COLUMNS.items()}
+"""Table name → column name → type, in the order of the columns."""
+
+MAY_BE_MISSING: dict[str, frozenset[str]] = {name: _parse(spec)[1] for name, spec in _COLUMNS.items()}
+"""Table name → the columns where null or NaN is allowed."""
+
+CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("items", "status"): ("done", "failed"),
+    ("verdicts", "outcome"): ("fires", "absent", "undecided"),
+    ("verdicts", "direction"): ("above", "below"),
+}
+"""``(table, column)`` → the only words allowed there."""
+
+
+def known(name: str) -> dict[str, pl.DataType]:
+    """Columns of the table ``name``.
+
+    Raises:
+        StoreError: there is no such table.
+    """
+    if name not in TABLES:
+        raise StoreError(f"{name!r} is no table of a run folder.", todo=f"The tables are: {', '.join(TABLES)}.")
+    return TABLES[name]
+
+
+def conform(name: str, frame: pl.DataFrame, item_id: str) -> pl.DataFrame:
+    """``frame`` with the columns and types of table ``name``, every row belonging to ``item_id``.
+
+    An ``item`` column is added where there is none. Whole numbers of any width become Int64, numbers Float64, all-null
+    columns whatever the schema says. Nothing else is changed.
+
+    Raises:
+        StoreError: an unknown table, a missing, unknown or wrongly typed column, rows of another item, or values that are missing
+            or not finite where that is not allowed.
+    """
+    schema = known(name)
+    if "item" not in frame.columns:
+        frame = frame.with_columns(pl.lit(item_id, pl.String).alias("item"))
+    missing = [column for column in schema if column not in frame.columns]
+    unknown = [column for column in frame.columns if column not in schema]
+    if missing or unknown:
+        said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise StoreError(f"Table {name!r} {' and '.join(said)}.", todo=f"Its columns are: {', '.join(schema)}.")
+    for column, dtype in schema.items():
+        if not _lossless(frame.schema[column], dtype):
+            raise StoreError(f"Table {name!r}: column {column!r} is {frame.schema[column]} where {dtype} is wanted.")
+    try:
+        frame = frame.select(pl.col(column).cast(dtype) for column, dtype in schema.items())
+    except pl.exceptions.InvalidOperationError as error:  # a whole number past 64 bits
+        raise StoreError(f"Table {name!r} holds numbers that its columns cannot.", why=str(error).split("\n")[0]) from error
+    found = content_problems(name, frame)
+    if found:
+        raise StoreError(f"Table {name!r}: {'; '.join(found)}.", why="A run folder holds only what was measured.")
+    if not (frame["item"] == item_id).all():
+        raise StoreError(f"Table {name!r} holds rows of another item than {item_id!r}.")
+    return frame
+
+
+def content_problems(name: str, frame: pl.DataFrame) -> list[str]:
+    """What is wrong with the values of a table that has the right columns: missing, not finite, or words not allowed."""
+    found = []
+    for column, dtype in TABLES[name].items():
+        values = frame[column]
+        optional = column in MAY_BE_MISSING[name]
+        nulls = values.null_count()
+        nans = int(values.is_nan().sum()) if dtype == pl.Float64 else 0
+        infinite = int(values.is_infinite().sum()) if dtype == pl.Float64 else 0
+        if (nulls or nans) and not optional:
+            found.append(f"{column} is missing in {nulls + nans} of {len(frame)} rows")
+        if infinite:
+            found.append(f"{column} is infinite in {infinite} of {len(frame)} rows")
+        allowed = CHOICES.get((name, column))
+        odd = values.drop_nulls().filter(~values.drop_nulls().is_in(allowed)) if allowed else None
+        if odd is not None and len(odd):
+            found.append(f"{column} says {odd[0]!r}, which is none of {', '.join(allowed or ())}")
+    return found
+
+
+def _lossless(given: pl.DataType, wanted: pl.DataType) -> bool:
+    if given == wanted or given == pl.Null:
+        return True
+    if wanted == pl.Int64:
+        return given.is_integer()
+    if wanted == pl.Float64:
+        return given.is_integer() or given == pl.Float32
+    return wanted == pl.String and given in (pl.Categorical, pl.Enum)
