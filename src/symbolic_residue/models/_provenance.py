@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 from typing import Any
@@ -86,13 +87,11 @@ def versions() -> dict[str, str]:
     import torch
     import transformers
 
-    from symbolic_residue import __version__
-
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "transformers": str(transformers.__version__),
-        "symbolic_residue": __version__,
+        "symbolic_residue": importlib.metadata.version("symbolic-residue"),
     }
 
 

@@ -239,7 +239,7 @@ def test_unknown_architecture_lists_known_ones() -> None:
     config = OPTConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16
     )
-    with pytest.raises(UnsupportedModelError, match="'opt'.*gpt_neox, llama, mistral"):
+    with pytest.raises(UnsupportedModelError, match=r"'opt'.*gpt_neox, llama, mistral"):
         bind(OPTForCausalLM(config))
     with pytest.raises(UnsupportedModelError, match="no transformers model"):
         bind(nn.Linear(2, 2))
