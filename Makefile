@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(VENV)/bin/residue models fetch demo
-	$(PY) examples/demo.py
+	$(VENV)/bin/residue diagnose --file examples/prompts.jsonl
 
 test: $(READY)
 	$(VENV)/bin/residue models fetch demo

@@ -71,6 +71,7 @@ def logit_lens(trace: Trace, parts: Parts, tokens: Sequence[int] = (), rows: Seq
     return LogitLens(*(torch.stack(out[name]) for name in ("top", "p", "h", "lp")), tokens=tuple(tokens))
 
 
+@torch.no_grad()
 def lens_logits(parts: Parts, resid: Tensor) -> Tensor:
     """Final norm and unembedding of any residual ``[..., d_model]``, as float32 logits ``[..., vocab]``."""
     logits = parts.unembed(parts.final_norm.module(resid)).float()

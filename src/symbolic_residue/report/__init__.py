@@ -1,1 +1,8 @@
-"""Room under construction."""
+"""The report of a run: one self-contained HTML file, and the figures as files, made from the run folder and nothing else."""
+
+from __future__ import annotations
+
+from symbolic_residue.report._export import export_figures
+from symbolic_residue.report._render import render_report
+
+__all__ = ["export_figures", "render_report"]

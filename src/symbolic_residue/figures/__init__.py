@@ -1,0 +1,35 @@
+"""Figures of a run's tables, drawn with Altair and written as SVG or PNG; and the verdict cards for notebooks.
+
+Every figure function takes polars frames of one item, in the columns of the tables of the same name, and returns an
+``altair.Chart``. Altair and vl-convert come with the extra ``figures`` and are imported when a figure is drawn, not before.
+"""
+
+from __future__ import annotations
+
+from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
+from symbolic_residue.figures._export import to_png, to_svg
+from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
+from symbolic_residue.figures._maps import head_map, lens_heatmap
+from symbolic_residue.figures._palette import diverging_colour, region_colours
+from symbolic_residue.figures._text import visible
+from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
+
+__all__ = [
+    "OUTCOME_SIGNS",
+    "attention_by_region",
+    "cards_css",
+    "components",
+    "diverging_colour",
+    "head_map",
+    "interval_text",
+    "lens_heatmap",
+    "number",
+    "ov_strength",
+    "probability_traces",
+    "region_colours",
+    "to_png",
+    "to_svg",
+    "verdict_cards_html",
+    "verdict_intervals",
+    "visible",
+]

@@ -1,0 +1,137 @@
+"""Packaged prompt sets, each item checked as it is read.
+
+1. A benchmark is a JSONL file beside this module (``data/``), with a data card of the same name (``.md``).
+2. An item of a conflict kind holds two prompts that end alike: ``prompt``, in which two candidate next tokens are supported
+   equally, and ``control``, in which small changes settle the answer. An item of kind ``null`` holds one plain prompt whose next
+   token is settled.
+3. Every item belongs to one split, fixed when the items were written: criteria are set on ``calibration`` and judged on
+   ``held-out``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator, ValidationError
+
+from symbolic_residue.errors import ConfigError, PromptFileError
+
+__all__ = ["BENCHMARKS", "BenchmarkItem", "Split", "benchmark"]
+
+Split = Literal["calibration", "held-out"]
+
+BENCHMARKS: dict[str, str] = {
+    "value-ambiguity": "Two next tokens supported equally, the same texts with the answer settled, and plain settled prompts",
+}
+"""Name of each packaged benchmark and its title."""
+
+_MAX_WORDS_APART = 3
+
+
+class BenchmarkItem(BaseModel):
+    """One item of a packaged benchmark."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """Distinct within the benchmark: the kind and a number."""
+    kind: str
+    """What plants the conflict (``witnesses``, ``tie``, …), or ``null`` for a plain prompt."""
+    frame: str
+    """The sentence pattern, shared by items that differ in their words: resample these, not items, for an interval."""
+    split: Split
+    """Criteria are set on ``calibration`` and judged on ``held-out``."""
+    prompt: str
+    """The text whose next token is asked for."""
+    control: str | None = None
+    """The matched text with the answer settled; it ends as ``prompt`` does."""
+    candidates: tuple[str, str] | None = None
+    """The two next tokens in conflict, each with its leading space; their order carries no meaning."""
+    answer: str | None = None
+    """The candidate that is right for ``control``."""
+
+    @property
+    def null(self) -> bool:
+        """Whether this is a plain prompt without a planted conflict."""
+        return self.kind == "null"
+
+    @model_validator(mode="after")
+    def _check(self) -> BenchmarkItem:
+        if not self.prompt.strip() or self.prompt != self.prompt.rstrip():
+            raise ValueError("the prompt must not be empty, nor end in white space")
+        given = [name for name in ("control", "candidates", "answer") if getattr(self, name) is not None]
+        if self.null:
+            if given:
+                raise ValueError(f"a null item has no {given[0]}")
+            return self
+        if self.control is None or self.candidates is None or self.answer is None:
+            raise ValueError("a conflict needs control, candidates and answer")
+        if self.answer not in self.candidates or len(set(self.candidates)) != 2:
+            raise ValueError("the answer must be one of two different candidates")
+        for text in (self.prompt, self.control):
+            for candidate in self.candidates:
+                if not candidate.startswith(" ") or candidate not in text:
+                    raise ValueError(f"{candidate!r} must begin with a space and be mentioned in prompt and control")
+        ending = self.prompt.rsplit(". ", 1)[-1]
+        if not self.control.endswith(ending) or self.control == self.prompt:
+            raise ValueError("the control must differ from the prompt, and end with the same sentence")
+        if abs(len(self.prompt.split()) - len(self.control.split())) > _MAX_WORDS_APART:
+            raise ValueError(f"prompt and control are more than {_MAX_WORDS_APART} words apart in length")
+        return self
+
+    def mentioned(self) -> tuple[str, str]:
+        """The candidates in the order of their first mention in ``prompt``.
+
+        Raises:
+            ConfigError: a null item, which has no candidates.
+        """
+        if self.candidates is None:
+            raise ConfigError(f"{self.id} is a null item and has no candidates.")
+        a, b = self.candidates
+        return (a, b) if self.prompt.index(a) < self.prompt.index(b) else (b, a)
+
+
+def benchmark(name: str) -> list[BenchmarkItem]:
+    """The items of a packaged benchmark, in file order.
+
+    Args:
+        name: a key of ``BENCHMARKS``.
+
+    Raises:
+        ConfigError: no benchmark of that name.
+        PromptFileError: the packaged file is missing or damaged.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"{name!r} is no benchmark.", todo=f"Use one of: {', '.join(BENCHMARKS)}.")
+    return list(_read(name))
+
+
+@cache
+def _read(name: str) -> tuple[BenchmarkItem, ...]:
+    file = files("symbolic_residue.prompts").joinpath("data", f"{name.replace('-', '_')}.jsonl")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptFileError(
+            f"The file of the benchmark {name!r} cannot be read: {error.strerror}.", todo="Install the package again."
+        ) from error
+    return _parse(name, text)
+
+
+def _parse(name: str, text: str) -> tuple[BenchmarkItem, ...]:
+    items: list[BenchmarkItem] = []
+    seen: set[str] = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            item = BenchmarkItem.model_validate_json(line)
+        except ValidationError as error:
+            raise PromptFileError(f"The benchmark {name!r} is damaged on line {number}.", why=error.errors()[0]["msg"]) from error
+        if item.id in seen:
+            raise PromptFileError(f"The benchmark {name!r} is damaged on line {number}.", why=f"The id {item.id!r} is used twice.")
+        seen.add(item.id)
+        items.append(item)
+    if not items:
+        raise PromptFileError(f"The benchmark {name!r} holds no items.")
+    return tuple(items)

@@ -1,0 +1,51 @@
+"""The figures of a run as files: ``figures/ITEM-NAME.svg`` and ``.png`` in the run folder, for papers and slides."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.figures import to_png, to_svg
+from symbolic_residue.report._figure_set import item_figures
+from symbolic_residue.report._load import load_run
+
+__all__ = ["export_figures"]
+
+_FORMATS = ("svg", "png")
+
+
+def export_figures(run_path: Path | str, formats: Sequence[str] = _FORMATS) -> list[Path]:
+    """Draw every figure of the items that the report shows in full (the first 30) and write them into ``figures/``.
+
+    Args:
+        run_path: a run folder.
+        formats: any of ``svg`` and ``png``.
+
+    Returns:
+        The files written, in the report's order.
+
+    Raises:
+        ConfigError: an unknown format. StoreError: no run folder, damaged, or not writable. MissingExtraError: the extra
+        ``figures`` is not installed.
+    """
+    unknown = [name for name in formats if name not in _FORMATS]
+    if unknown or not formats:
+        raise ConfigError(f"formats = {list(formats)}: figures are written as svg or png.")
+    run = load_run(run_path)
+    written = []
+    for item in run.shown:
+        for figure in item_figures(run, item).values():
+            chart = figure.draw()
+            for form in dict.fromkeys(formats):
+                content = to_svg(chart, label=figure.label).encode() if form == "svg" else to_png(chart)
+                written.append(run.folder.write_file(f"figures/{_slug(item)}-{figure.name}.{form}", content))
+    return written
+
+
+def _slug(item: str) -> str:
+    """A file name of letters, digits, ``-`` and ``_``; a short hash keeps names apart that would otherwise be the same."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", item).strip("-")[:60]
+    return plain if plain == item else f"{plain or 'item'}-{hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"

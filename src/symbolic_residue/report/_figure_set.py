@@ -1,0 +1,66 @@
+"""Which figures an item has, in the report's order; the report and the export draw the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from symbolic_residue import figures
+from symbolic_residue.report._load import Run
+
+__all__ = ["Figure", "item_figures", "last_row_attention"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one item: ``name`` (also the file's), ``label`` (its text alternative) and how to draw it."""
+
+    name: str
+    label: str
+    draw: Callable[[], Any]
+
+
+def item_figures(run: Run, item: str) -> dict[str, Figure]:
+    """The figures that the item's tables allow, by name; a missing table leaves its figures out."""
+    found: list[Figure] = []
+
+    def add(name: str, label: str, table: str, draw: Callable[[pl.DataFrame], Any]) -> None:
+        frame = run.of(table, item)
+        if frame is not None:
+            found.append(Figure(name, label, lambda: draw(frame)))
+
+    add("verdict_intervals", "Value, control and criterion of each mode", "verdicts", figures.verdict_intervals)
+    add("probability_traces", "Share of each candidate by step, one panel a refiner", "traces", figures.probability_traces)
+    tokens, lens = run.of("tokens", item), run.of("lens", item)
+    if tokens is not None and lens is not None:
+        found.append(
+            Figure(
+                "lens_entropy", "Logit lens by layer and position, coloured by entropy", lambda: figures.lens_heatmap(lens, tokens)
+            )
+        )
+        found.append(
+            Figure(
+                "lens_answer",
+                "Logit lens by layer and position, coloured by the probability of the final top token",
+                lambda: figures.lens_heatmap(lens, tokens, colour="answer_probability"),
+            )
+        )
+    add("head_map", "Direct logit attribution by layer and head; confirmed heads outlined", "heads", figures.head_map)
+    attention = last_row_attention(run, item)
+    if attention is not None:
+        label = "Attention mass of the last row by region and layer"
+        found.append(Figure("attention_by_region", label, lambda: figures.attention_by_region(attention)))
+    add("components", "Contribution of attention and MLP to the logit difference, by layer", "components", figures.components)
+    add("ov_strength", "OV strength toward each candidate, by layer", "ov", figures.ov_strength)
+    return {figure.name: figure for figure in found}
+
+
+def last_row_attention(run: Run, item: str) -> pl.DataFrame | None:
+    """Table ``attention`` of the item; a run that read attention at rows of the user's choice has its last row in ``readout_mass``."""
+    frame, asked = run.of("attention", item), run.of("readout_mass", item)
+    if frame is None and asked is not None:
+        return asked.filter(pl.col("row") == pl.col("row").max())
+    return frame

@@ -1,0 +1,160 @@
+"""A run folder as one HTML page.
+
+1. Read the folder (``_load``); build each shown item's view from its tables; draw its figures as inline SVG.
+2. Fill the template. Autoescape is on, an undefined name is an error, and every string from the run passes through
+   ``visible``: control and bidirectional characters arrive as escapes, markup arrives as text.
+3. The page asks for nothing outside itself, and says so: its content security policy allows inline styles, images in ``data:``,
+   and only the one script whose SHA-256 it names. A ``<script>`` in a prompt could not run even if it were not escaped.
+4. Write ``report.html`` whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from symbolic_residue import figures
+from symbolic_residue.report._figure_set import item_figures, last_row_attention
+from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
+from symbolic_residue.report._prompt import prompt_view
+from symbolic_residue.report._sections import flatten, head_rows, sensitivity_rows, sink_mass
+from symbolic_residue.report._sentence import ORDER, verdict_sentence
+
+__all__ = ["render_html", "render_report"]
+
+
+def render_report(run_path: Path | str) -> Path:
+    """Write ``report.html`` into a run folder, from nothing but the folder, and return its path.
+
+    The same folder always gives the same bytes.
+
+    Raises:
+        StoreError: no run folder, damaged, or not writable. MissingExtraError: the extra ``figures`` is not installed.
+    """
+    run = load_run(run_path)
+    return run.folder.write_file("report.html", render_html(run))
+
+
+def render_html(run: Run) -> str:
+    """The page as text; see ``render_report``."""
+    script = _file("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    counts = run.manifest["items"]
+    counts["planned"] = counts["planned"] if counts["planned"] is not None else counts["done"] + counts["failed"]
+    return _environment().get_template("report.html.j2").render(
+        csp=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        style=Markup(_file("report.css") + figures.cards_css()),
+        script=Markup(script),
+        manifest=run.manifest,
+        model=str(run.manifest["provenance"].get("model") or "model not recorded"),
+        run_name=run.folder.path.resolve().name,
+        items=[_item(run, item, index) for index, item in enumerate(run.shown)],
+        overview=_overview(run),
+        modes=_modes(run),
+        failed=_failed(run),
+        full_items=FULL_ITEMS,
+        blocks=[
+            (title, flatten(run.manifest[key]))
+            for title, key in (("Provenance", "provenance"), ("Configuration", "config"), ("Versions", "versions"), ("Machine", "machine"))
+        ],
+        tables=[(name, frame.height, frame.columns) for name, frame in run.tables.items()],
+    )  # fmt: skip
+
+
+def _item(run: Run, item: str, index: int) -> dict[str, Any]:
+    facts = run.rows("items", item)[0]
+    verdicts, candidates = run.of("verdicts", item), run.rows("candidates", item)
+    attention = last_row_attention(run, item)
+    drawn = {
+        name: Markup(figures.to_svg(figure.draw(), label=f"{figure.label}; item {figures.visible(item)}"))
+        for name, figure in item_figures(run, item).items()
+        if name != "verdict_intervals"  # the cards show the same, one by one
+    }
+    return {
+        "index": index,
+        "anchor": f"item-{index + 1}",
+        "facts": facts,
+        "sentence": verdict_sentence(facts["summary"], run.rows("verdicts", item), candidates),
+        "cards": None if verdicts is None else Markup(figures.verdict_cards_html(verdicts, style=False, heading=4)),
+        "candidates": sorted(candidates, key=lambda row: row["rank"]),
+        "prompt": prompt_view(run.rows("tokens", item), candidates),
+        "figures": drawn,
+        "refiners": [row for row in run.rows("refiners", item) if row["variant"] == 0],
+        "n_variants": len({row["variant"] for row in run.rows("traces", item)}),
+        "transfer": run.rows("transfer", item),
+        "n_positions": len({row["position"] for row in run.rows("lens", item)}),
+        "heads": head_rows(run.rows("heads", item)),
+        "sink": None if attention is None else sink_mass(attention.to_dicts()),
+        "row": attention["row"].max() if attention is not None and "row" in attention.columns else None,
+        "checks": run.rows("dla_check", item),
+        "sensitivity": sensitivity_rows(run.rows("sensitivity", item), facts["prompt"]),
+        "changes": sorted(run.rows("changes", item), key=lambda row: row["rank"]),
+    }
+
+
+def _modes(run: Run) -> list[str]:
+    verdicts = run.tables.get("verdicts")
+    return [] if verdicts is None else verdicts["mode"].unique(maintain_order=True).to_list()
+
+
+def _overview(run: Run) -> list[dict[str, Any]]:
+    """Every item of the run, failed ones too: outcome by mode, two best candidates, and the anchor where it has sections."""
+    if "items" not in run.tables:
+        return []
+    outcomes: dict[str, dict[str, str]] = {}
+    if "verdicts" in run.tables:
+        for item, mode, outcome in run.tables["verdicts"].select("item", "mode", "outcome").iter_rows():
+            known = outcomes.setdefault(item, {})
+            # Two shells with a mode of one name: the overview shows the stronger outcome, the section shows both.
+            if mode not in known or ORDER.get(outcome, 9) < ORDER.get(known[mode], 9):
+                known[mode] = outcome
+    best: dict[str, list[tuple[str, float]]] = {}
+    if "candidates" in run.tables:
+        for item, token, probability in run.tables["candidates"].sort("rank").select("item", "token", "probability").iter_rows():
+            best.setdefault(item, []).append((token, probability))
+    anchors = {item: f"item-{index + 1}" for index, item in enumerate(run.shown)}
+    return [
+        {"item": row["item"], "prompt": row["prompt"], "status": row["status"], "anchor": anchors.get(row["item"]) if row["status"] == "done" else None,
+         "outcomes": outcomes.get(row["item"], {}), "best": best.get(row["item"], [])[:2]}
+        for row in run.tables["items"].to_dicts()
+    ]  # fmt: skip
+
+
+def _failed(run: Run) -> list[dict[str, Any]]:
+    if "items" not in run.tables:
+        return []
+    return run.tables["items"].filter(pl.col("status") == "failed").select("item", "prompt", "error").to_dicts()
+
+
+def _file(name: str) -> str:
+    return files("symbolic_residue.report").joinpath("templates", name).read_text("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=FunctionLoader(_file),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: figures.visible(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        number=figures.number,
+        signed=lambda value: figures.number(value, signed=True),
+        token=lambda text: figures.visible(str(text), spaces="all"),
+        ends=lambda text: figures.visible(str(text), spaces="ends"),
+        quoted=lambda text: figures.visible(str(text)),
+        sign=lambda outcome: figures.OUTCOME_SIGNS.get(outcome, "?"),
+    )
+    environment.globals["interval"] = figures.interval_text
+    return environment
