@@ -24,12 +24,20 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven")
 ORDERS = ("abbaab", "baabba")
 
 FRAMES: dict[str, Callable[[str, list[str]], str]] = {
-    "witnesses": lambda k, v: " ".join(f"{n} said the {k} was {x}." for n, x in zip(NAMES, v, strict=False)) + f" {NAMES[6]} said the {k} was",
+    "witnesses": lambda k, v: (
+        " ".join(f"{n} said the {k} was {x}." for n, x in zip(NAMES, v, strict=False)) + f" {NAMES[6]} said the {k} was"
+    ),
     "votes": lambda k, v: f"The {k}: " + " ".join(f"{n} voted {x}." for n, x in zip(NAMES, v, strict=False)) + f" {NAMES[6]} voted",
     "log": lambda k, v: "".join(f"0{i + 1}:00 {k} {x}\n" for i, x in enumerate(v)) + f"07:00 {k}",
-    "reports": lambda k, v: "".join(f"Report {n}: the {k} is {x}.\n" for n, x in zip(NUMBERS, v, strict=False)) + f"Report {NUMBERS[6]}: the {k} is",
-    "diary": lambda k, v: " ".join(f"On {d} the {k} was {x}." for d, x in zip(DAYS, v, strict=False)) + f" On {DAYS[6]} the {k} was",
-    "guesses": lambda k, v: f"What is the {k}? " + " ".join(f"{n} guesses {x}." for n, x in zip(NAMES, v, strict=False)) + f" {NAMES[6]} guesses",
+    "reports": lambda k, v: (
+        "".join(f"Report {n}: the {k} is {x}.\n" for n, x in zip(NUMBERS, v, strict=False)) + f"Report {NUMBERS[6]}: the {k} is"
+    ),
+    "diary": lambda k, v: (
+        " ".join(f"On {d} the {k} was {x}." for d, x in zip(DAYS, v, strict=False)) + f" On {DAYS[6]} the {k} was"
+    ),
+    "guesses": lambda k, v: (
+        f"What is the {k}? " + " ".join(f"{n} guesses {x}." for n, x in zip(NAMES, v, strict=False)) + f" {NAMES[6]} guesses"
+    ),
     "table": lambda k, v: "".join(f"{k} = {x}\n" for x in v) + f"{k} =",
 }
 
@@ -164,7 +172,9 @@ def items() -> list[dict]:
         words = sentence.split()
         cut = 2 + i % (len(words) - 3)
         prompt = " ".join([sentence] * 5 + words[:cut])
-        out.append({"id": f"null-{i + 1:02d}", "kind": "null", "split": "calibration" if i % 2 == 0 else "held-out", "prompt": prompt})
+        out.append(
+            {"id": f"null-{i + 1:02d}", "kind": "null", "split": "calibration" if i % 2 == 0 else "held-out", "prompt": prompt}
+        )
     return out
 
 

@@ -31,7 +31,11 @@ from symbolic_residue.prompts import Regions
 
 LENGTHS = (512, 2048)
 RESULTS = Path(__file__).with_name("RESULTS.md")
-TARGETS = {"regions, entropy, distance": (1.35, 1.5), "the same with max and argmax": (1.8, 1.8), "16 chosen rows, all statistics": (1.15, 1.15)}
+TARGETS = {
+    "regions, entropy, distance": (1.35, 1.5),
+    "the same with max and argmax": (1.8, 1.8),
+    "16 chosen rows, all statistics": (1.15, 1.15),
+}
 
 
 def regions(n: int) -> Regions:
@@ -112,7 +116,10 @@ def _kilobytes(name: str) -> int:
 
 
 def machine() -> str:
-    name = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.processor())
+    name = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
     return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
@@ -147,7 +154,13 @@ def main() -> None:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     seconds = [timed[n]["plain forward, seconds"] for n in LENGTHS]
     lines.append(f"| plain forward | {seconds[0]['median']:.2f} s | | {seconds[1]['median']:.2f} s | |")
-    lines += ["", "Peak memory above the loaded model at T = 2048, each in a process of its own:", "", "| read | MB | above the plain forward |", "|---|---|---|"]
+    lines += [
+        "",
+        "Peak memory above the loaded model at T = 2048, each in a process of its own:",
+        "",
+        "| read | MB | above the plain forward |",
+        "|---|---|---|",
+    ]
     peaks = {}
     for kind in ("plain", *TARGETS, "eager"):
         command = [sys.executable, __file__, "--threads", str(options.threads), "--memory", kind, "2048"]

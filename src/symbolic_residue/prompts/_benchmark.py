@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, str] = {
 """Name of each packaged benchmark and its title."""
 
 _MAX_WORDS_APART = 3
+_SENTENCE_BREAK = re.compile(r"[.?!]\s|\n")
 
 
 class BenchmarkItem(BaseModel):
@@ -39,8 +41,9 @@ class BenchmarkItem(BaseModel):
     """Distinct within the benchmark: the kind and a number."""
     kind: str
     """What plants the conflict (``witnesses``, ``tie``, …), or ``null`` for a plain prompt."""
-    frame: str
-    """The sentence pattern, shared by items that differ in their words: resample these, not items, for an interval."""
+    frame: str = ""
+    """The sentence pattern, shared by items that differ in their words; the kind's own where it has one pattern only. Resample
+    frames, not items, for an interval."""
     split: Split
     """Criteria are set on ``calibration`` and judged on ``held-out``."""
     prompt: str
@@ -70,13 +73,14 @@ class BenchmarkItem(BaseModel):
             raise ValueError("a conflict needs control, candidates and answer")
         if self.answer not in self.candidates or len(set(self.candidates)) != 2:
             raise ValueError("the answer must be one of two different candidates")
-        for text in (self.prompt, self.control):
-            for candidate in self.candidates:
-                if not candidate.startswith(" ") or candidate not in text:
-                    raise ValueError(f"{candidate!r} must begin with a space and be mentioned in prompt and control")
-        ending = self.prompt.rsplit(". ", 1)[-1]
+        for candidate in self.candidates:
+            if not candidate.startswith(" ") or candidate not in self.prompt:
+                raise ValueError(f"{candidate!r} must begin with a space and be mentioned in the prompt")
+        if self.answer not in self.control:
+            raise ValueError(f"the answer {self.answer!r} must be mentioned in the control")
+        ending = _SENTENCE_BREAK.split(self.prompt)[-1]
         if not self.control.endswith(ending) or self.control == self.prompt:
-            raise ValueError("the control must differ from the prompt, and end with the same sentence")
+            raise ValueError("the control must differ from the prompt, and end with the same words")
         if abs(len(self.prompt.split()) - len(self.control.split())) > _MAX_WORDS_APART:
             raise ValueError(f"prompt and control are more than {_MAX_WORDS_APART} words apart in length")
         return self

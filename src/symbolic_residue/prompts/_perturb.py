@@ -309,7 +309,7 @@ def _dropped(source: _Source, rng: random.Random) -> Iterator[list[Edit]]:
         if (
             source.free(start, stop)
             and own.rstrip().endswith((".", "!"))
-            and not _content(own) & held
+            and not _related(_content(own), held)
             and not (follower and follower[0].lower() in PRONOUNS)
             and source.sentences[i + 1][0] - stop <= 1  # what follows is the next sentence, not code
         ):
@@ -319,9 +319,19 @@ def _dropped(source: _Source, rng: random.Random) -> Iterator[list[Edit]]:
 
 
 def _content(text: str) -> set[str]:
-    """The words that carry content, in lower case and without a plural ``s``; numbers count."""
-    words = (word.lower() for word in re.findall(r"\w+", text))
-    return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words if word not in STOP}
+    """The words that carry content, in lower case; numbers count."""
+    return {word.lower() for word in re.findall(r"\w+", text)} - STOP
+
+
+def _related(some: set[str], others: set[str]) -> bool:
+    """Whether a word occurs in both, in forms that may differ in their ending: one begins as the other, but for an ``e`` or ``y``."""
+
+    def same(a: str, b: str) -> bool:
+        short, long = sorted((a, b), key=len)
+        stem = short[:-1] if len(short) > 4 and short[-1] in "ey" else short
+        return short == long or (len(stem) >= 3 and long.startswith(stem) and len(long) - len(stem) <= 3)
+
+    return any(same(a, b) for a in some for b in others)
 
 
 def _in_case(word: str, like: str) -> str:
