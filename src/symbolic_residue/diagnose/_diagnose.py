@@ -20,7 +20,7 @@ from symbolic_residue.shells import ValueCollapseFindings, ValueCollapseShell
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ItemResult", "diagnose_item", "failed_item", "items_row"]
+__all__ = ["ItemResult", "diagnose_item", "failed_item", "items_row", "turns"]
 
 Progress = Callable[[str, float], None]
 
@@ -64,7 +64,7 @@ def diagnose_item(
     try:
         residue = shell.run(
             item.prompt,
-            messages=[dict(m) for m in item.messages] if item.messages is not None else None,
+            messages=turns(item),
             chat=chat and item.messages is None,
             candidates=item.candidates,
             control=item.control,
@@ -89,6 +89,11 @@ def diagnose_item(
     a = findings.attribution
     tensors = {"dla_heads": torch.tensor(a.heads), "dla_mlps": torch.tensor(a.mlps), "toward": torch.tensor(a.toward)}
     return ItemResult(item.id, tables, tensors, findings.summary, findings)
+
+
+def turns(item: PromptItem) -> list[dict[str, str]] | None:
+    """An item's conversation as plain dictionaries, None where it is plain text."""
+    return None if item.messages is None else [{"role": m["role"], "content": m["content"]} for m in item.messages]
 
 
 def failed_item(item_id: str, prompt: str, reason: str, *, chat: bool, seed: int) -> ItemResult:

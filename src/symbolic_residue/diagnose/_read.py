@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from symbolic_residue.diagnose._diagnose import failed_item, ItemResult, items_row
+from symbolic_residue.diagnose._diagnose import failed_item, ItemResult, items_row, turns
 from symbolic_residue.errors import EditError, InputError
 from symbolic_residue.instrument import AttentionRead, collate, Instrument
 from symbolic_residue.prompts import build_prompt, find_span, PromptItem
@@ -43,7 +43,7 @@ def read_item(
         prompt = build_prompt(
             loaded.tokenizer,
             item.prompt,
-            messages=item.messages,
+            messages=turns(item),
             chat=chat and item.messages is None,
             max_tokens=loaded.parts.max_context,
         )

@@ -46,7 +46,7 @@ def collate(
     Raises:
         PromptError: no sequence, or an empty one.
     """
-    ids = [list(getattr(s, "ids", s)) for s in sequences]
+    ids: list[list[int]] = [list(getattr(s, "ids", s)) for s in sequences]  # type: ignore[arg-type]
     if not ids or not all(ids):
         raise PromptError("A batch needs at least one sequence, and each at least one token.")
     width = max(map(len, ids))

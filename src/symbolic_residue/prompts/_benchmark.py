@@ -24,6 +24,7 @@ __all__ = ["BENCHMARKS", "BenchmarkItem", "Split", "benchmark"]
 Split = Literal["calibration", "held-out"]
 
 BENCHMARKS: dict[str, str] = {
+    "value-ambiguity-natural": "The same question in natural wordings: controls a word or two apart, null prompts from common knowledge",
     "value-ambiguity": "Two next tokens supported equally, the same texts with the answer settled, and plain settled prompts",
 }
 """Name of each packaged benchmark and its title."""

@@ -78,11 +78,11 @@ def test_the_same_seed_gives_the_same_tables(model: str) -> None:
 
 def test_json_output(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["shell", "value-collapse", SENTENCE, "--model", model, "--output", "run", *FAST, "--json"]
-    assert main([*words, "--candidate", " the", "--candidate", " key", "--chat"]) == 0
+    assert main([*words, "--candidate", " the", "--candidate", " and", "--chat"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["items"][0]["status"] == "done"
     assert len(found["items"][0]["verdicts"]) == 4
-    assert set(RunFolder.open("run").table("candidates")["token"]) == {" the", " key"}
+    assert set(RunFolder.open("run").table("candidates")["token"]) == {" the", " and"}
     assert RunFolder.open("run").table("candidates")["source"].unique().to_list() == ["given"]
 
 
@@ -173,7 +173,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 
 def test_refusals_on_a_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--device" in refused(capsys, "diagnose", "a b", "--model", model, "--device", "nonsense") or True
+    assert "nonsense" in refused(capsys, "diagnose", "a b", "--model", model, "--device", "nonsense")
     Path("empty").mkdir()
     assert "config.json" in refused(capsys, "diagnose", "a", "--model", "./empty")
     Path("there").mkdir()
@@ -195,7 +195,7 @@ def test_a_candidate_of_several_tokens_fails_with_its_pieces(model: str) -> None
         *FAST,
         "--no-report",
         "--candidate",
-        " key",
+        " and",
         "--candidate",
         " zebra",
     ]
@@ -212,7 +212,6 @@ def test_nan_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "down_proj" in refused(capsys, "diagnose", SENTENCE, "--model", "./broken")
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/1").exists(), reason="needs a file system that refuses")
 def test_a_folder_that_cannot_be_written(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "/proc" in refused(capsys, "diagnose", SENTENCE, "--model", model, "--output", "/proc/residue-run")
 
@@ -233,35 +232,17 @@ def test_a_full_disk_keeps_what_was_finished(
             raise WriteError(f"{name} cannot be written: {os.strerror(errno.ENOSPC)}.")
         real(root, name, data)
 
-    monkeypatch.setattr(_run, "write_bytes", full)
-    said = refused(capsys, "shell", "value-collapse", "-f", "prompts.jsonl", "-m", model, "-o", "run", *FAST)
+    words = ["shell", "value-collapse", "-f", "prompts.jsonl", "-m", model, "-o", "run", *FAST, "--no-report"]
+    with monkeypatch.context() as patch:
+        patch.setattr(_run, "write_bytes", full)
+        said = refused(capsys, *words)
     assert os.strerror(errno.ENOSPC) in said
     assert count[0]
     run = RunFolder.open("run")
     assert run.done_items() == ["p0"]
     assert run.manifest.status == "failed"
-    monkeypatch.undo()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    Path(run.path.parent).exists()
-    assert (
-        main(
-            [
-                "shell",
-                "value-collapse",
-                "-f",
-                str(run.path.parent / "prompts.jsonl"),
-                "-m",
-                model,
-                "-o",
-                str(run.path),
-                *FAST,
-                "--resume",
-                "--no-report",
-            ]
-        )
-        == 0
-    )
-    assert RunFolder.open(run.path).done_items() == ["p0", "p1", "p2"]
+    assert main([*words, "--resume"]) == 0
+    assert RunFolder.open("run").done_items() == ["p0", "p1", "p2"]
 
 
 def test_ctrl_c_keeps_what_was_finished_and_the_manifest_says_so(

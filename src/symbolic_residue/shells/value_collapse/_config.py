@@ -61,19 +61,19 @@ class ValueCollapseConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mass: float = Field(0.9, gt=0, lt=1)
+    mass: float = Field(default=0.9, gt=0, lt=1)
     """Candidates not given: the smallest set of tokens that holds this much probability (at least two)."""
 
-    max_candidates: int = Field(8, ge=2, le=64)
+    max_candidates: int = Field(default=8, ge=2, le=64)
     """… but never more than this many."""
 
-    yield_threshold: float = Field(0.5, gt=0, lt=1)
+    yield_threshold: float = Field(default=0.5, gt=0, lt=1)
     """YIELD returns the top token only if its probability is above this."""
 
-    steps: int = Field(8, ge=1, le=256)
+    steps: int = Field(default=8, ge=1, le=256)
     """STABILIZE: the most steps of refinement."""
 
-    tolerance: float = Field(0.02, gt=0)
+    tolerance: float = Field(default=0.02, gt=0)
     """STABILIZE has converged when the distribution's L1 change is below this."""
 
     refiners: tuple[Refiner, ...] = REFINERS
@@ -82,22 +82,22 @@ class ValueCollapseConfig(BaseModel):
     verdict_refiner: Refiner = "layers"
     """Whose traces decide oscillation and value collapse (the others are reported beside)."""
 
-    readable_mass: float = Field(0.05, ge=0, lt=1)
+    readable_mass: float = Field(default=0.5, ge=0, lt=1)
     """Depths at which the candidates hold less probability than this are not yet about them, and are left out of the ``layers`` trace."""
 
-    variants: int = Field(12, ge=1, le=64)
+    variants: int = Field(default=12, ge=1, le=64)
     """Small edits of the prompt that keep its meaning; the verdicts' intervals are over these."""
 
-    top_heads: int = Field(12, ge=1, le=128)
+    top_heads: int = Field(default=12, ge=1, le=128)
     """Heads (largest direct logit attribution, either sign) that are ablated and patched."""
 
-    random_heads: int = Field(20, ge=1, le=256)
+    random_heads: int = Field(default=20, ge=1, le=256)
     """Other heads, drawn at random, ablated as the control."""
 
-    attributed_candidates: int = Field(3, ge=2, le=8)
+    attributed_candidates: int = Field(default=3, ge=2, le=8)
     """Direct logit attribution for every pair among this many best candidates."""
 
-    lens_positions: int = Field(48, ge=1)
+    lens_positions: int = Field(default=48, ge=1)
     """Last positions shown by the lens map."""
 
     criteria: Criteria = Field(default_factory=Criteria.calibrated)

@@ -173,8 +173,9 @@ def changes_frame(findings_of: dict[str, Any]) -> pl.DataFrame:
     f = findings_of
     rows: list[tuple[str, str, float, str, str]] = []
     p, threshold, first = f["probability"], f["threshold"], f["names"][0]
-    if p < threshold:
-        need = math.log(threshold / (1 - threshold)) - math.log(p / (1 - p))
+    if p <= threshold:  # YIELD asks for more than the threshold
+        # A given candidate's probability may underflow to nothing.
+        need = math.log(threshold / (1 - threshold)) - math.log(max(p, 1e-300) / (1 - p))
         rows.append(("isolate", f"Add to the logit of {_quote(first)} until YIELD returns it", need, f"P > {threshold:g}", "nats"))
     need = f["criterion"] - f["log_odds"]
     word = "more" if need > 0 else "less"

@@ -1,7 +1,7 @@
 """ISOLATE, STABILIZE, YIELD: the command triple, each usable by itself.
 
-1. ISOLATE raises chosen candidates: adds ``factor`` to their logits, or adds their unembedding directions to the residual stream at a layer, scaled so
-   that their logits would rise by ``factor`` (nats) if nothing downstream reacted.
+1. ISOLATE raises chosen candidates: adds ``factor`` to their logits, or adds their unembedding directions to the residual stream at a layer, so
+   that their centred logits rise by ``factor`` (nats) at the last layer, to first order; at an earlier layer, if the layers after it did not react.
 2. STABILIZE refines the distribution until its L1 change is small (see ``_refine``).
 3. YIELD commits: the top token if its probability is above the threshold, else None.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,15 @@ def resolve_candidates(tokenizer: Any, candidates: Sequence[str | int]) -> list[
     """Candidate tokens by text or id.
 
     Raises:
-        ConfigError: fewer than two, a repeat, an id outside the vocabulary, or text that is not one token (its pieces are listed).
+        ConfigError: fewer than two, a repeat, one string instead of several, an id outside the vocabulary, or text that is not one token
+            (its pieces are listed).
     """
+    if isinstance(candidates, str):
+        raise ConfigError("The candidates are a single string.", why="They are a list.", todo=f"Write [{candidates!r}, …].")
     out: list[int] = []
     for candidate in candidates:
-        if isinstance(candidate, int):
+        if isinstance(candidate, Integral):  # NumPy's integers too
+            candidate = int(candidate)
             if not 0 <= candidate < len(tokenizer):
                 raise ConfigError(f"Token id {candidate} is outside the vocabulary of {len(tokenizer)}.")
             out.append(candidate)
@@ -94,7 +99,7 @@ def isolate(
         if not 0 <= at < parts.n_layers:
             raise ConfigError(f"There is no layer {at}; the model has 0 to {parts.n_layers - 1}.")
         last = plain[f"resid_post.{parts.n_layers - 1}"][0, -1]
-        vector = _steering(parts, ids, factor, frozen_scale(parts.final_norm, last))
+        vector = _steering(parts, ids, factor, last)
         edited = instrument.run(batch, edits=[Add(f"resid_post.{at}", rows=(-1,), value=vector)], keep_logits=1)
         after = edited["logits"][0, -1].double()
     else:
@@ -110,11 +115,20 @@ def isolate(
     )
 
 
-def _steering(parts: Any, ids: list[int], factor: float, scale: Tensor) -> Tensor:
-    """The smallest residual vector that raises every candidate's centred logit by ``factor`` under the frozen final norm, ``[d_model]``."""
-    directions = fold(parts.final_norm, parts.w_u[ids].float() - parts.w_u.float().mean(0))
-    wanted = torch.full((len(ids),), factor, device=directions.device) / scale
-    return torch.linalg.lstsq(directions.cpu(), wanted.cpu()[:, None]).solution[:, 0].to(directions.device)
+def _steering(parts: Any, ids: list[int], factor: float, last: Tensor) -> Tensor:
+    """The smallest residual vector ``[d_model]`` that raises every candidate's centred logit by ``factor`` and leaves the final norm's scale alone.
+
+    The scale depends on the length of ``last``, the (for LayerNorm centred) residual that the norm reads. A vector at right angles to it changes the
+    length only in second order; without this condition the scale's reaction is of the order of ``factor`` itself.
+    """
+    norm = parts.final_norm
+    scale = frozen_scale(norm, last)
+    directions = fold(norm, parts.w_u[ids].float() - parts.w_u.float().mean(0))
+    along = last.float() - last.float().mean() if norm.kind == "layer" else last.float()
+    rows = torch.cat([directions, (along / along.norm())[None]]).double()
+    wanted = torch.zeros(len(ids) + 1, dtype=torch.float64)
+    wanted[:-1] = factor / float(scale)
+    return torch.linalg.lstsq(rows.cpu(), wanted[:, None]).solution[:, 0].to(directions)
 
 
 def commit(distribution: NDArray[np.float64], threshold: float) -> int | None:

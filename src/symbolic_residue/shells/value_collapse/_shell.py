@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.errors import ConfigError, UnsupportedModelError
 from symbolic_residue.instrument import AttentionRead, collate
 from symbolic_residue.prompts import benchmark, build_prompt, perturb, Prompt
 from symbolic_residue.readout import lens_reads, logit_lens
@@ -46,6 +46,9 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         model, tokenizer: a plain Hugging Face decoder and its tokenizer.
         config: a ``ValueCollapseConfig``; ``None`` takes the defaults.
         loaded: instead of model and tokenizer: an opened model.
+
+    Raises:
+        UnsupportedModelError: the model soft-caps its logits; besides what ``ShellBase`` raises.
     """
 
     name: ClassVar[str] = "value-collapse"
@@ -62,6 +65,12 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         loaded: LoadedModel | None = None,
     ) -> None:
         super().__init__(model, tokenizer, config or ValueCollapseConfig(), loaded=loaded)
+        if self.instrument.parts.logit_softcap is not None:
+            raise UnsupportedModelError(
+                f"The model soft-caps its logits at {self.instrument.parts.logit_softcap:g}.",
+                why="Direct logit attribution is linear, so its parts would not add up to a capped logit difference.",
+                todo="Use a model without final_logit_softcapping.",
+            )
         self._references: dict[bool, list[Prompt]] = {}
         self._unrelated: dict[bool, np.ndarray] = {}
 
@@ -109,9 +118,14 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             n: the most steps (default from the config).
             refiner: ``rollout``, ``soft`` or ``layers``.
             candidates: whose shares are traced; chosen by mass when left out.
+
+        Raises:
+            ConfigError: an unusable ``n``, refiner or candidate.
+            PromptError: an unusable context.
         """
         config = ValueCollapseConfig.make(
-            **self.config.model_dump() | {"steps": n or self.config.steps, "refiners": (refiner,), "verdict_refiner": refiner}
+            **self.config.model_dump()
+            | {"steps": self.config.steps if n is None else n, "refiners": (refiner,), "verdict_refiner": refiner}
         )
         ids = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
         return observe(self.instrument, [self._prompt(context, None, chat)], config, ids).refinements[refiner]
@@ -181,7 +195,10 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         progress("prompt and variants", 0.2)
         of_prompt = observe(self.instrument, prompts, self.config, ids)
         progress("control and variants", 0.5)
-        of_control = observe(self.instrument, controls, self.config, ids if given is not None else None)
+        # The control needs only the refiner that the verdicts look at.
+        of_control = observe(
+            self.instrument, controls, self.config.model_copy(update={"refiners": ()}), ids if given is not None else None
+        )
         progress("unrelated prompts", 0.8)
         measures = [measure(of_prompt, "prompt"), measure(of_control, "control")]
         measures += [_values("prompt", "js", js_divergence(of_prompt.probability[1:], of_prompt.probability[:1]))]
