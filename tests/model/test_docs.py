@@ -112,7 +112,9 @@ def test_commands_that_are_no_set_up_are_not_passed_over() -> None:
 def test_links_and_make_targets_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)(?=[`\s]*(?:`|  #|\n))", text)) <= targets
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE))
+    assert named <= targets
+    assert page != ROOT / "README.md" or {"demo", "test", "bench", "screenshot"} <= named
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in link:
             continue
@@ -146,6 +148,16 @@ def test_families_and_exit_codes_of_the_readme() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     line = next(line for line in text.splitlines() if line.startswith("Architectures"))
     assert sorted(re.findall(r"`(\w+)`", line)) == sorted(FAMILIES)
+
+
+def test_defaults_of_the_page_are_those_of_the_configuration() -> None:
+    from symbolic_residue.shells import ValueCollapseConfig
+
+    page = (ROOT / "docs" / "value-collapse.md").read_text("utf-8")
+    said = {name: float(number) for name, number in re.findall(r"`(\w+)` \(([\d.]+)\)", page)}
+    assert len(said) >= 9
+    config = ValueCollapseConfig()
+    assert said == {name: getattr(config, name) for name in said}
 
 
 def test_refreshing_fills_only_between_the_marks() -> None:

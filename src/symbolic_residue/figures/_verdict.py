@@ -27,6 +27,13 @@ _REFINERS = {
 }
 
 
+def _ticks(data: list[dict[str, Any]]) -> list[int]:
+    """At most seven whole steps, evenly spread; a short trace gets each of its own."""
+    steps = sorted({row["step"] for row in data})
+    every = max(1, -(-len(steps) // 7))
+    return steps[::every]
+
+
 def probability_traces(traces: polars.DataFrame) -> Any:
     """Share of the candidates' mass by step, one panel a refiner (rollout, soft, layers, then any other).
 
@@ -59,7 +66,7 @@ def probability_traces(traces: polars.DataFrame) -> Any:
     for index, refiner in enumerate(refiners):
         mine = [row for row in data if row["refiner"] == refiner]
         base = alt.Chart().encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d", tickCount=6), scale=alt.Scale(nice=False)),
+            x=alt.X("step:Q", title="step", axis=alt.Axis(format="d", values=_ticks(mine)), scale=alt.Scale(nice=False)),
             y=alt.Y(
                 "share:Q",
                 title="share of the candidates' mass" if index == 0 else None,

@@ -1,7 +1,7 @@
 """The prompt as the model read it: every token, coloured by its influence, underlined by its region.
 
 1. Consecutive tokens of one region form a run; the run carries the region's underline and, at its start, its name.
-2. Colour = influence: change of the top pair's log-odds (nats) when the last row may not look at the token. The scale is
+2. Colour = influence: how far the top pair's log-odds (nats) fall when the last row may not look at the token. The scale is
    symmetric about 0 and ends at the largest absolute influence of the prompt.
 3. A line feed is shown as ``⏎`` and breaks the line; other characters that cannot be seen are shown as escapes.
 """

@@ -119,7 +119,7 @@ def attribution_frames(
                     "confirmed": test.confirmed if test else None,
                 }
             )
-        pieces = [("embedding", -1, attribution.embedding[p, 0]), ("norm and unembedding bias", -1, attribution.constant[p])]
+        pieces = [("embedding", -1, attribution.embedding[p, 0]), ("bias", -1, attribution.constant[p])]
         for layer in range(n_layers):
             pieces.append(("attention", layer, attribution.heads[p, 0, layer].sum()))
             pieces.append(("attention bias", layer, attribution.biases[p, 0, layer]))
