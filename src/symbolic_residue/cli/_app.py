@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from symbolic_residue import __version__
-from symbolic_residue.cli import _errors
+from symbolic_residue.cli import _errors, _words
 from symbolic_residue.errors import ConfigError, ResidueError
 
 __all__ = ["COMMANDS", "LazyCommand", "app", "run"]
@@ -123,6 +123,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: words after ``residue``; those of the process when left out.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _words.words.set(tuple(words))
     as_json = "--json" in words[: words.index("--")] if "--" in words else "--json" in words
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape, not a crash.

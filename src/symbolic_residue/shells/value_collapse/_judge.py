@@ -4,7 +4,7 @@ Every interval is over the prompt and its meaning-preserving variants: the unit 
 
 1. **flatness**: the log-odds of the two best candidates are below the criterion *and* the entropy over the candidates is above its own; it fires only
    if both do, and is absent if either is clearly not so.
-2. **oscillation**: mean returns to an earlier leader along the refinement.
+2. **oscillation**: mean returns to an earlier leader along the refinement; undecided where the traces are too short to show any.
 3. **value collapse**: mean share of its mass that the first leader loses.
 4. **confidence fragility**: median Jensen-Shannon divergence between the prompt's next-token distribution and its variants'; the control is the same
    between unrelated prompts.
@@ -111,4 +111,15 @@ def verdicts(residue: ValueCollapseResidue) -> list[Verdict]:
         control_must_be_clear=False,
         note=f"On the control prompt: {np.median(quantity(measures, 'control', 'js')):.3f} nats.",
     )
+    # A trace needs three steps to come back to a leader and two to lose one: with fewer, a zero is no measurement.
+    steps = quantity(measures, "prompt", f"steps.{refiner}")
+    swings, collapse = _long_enough(swings, steps, 3), _long_enough(collapse, steps, 2)
     return [flat, swings, collapse, fragile]
+
+
+def _long_enough(verdict: Verdict, steps: NDArray[np.float64], need: int) -> Verdict:
+    """The verdict, undecided if the traces of half the variants have fewer than ``need`` steps."""
+    if verdict.outcome != "absent" or not len(steps) or np.median(steps) >= need:
+        return verdict
+    note = f"Half of the traces have at most {int(np.median(steps))} readable steps; {need} are needed for any other value than 0."
+    return replace(verdict, outcome="undecided", note=f"{verdict.note} {note}".strip())

@@ -125,6 +125,7 @@ def measure(observation: Observation, side: str) -> pl.DataFrame:
         rows.append((side, v, "top", float(observation.probability[v].max())))
         for name, refinement in observation.refinements.items():
             share = refinement.trace(v)
+            rows.append((side, v, f"steps.{name}", float(len(share))))
             rows.append((side, v, f"returns.{name}", float(count_returns(share))))
             rows.append((side, v, f"leader_loss.{name}", leader_loss(share)))
     return pl.DataFrame(rows, schema=["side", "variant", "quantity", "value"], orient="row")
