@@ -43,7 +43,7 @@ Edit = Callable[[int, torch.Tensor], torch.Tensor]
 # -- oracles on the plain model ----------------------------------------------------------------------------------------------
 
 
-def output_projections(model: Any) -> list[torch.nn.Module]:
+def output_projections(model: Any) -> list[Any]:
     """The modules whose input is the heads' outputs side by side."""
     kind = model.config.model_type
     if kind == "gpt2":
@@ -139,7 +139,7 @@ class Case:
         self.prompts = [self.prompt(t) for t in options.pop("texts", TEXTS)]
         self.control = self.prompt(options.pop("control", CONTROL))
         self.reference = [self.prompt(t) for t in REFERENCE]
-        self.options = {"top_heads": 3, "random_heads": 5, "attributed": 3, "seed": 0} | options
+        self.options: dict[str, Any] = {"top_heads": 3, "random_heads": 5, "attributed": 3, "seed": 0} | options
 
     def prompt(self, text: str) -> Prompt:
         return build_prompt(self.instrument.loaded.tokenizer, text)
@@ -176,9 +176,7 @@ def test_mean_ablation_is_a_full_forward_with_a_plain_hook(case: Case, found: At
     effects = []
     for test in found.tests:
         at = (test.layer, test.head)
-        effect = [
-            with_head(case.model, p.ids, pair, at, means[at]) - difference(case.model, p.ids, pair) for p in case.prompts
-        ]
+        effect = [with_head(case.model, p.ids, pair, at, means[at]) - difference(case.model, p.ids, pair) for p in case.prompts]
         effects.append(effect)
         assert test.ablation == pytest.approx(np.mean(effect), abs=3e-4)
         assert test.low <= test.ablation <= test.high
@@ -196,7 +194,9 @@ def test_the_size_to_exceed_comes_from_the_other_heads(case: Case, found: Attrib
     others = [(i, h) for i in range(N_LAYERS) for h in range(N_HEADS) if (i, h) not in tested]
     assert found.random_n == len(others) == 5
     sizes = [
-        abs(np.mean([with_head(case.model, p.ids, pair, at, means[at]) - difference(case.model, p.ids, pair) for p in case.prompts]))
+        abs(
+            np.mean([with_head(case.model, p.ids, pair, at, means[at]) - difference(case.model, p.ids, pair) for p in case.prompts])
+        )
         for at in others
     ]
     assert found.random_effect == pytest.approx(max(sizes), abs=3e-4)  # of five values the 95th percentile is the largest

@@ -69,7 +69,8 @@ def flash_stats(q: Tensor, k: Tensor, indicator: Tensor | None, scale: float, wa
         result["entropy"] = (lse - scale * (q * mean_key_vector).sum(-1)).clamp_min(0.0)
         at = d_head
     if "mass" in want and indicator is not None:
-        result["mass"] = out[..., at : at + indicator.shape[-1]]
+        # A copy, so that the wide product is freed: kept as views, all layers' products would stay alive.
+        result["mass"] = out[..., at : at + indicator.shape[-1]].clone()
         at += indicator.shape[-1]
     if "distance" in want:
         mean_key = out[..., at] * n_keys

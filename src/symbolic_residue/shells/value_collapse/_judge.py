@@ -40,7 +40,7 @@ def verdicts(residue: ValueCollapseResidue) -> list[Verdict]:
     control = (
         "the same on the control prompt that was given"
         if residue.asked.control_kind == "given"
-        else "the same with the answer stated beforehand"
+        else "the same with the first candidate settled beforehand"
     )
 
     def mean(side: str, name: str):

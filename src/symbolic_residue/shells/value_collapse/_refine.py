@@ -132,6 +132,8 @@ def count_returns(share: Array) -> int:
 def leader_loss(share: Array) -> float:
     """Share of its mass that the first leader has lost at the end, in ``[0, 1]``."""
     first = int(share[0].argmax())
+    if share[0, first] <= 0:  # every candidate's probability underflowed: nobody leads, and there is nothing to lose
+        return 0.0
     return float(np.clip(1 - share[-1, first] / share[0, first], 0.0, 1.0))
 
 

@@ -97,6 +97,8 @@ class ValueCollapseResidue:
         folder = Path(folder)
         try:
             meta = json.loads((folder / _META).read_text("utf-8"))
+            if meta["shell"] != "value-collapse":
+                raise ValueError(f"it is a residue of {meta['shell']!r}")
             asked = dict(meta["asked"])
             for key in ("variants", "control_variants"):
                 asked[key] = [(kind, text) for kind, text in asked[key]]

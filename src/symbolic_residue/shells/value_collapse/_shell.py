@@ -155,7 +155,8 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             input_text: the prompt; or ``messages``, a conversation that ends with a user's turn.
             chat: render ``input_text`` as one user turn by the chat template.
             candidates: token texts or ids to compare; chosen by mass when left out.
-            control: a prompt in the same frame that settles the answer; left out, the shell states the first candidate beforehand.
+            control: a prompt in the same frame that settles the answer; left out, the shell settles it on the first candidate beforehand (the
+                prompt answered twice, or a note in a chat).
             seed: of variants, random heads and resampling.
             progress: told what is going on, and the share done.
 
@@ -177,7 +178,10 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         ids = given or first.candidates
         names = [token_text(self.tokenizer, t) for t in ids]
         variants = [(v.kind, v.text) for v in perturb(text, seed=seed, protect=names, n=self.config.variants)]
-        control_text = control if control is not None else _hint(text, names[0])
+        limit = self.instrument.parts.max_context
+        # Variants may be a little longer than the prompt, hence four times instead of three.
+        repeat = not chat and turns is None and (limit is None or 4 * len(prompt) + 16 <= limit)
+        control_text = control if control is not None else _settled(text, names[0], repeat=repeat)
         control_variants = [(v.kind, v.text) for v in perturb(control_text, seed=seed, protect=names, n=self.config.variants)]
         asked = Asked(
             input_text=text,
@@ -400,8 +404,14 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         return frames
 
 
-def _hint(text: str, answer: str) -> str:
-    """The control that this shell words itself: the answer stated beforehand."""
+def _settled(text: str, answer: str, *, repeat: bool) -> str:
+    """The control that this shell words itself: the answer settled beforehand.
+
+    With ``repeat`` the prompt is answered twice and then asked again, which even a small model can copy; otherwise (a chat, or a prompt
+    too long to repeat) a note states the answer.
+    """
+    if repeat:
+        return f"{text}{answer}.\n{text}{answer}.\n{text}"
     return f"Note: the answer that follows is “{answer.strip()}”, and nothing else.\n{text}"
 
 
