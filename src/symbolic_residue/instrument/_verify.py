@@ -54,11 +54,19 @@ def verify(loaded: LoadedModel, *, seed: int = 0) -> Verification:
     Raises:
         VerificationError: the first check that fails.
     """
+    was_training = loaded.model.training
+    loaded.model.eval()
+    try:
+        return _verify(loaded, seed)
+    finally:
+        loaded.model.train(was_training)
+
+
+def _verify(loaded: LoadedModel, seed: int) -> Verification:
     parts = loaded.parts
     instrument = Instrument(loaded)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, parts.vocab_size, (1, _LENGTH), generator=generator).to(instrument.device)
-    loaded.model.eval()
     with torch.no_grad():
         plain = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     if not bool(torch.isfinite(plain).all()):

@@ -30,7 +30,7 @@ _COLUMNS = {
     "transfer": "refiner source target mass:f",
     "lens": "layer:i position:i top_token top_probability:f entropy:f answer_probability:f",
     "heads": "layer:i head:i target dla:f dla_low:f? dla_high:f? n:i ablation:f? ablation_low:f? ablation_high:f? "
-    "control_ablation:f? control_n:i? p:f? q:f? patch_recovered:f? patch_control:f? role confirmed:b?",
+    "control_ablation:f? control_n:i? p:f? q:f? specificity_p:f? patch_recovered:f? patch_control:f? role confirmed:b?",
     "components": "target component layer:i contribution:f",
     "dla_check": "target logit_difference:f sum_of_parts:f error:f",
     "attention": "layer:i head:i region mass:f",

@@ -97,7 +97,7 @@ def item_tables(item: str, *, seed: int = 0, n_layers: int = 30, n_heads: int = 
             confirmed = tested and bool(rng.random() < 0.6)
             heads.append((item, layer, head, PAIR, dla, dla - half, dla + half, 24, ablation, None if ablation is None else ablation - half,
                           None if ablation is None else ablation + half, 0.11 if tested else None, 64 if tested else None,
-                          0.002 if confirmed else 0.4 if tested else None, 0.01 if confirmed else 0.6 if tested else None,
+                          0.002 if confirmed else 0.4 if tested else None, 0.01 if confirmed else 0.6 if tested else None, 0.02 if confirmed else 0.3 if tested else None,
                           0.21 if tested else None, 0.02 if tested else None, "promotes" if dla > 0 else "inhibits", confirmed))  # fmt: skip
 
     parts = [(item, PAIR, "embedding", -1, float(rng.normal(0, 0.1)))]
@@ -175,10 +175,10 @@ def item_tables(item: str, *, seed: int = 0, n_layers: int = 30, n_heads: int = 
             "item layer position top_token top_probability entropy answer_probability", lens, **floats("top_probability entropy answer_probability")
         ),
         "heads": frame(
-            "item layer head target dla dla_low dla_high n ablation ablation_low ablation_high control_ablation control_n p q patch_recovered patch_control "
+            "item layer head target dla dla_low dla_high n ablation ablation_low ablation_high control_ablation control_n p q specificity_p patch_recovered patch_control "
             "role confirmed",
             heads,
-            **floats("dla dla_low dla_high ablation ablation_low ablation_high control_ablation p q patch_recovered patch_control"),
+            **floats("dla dla_low dla_high ablation ablation_low ablation_high control_ablation p q specificity_p patch_recovered patch_control"),
         ),
         "components": frame("item target component layer contribution", parts, **floats("contribution")),
         "dla_check": frame(

@@ -217,11 +217,9 @@ def test_patching_is_the_share_of_the_way_to_the_control(case: Case) -> None:
     goal = difference(case.model, case.control.ids, pair)
     for test in found.tests:
         at = (test.layer, test.head)
-        shares = []
-        for p in case.prompts:
-            base = difference(case.model, p.ids, pair)
-            shares.append((with_head(case.model, p.ids, pair, at, of_control[at]) - base) / (goal - base))
-        assert test.recovered == pytest.approx(np.mean(shares), abs=1e-3)
+        base = np.array([difference(case.model, p.ids, pair) for p in case.prompts])
+        moved = np.array([with_head(case.model, p.ids, pair, at, of_control[at]) for p in case.prompts]) - base
+        assert test.recovered == pytest.approx(moved.mean() / (goal - base).mean(), abs=1e-3)
         assert test.recovered_control is not None
 
 
@@ -400,12 +398,14 @@ def test_without_other_heads_there_is_no_size_to_exceed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_confirmed_head_passes_all_three_conditions(seed: int) -> None:
+def test_a_confirmed_head_passes_all_four_conditions(seed: int) -> None:
     case = Case(build("gpt2", seed=seed), texts=SEVEN)
     found = case.attribute()
     for t in found.tests:
         own = found.heads[0, :, t.layer, t.head].mean()
-        assert t.confirmed == (t.q <= 0.05 and abs(t.ablation) > found.random_effect and t.ablation * own < 0)
+        assert t.confirmed == (
+            t.q <= 0.05 and abs(t.ablation) > found.random_effect and t.specificity <= 0.05 and t.ablation * own < 0
+        )
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------------
@@ -470,3 +470,15 @@ def test_capped_logits_are_refused_not_half_attributed() -> None:
     """The parts add up to the uncapped difference, which is not what the model puts out."""
     with pytest.raises(UnsupportedModelError, match="soft-caps its logits at 4"):
         ValueCollapseShell(build("gemma3", final_logit_softcapping=4.0), tiny_tokenizer())
+
+
+def test_specificity_is_the_rank_among_random_pairs(case: Case, found: Attribution) -> None:
+    for test in found.tests:
+        assert 1 / 201 <= test.specificity <= 1
+    # A head that writes the same to every token moves no pair: its own is no exception.
+    means, _ = head_means(case.instrument, case.reference)
+    rerun = _Rerun(case.instrument, case.prompts, found.pairs[0])
+    edit = HeadReplace(found.tests[0].layer, found.tests[0].head, means[found.tests[0].layer, found.tests[0].head], rows=(-1,))
+    both = rerun.pairs([found.pairs[0], (5, 5)], [edit])
+    np.testing.assert_allclose(both[:, 0], rerun([edit]), atol=1e-9)
+    assert np.abs(both[:, 1]).max() == 0.0

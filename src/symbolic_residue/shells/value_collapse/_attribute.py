@@ -8,8 +8,12 @@
    the size that an effect must exceed.
 3. The same heads are *patched* with their output on the control prompt; ``recovered`` is the share of the way from the prompt's log-odds to the
    control's. Its control is the same patch from an unrelated prompt.
-4. A head is confirmed if q ≤ 0.05, the effect exceeds the random heads', and ablation moves the log-odds against the head's own part.
-5. A token's influence: log-odds without − with an attention mask that hides it from the last row in every layer and head; positive speaks for
+4. *Specificity*: the same ablations' effects on random pairs among the prompt's 100 best tokens; p is the share of pairs (plus one) that the ablation
+   moves at least as far as the pair in question. It asks whether the head acts on this choice, not on everything.
+5. A head is confirmed if the effect is the same under rewording (q ≤ 0.05), larger than the random heads', specific (p ≤ 0.05), and goes against
+   the head's own contribution. With fewer than six prompts or no random heads nothing can be confirmed, and the field is None. Variants of
+   one prompt are near-copies: q says "the same on this prompt however it is worded", not "this head matters in general".
+6. A token's influence: log-odds without − with an attention mask that hides it from the last row in every layer and head; positive speaks for
    the first candidate.
 
 Units: nats of log-odds. Intervals are over variants of this prompt. Interventions act on the last row only: indirect effects through later layers of that row
@@ -30,7 +34,7 @@ from torch import Tensor
 from symbolic_residue.instrument import AttentionMask, collate, Edit, HeadReplace, Instrument, LastRow
 from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import direct_logit_attribution, dla_reads
-from symbolic_residue.stats import benjamini_hochberg, bootstrap_columns, sign_flip_test
+from symbolic_residue.stats import benjamini_hochberg, bootstrap_columns, bootstrap_mean, empirical_p, sign_flip_test
 
 __all__ = ["Attribution", "attribute", "head_means", "token_influence"]
 
@@ -38,6 +42,10 @@ Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 _TOKENS_AT_ONCE = 4096
 _GROUPS = 64
+_BEST = 100
+_RANDOM_PAIRS = 200
+_FEWEST = 6
+"""Prompts below which no sign-flip p can reach 0.05."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,9 @@ class HeadTest:
         layer, head: which.
         ablation: mean effect over variants (nats), with ``low`` and ``high``.
         p, q: sign-flip p over variants, Benjamini-Hochberg q over the heads tested.
+        specificity: p of the pair's effect among random pairs of good tokens.
         recovered: share of the way to the control, None where the control hardly differs; ``recovered_control`` from an unrelated prompt.
-        confirmed: see the module.
+        confirmed: see the module; None where it cannot be said.
     """
 
     layer: int
@@ -59,9 +68,10 @@ class HeadTest:
     high: float
     p: float
     q: float
+    specificity: float
     recovered: float | None
     recovered_control: float | None
-    confirmed: bool
+    confirmed: bool | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,12 @@ class _Rerun:
         self.rows = [LastRow(instrument, batch) if batch.ids.shape[1] > 1 else None for batch in self.pieces]
 
     def __call__(self, edits: Sequence[Edit] = ()) -> Array:
-        a, b = self.pair
+        """``[prompt]``: log-odds of the pair."""
+        return self.pairs([self.pair], edits)[:, 0]
+
+    def pairs(self, pairs: Sequence[tuple[int, int]], edits: Sequence[Edit] = ()) -> Array:
+        """``[prompt, pair]``: log-odds of several pairs from one forward."""
+        a, b = (list(side) for side in zip(*pairs, strict=True))
         out = []
         for batch, row in zip(self.pieces, self.rows, strict=True):
             trace = row.run(edits) if row is not None else self.instrument.run(batch, edits=edits)
@@ -176,11 +191,15 @@ def attribute(
     rerun = _Rerun(instrument, prompts, pairs[0])
     base = rerun()
     goal = float(_Rerun(instrument, [control], pairs[0])()[0])
-    # Patching can only be judged where the control answers differently by more than a tenth of a nat.
+    # Patching can only be judged where the control is clearly elsewhere: by more than a tenth of a nat, its interval over variants on one side of 0.
     way = goal - base
-    judged = bool(np.abs(way).min() > 0.1)
+    mean_way = bootstrap_mean(way, seed=seed)
+    judged = abs(mean_way.value) > 0.1 and mean_way.excludes(0.0)
+    asked = [pairs[0], *_random_pairs(rerun, pairs[0], rng)]
+    bases = rerun.pairs(asked)
 
     def effect(layer: int, head: int, value: Tensor) -> Array:
+        """``[variant]``: change of the pair's log-odds."""
         return rerun([HeadReplace(layer, head, value, rows=(-1,))]) - base
 
     jobs = len(chosen) * 3 + len(drawn)
@@ -191,14 +210,17 @@ def attribute(
         done += 1
         progress(what, done / jobs)
 
-    effects, recovered, recovered_control = [], [], []
+    effects, specificity, recovered, recovered_control = [], [], [], []
     for layer, head in chosen:
-        effects.append(effect(layer, head, means[layer, head]))
+        every = rerun.pairs(asked, [HeadReplace(layer, head, means[layer, head], rows=(-1,))]) - bases
+        effects.append(every[:, 0])
+        moved = np.abs(every.mean(0))
+        specificity.append(empirical_p(float(moved[0]), moved[1:], "greater"))
         tick("ablating heads")
-        if judged:
-            recovered.append(float((effect(layer, head, of_control[0, layer, head]) / way).mean()))
+        if judged:  # ratios of means: a variant that is at the control already would make its own ratio explode
+            recovered.append(float(effect(layer, head, of_control[0, layer, head]).mean() / mean_way.value))
             tick("patching heads")
-            recovered_control.append(float((effect(layer, head, unrelated[layer, head]) / way).mean()))
+            recovered_control.append(float(effect(layer, head, unrelated[layer, head]).mean() / mean_way.value))
             tick("patching heads")
     random_sizes = []
     for layer, head in drawn:
@@ -210,6 +232,11 @@ def attribute(
     value, low, high = bootstrap_columns(matrix, seed=seed)
     p = np.atleast_1d(sign_flip_test(matrix, seed=seed))
     q = benjamini_hochberg(p)
+    sayable = len(prompts) >= _FEWEST and bool(drawn)
+    passed = [
+        q[i] <= 0.05 and abs(value[i]) > limit and specificity[i] <= 0.05 and value[i] * heads[0, :, layer, head].mean() < 0
+        for i, (layer, head) in enumerate(chosen)
+    ]
     tests = [
         HeadTest(
             layer=layer,
@@ -219,9 +246,10 @@ def attribute(
             high=float(high[i]),
             p=float(p[i]),
             q=float(q[i]),
+            specificity=float(specificity[i]),
             recovered=recovered[i] if judged else None,
             recovered_control=recovered_control[i] if judged else None,
-            confirmed=bool(q[i] <= 0.05 and abs(value[i]) > limit and value[i] * heads[0, :, layer, head].mean() < 0),
+            confirmed=bool(passed[i]) if sayable else None,
         )
         for i, (layer, head) in enumerate(chosen)
     ]
@@ -239,6 +267,15 @@ def attribute(
         random_effect=limit,
         random_n=len(drawn),
     )
+
+
+def _random_pairs(rerun: _Rerun, pair: tuple[int, int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Pairs drawn from the prompt's best tokens, the pair in question left out."""
+    row, batch = rerun.rows[0], rerun.pieces[0]
+    trace = row.run() if row is not None else rerun.instrument.run(batch)
+    best = trace["logits"][0, -1].topk(min(_BEST, trace["logits"].shape[-1])).indices.tolist()
+    drawn = [tuple(int(best[i]) for i in rng.choice(len(best), 2, replace=False)) for _ in range(_RANDOM_PAIRS)]
+    return [(a, b) for a, b in drawn if {a, b} != set(pair)]
 
 
 def token_influence(instrument: Instrument, prompt: Prompt, pair: tuple[int, int]) -> Array:

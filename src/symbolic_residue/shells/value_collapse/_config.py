@@ -91,7 +91,7 @@ class ValueCollapseConfig(BaseModel):
     top_heads: int = Field(default=12, ge=1, le=128)
     """Heads (largest direct logit attribution, either sign) that are ablated and patched."""
 
-    random_heads: int = Field(default=20, ge=1, le=256)
+    random_heads: int = Field(default=40, ge=1, le=256)
     """Other heads, drawn at random, ablated as the control."""
 
     attributed_candidates: int = Field(default=3, ge=2, le=8)

@@ -26,6 +26,8 @@ __all__ = ["MODES", "quantity", "verdicts"]
 
 MODES = ("flatness", "oscillation", "value collapse", "confidence fragility")
 SHELL = "value-collapse"
+_MIN_HELD = 0.1
+"""Probability that given candidates must hold together for their balance to count as indecision."""
 
 
 def quantity(measures: pl.DataFrame, side: str, name: str) -> NDArray[np.float64]:
@@ -70,6 +72,9 @@ def verdicts(residue: ValueCollapseResidue) -> list[Verdict]:
         outcome = "absent"
     elif spread_outcome == "undecided" and outcome == "fires":
         outcome = "undecided"
+    held = mean("prompt", "held").value
+    if residue.asked.candidate_source == "given" and held < _MIN_HELD and outcome == "fires":
+        outcome, note = "undecided", f"{note} That is too little to be what the model is choosing between."
     flat = replace(flat, outcome=outcome, note=f"{note} {flat.note}".strip())
 
     # A count of at least two fires from 2.0 on; "above" is strict, so the criterion stands just short of the whole number.
