@@ -9,25 +9,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import permutations
 from typing import Any, ClassVar, TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from symbolic_residue.errors import ConfigError, UnsupportedModelError
-from symbolic_residue.instrument import AttentionRead, collate
 from symbolic_residue.prompts import benchmark, build_prompt, perturb, Prompt
-from symbolic_residue.readout import lens_reads, logit_lens
 from symbolic_residue.shells._base import ShellBase
 from symbolic_residue.shells.value_collapse._attribute import attribute, token_influence
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
 from symbolic_residue.shells.value_collapse._judge import quantity, verdicts
-from symbolic_residue.shells.value_collapse._observe import measure, Observation, observe
+from symbolic_residue.shells.value_collapse._observe import measure, observe
 from symbolic_residue.shells.value_collapse._operations import commit, isolate, Isolation, resolve_candidates, token_text
-from symbolic_residue.shells.value_collapse._refine import count_returns, leader_loss, Refinement, transfer, velocity
+from symbolic_residue.shells.value_collapse._refine import Refinement
 from symbolic_residue.shells.value_collapse._residue import Asked, ValueCollapseResidue
+from symbolic_residue.shells.value_collapse._tables import residue_frames
 from symbolic_residue.stats import js_divergence
 
 if TYPE_CHECKING:
@@ -208,7 +206,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         measures += [_values("prompt", "js", js_divergence(of_prompt.probability[1:], of_prompt.probability[:1]))]
         measures += [_values("control", "js", js_divergence(of_control.probability[1:], of_control.probability[:1]))]
         measures += [_values("unrelated", "js", self._unrelated_js(asked.chat))]
-        frames = self._frames(prompts, asked, of_prompt)
+        frames = residue_frames(self.instrument, self.tokenizer, self.config, prompts, asked, of_prompt)
         frames["measures"] = pl.concat(measures)
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
@@ -313,96 +311,6 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
         return self._unrelated[chat]
 
-    def _frames(self, prompts: list[Prompt], asked: Asked, found: Observation) -> dict[str, pl.DataFrame]:
-        prompt, names = prompts[0], [token_text(self.tokenizer, t) for t in asked.candidates]
-        frames = {
-            "candidates": _candidates(found, names, asked.candidate_source),
-            **_refinement_frames(found, names, self.tokenizer),
-        }
-        top = found.probability.argmax(-1)
-        js = js_divergence(found.probability[1:], found.probability[:1])
-        frames["sensitivity"] = pl.DataFrame(
-            {
-                "variant": list(range(1, len(prompts))),
-                "kind": [kind for kind, _ in asked.variants],
-                "text": [text for _, text in asked.variants],
-                "js": js.tolist(),
-                "top_token": [token_text(self.tokenizer, int(t)) for t in top[1:]],
-                "top_probability": found.probability[np.arange(1, len(prompts)), top[1:]].tolist(),
-                "changed": (top[1:] != top[0]).tolist(),
-            },
-            schema_overrides={"js": pl.Float64, "variant": pl.Int64, "changed": pl.Boolean, "top_probability": pl.Float64},
-        )
-        parts = self.instrument.parts
-        read = AttentionRead(
-            stats=("mass", "entropy", "distance", "max", "argmax"),
-            regions=prompt.regions,
-            rows=(-1,),
-            weights=True,
-            split_self=True,
-        )
-        trace = self.instrument.run(collate([prompt]), reads=lens_reads(), attention=read, keep_logits=1)
-        table = trace.attention
-        assert table is not None
-        index = [(layer, head) for layer in range(parts.n_layers) for head in range(parts.n_heads)]
-        frames["attention"] = pl.DataFrame(
-            [
-                (layer, h, name, float(table["mass"][layer, 0, h, 0, r]))
-                for layer, h in index
-                for r, name in enumerate(table.regions)
-            ],
-            schema=["layer", "head", "region", "mass"],
-            orient="row",
-        )
-        sink = table.mass("sink")
-        frames["attention_stats"] = pl.DataFrame(
-            [
-                (
-                    layer,
-                    h,
-                    *(float(table[s][layer, 0, h, 0]) for s in ("entropy", "distance", "max")),
-                    int(table["argmax"][layer, 0, h, 0]),
-                    float(sink[layer, 0, h, 0]),
-                )
-                for layer, h in index
-            ],
-            schema=["layer", "head", "entropy", "distance", "max", "argmax", "sink"],
-            orient="row",
-        )
-        attended = table["weights"][:, 0, :, 0].mean((0, 1)).tolist()
-        frames["tokens"] = pl.DataFrame(
-            {
-                "position": list(range(len(prompt))),
-                "token_id": prompt.ids,
-                "token": prompt.tokens,
-                "region": prompt.regions.per_token(),
-                "char_start": [a for a, _ in prompt.offsets],
-                "char_end": [b for _, b in prompt.offsets],
-                "influence": [0.0] * len(prompt),
-                "attention": attended,
-            }
-        )
-        n = min(len(prompt), self.config.lens_positions)
-        final = int(found.probability[0].argmax())
-        lens = logit_lens(trace, parts, tokens=(final,), rows=tuple(range(-n, 0)))
-        frames["lens"] = pl.DataFrame(
-            [
-                (
-                    depth,
-                    len(prompt) - n + i,
-                    token_text(self.tokenizer, int(lens.top[depth, 0, i])),
-                    float(lens.top_probability[depth, 0, i]),
-                    float(lens.entropy[depth, 0, i]),
-                    float(lens.log_probability[depth, 0, i, 0].exp()),
-                )
-                for depth in range(parts.n_layers + 1)
-                for i in range(n)
-            ],
-            schema=["layer", "position", "top_token", "top_probability", "entropy", "answer_probability"],
-            orient="row",
-        )
-        return frames
-
 
 def _settled(text: str, answer: str, *, repeat: bool) -> str:
     """The control that this shell words itself: the answer settled beforehand.
@@ -425,52 +333,3 @@ def _values(side: str, name: str, values: np.ndarray) -> pl.DataFrame:
         },
         schema={"side": pl.String, "variant": pl.Int64, "quantity": pl.String, "value": pl.Float64},
     )
-
-
-def _candidates(found: Observation, names: list[str], source: str) -> pl.DataFrame:
-    p = found.candidate_probability[0]
-    return pl.DataFrame(
-        {
-            "rank": list(range(1, len(names) + 1)),
-            "token_id": found.candidates,
-            "token": names,
-            "probability": p.tolist(),
-            "logit": found.logits[0].tolist(),
-            "source": [source] * len(names),
-        }
-    )
-
-
-def _refinement_frames(found: Observation, names: list[str], tokenizer: Any) -> dict[str, pl.DataFrame]:
-    traces, refiners, moved = [], [], []
-    for name, refinement in found.refinements.items():
-        share = refinement.share
-        for v, step, c in np.argwhere(~np.isnan(share)).tolist():
-            traces.append((name, v, step, found.candidates[c], names[c], refinement.probability[v, step, c], share[v, step, c]))
-        for v in range(share.shape[0]):
-            kept = refinement.trace(v)
-            changes = refinement.l1[v][~np.isnan(refinement.l1[v])]
-            slope = velocity(refinement.l1[v])
-            refiners.append(
-                {
-                    "refiner": name,
-                    "variant": v,
-                    "steps": len(kept),
-                    "converged": bool(refinement.converged[v]),
-                    "returns": count_returns(kept),
-                    "leader": names[int(kept[0].argmax())],
-                    "leader_loss": leader_loss(kept),
-                    "velocity": None if np.isnan(slope) else slope,
-                    "final_l1": float(changes[-1]) if len(changes) else None,
-                    "appended": tokenizer.decode(list(refinement.appended)) if v == 0 else "",
-                }
-            )
-        mass = transfer(refinement.trace(0))
-        moved += [(name, names[i], names[j], float(mass[i, j])) for i, j in permutations(range(len(names)), 2)]
-    return {
-        "traces": pl.DataFrame(
-            traces, schema=["refiner", "variant", "step", "token_id", "token", "probability", "share"], orient="row"
-        ),
-        "refiners": pl.DataFrame(refiners, schema_overrides={"velocity": pl.Float64, "final_l1": pl.Float64}),
-        "transfer": pl.DataFrame(moved, schema=["refiner", "source", "target", "mass"], orient="row"),
-    }
