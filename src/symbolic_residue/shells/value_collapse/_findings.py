@@ -59,7 +59,7 @@ def summarise(verdicts: list[Verdict], tokens: list[str]) -> str:
         head = f"Torn between {pair}"
     elif fired:
         head = f"Unsteady on {_quote(tokens[0])} (next best {_quote(tokens[1])})"
-    elif open_ones:
+    elif "flatness" in open_ones:
         head = f"Not settled by this measurement: {pair} lead"
     else:
         head = f"Decided for {_quote(tokens[0])} over {_quote(tokens[1])}"

@@ -126,5 +126,5 @@ def _long_enough(verdict: Verdict, steps: NDArray[np.float64], need: int) -> Ver
     """The verdict, undecided if the traces of half the variants have fewer than ``need`` steps."""
     if verdict.outcome != "absent" or not len(steps) or np.median(steps) >= need:
         return verdict
-    note = f"Half of the traces have at most {int(np.median(steps))} readable steps; {need} are needed for any other value than 0."
+    note = f"In half of the prompts the candidates are readable at {int(np.median(steps))} steps at most; any value other than 0 needs {need}."
     return replace(verdict, outcome="undecided", note=f"{verdict.note} {note}".strip())
