@@ -3,8 +3,8 @@
 1. A *planted* item states one thing six times, three times each way, in an order (ABBAAB or its mirror) without a last word in favour of either; the seventh
    statement is left open. Its *control* is the same text with all six statements agreeing.
 2. Which value comes first, and which one the control agrees on, alternate within each kind, so that no position is right more often.
-3. The first half of each kind's word sets is the calibration split, the second half is held out. Frames and order were chosen by looking at other words
-   (see the data card); no held-out item was looked at on its own.
+3. The first half of each kind's word sets is the calibration split, the second half is held out. Frames and order were chosen by trying
+   eight frames and six orders on ten word sets with the demo model; some of those words come back here, in both splits (see the data card).
 4. *Null* items repeat a sentence five times and stop inside the sixth: the next token is settled by construction, and a small model can tell. (Idioms and facts
    were tried first; the demo model does not know enough of them for their next token to count as settled.)
 
