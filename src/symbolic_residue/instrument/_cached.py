@@ -11,11 +11,12 @@ position j of the padded sequence.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
@@ -23,7 +24,22 @@ from symbolic_residue.instrument._edits import AttentionBias, Edit, Positions
 from symbolic_residue.instrument._instrument import Instrument
 from symbolic_residue.instrument._trace import Trace
 
-__all__ = ["Decoder", "LastRow"]
+__all__ = ["Decoder", "LastRow", "cache_name"]
+
+
+def cache_name(model: nn.Module) -> str:
+    """What this model calls its key-value cache: ``cache`` since transformers 5.24, ``past_key_values`` before.
+
+    Raises:
+        InstrumentError: it takes neither.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in parameters:
+            return name
+    raise InstrumentError(
+        f"{type(model).__name__} takes no key-value cache.", why="Runs that share a prefix keep its keys and values."
+    )
 
 
 def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
@@ -31,10 +47,9 @@ def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tenso
     from transformers import DynamicCache
 
     cache = DynamicCache()
+    call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
     with torch.no_grad():
-        out = instrument.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
     return cache, out.logits[:, -1]
 
 
@@ -93,9 +108,8 @@ class LastRow:
             torch.no_grad(),
             self.instrument.attached(reads=reads, edits=edits, cached_keys=self.width if has_bias else None) as trace,
         ):
-            out = self.instrument.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
+            call = {cache_name(self.instrument.model): cache, "use_cache": True}
+            out = self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
             trace.logits = out.logits
         return trace
 
@@ -141,8 +155,8 @@ class Decoder:
                 **call,
                 attention_mask=self._mask,
                 position_ids=_positions(self._mask)[:, -1:],
-                past_key_values=self._cache,
                 use_cache=True,
+                **{cache_name(self.instrument.model): self._cache},
             )
         self.logits = out.logits[:, -1].float()
         return self.logits

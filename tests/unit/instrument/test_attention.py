@@ -13,6 +13,7 @@ from tiny_models import build, FAMILIES
 
 from symbolic_residue.errors import AttentionError, ConfigError, EditError, InstrumentError, ReadError
 from symbolic_residue.instrument import AttentionBias, AttentionMask, AttentionRead, collate, Instrument
+from symbolic_residue.instrument._cached import cache_name
 from symbolic_residue.instrument.attention import (
     block_stats,
     dense_stats,
@@ -201,9 +202,10 @@ def test_hiding_every_key_is_refused_and_nothing_stays_attached(instrument: Inst
 def test_a_cache_is_refused(instrument: Instrument) -> None:
     x = ids(1, 8)
     with torch.no_grad():
-        cache = instrument.model(input_ids=x, use_cache=True).past_key_values
+        name = cache_name(instrument.model)
+        cache = instrument.model(input_ids=x, use_cache=True)[name]
         with pytest.raises(AttentionError, match="cache"), instrument.attached(attention=AttentionRead(stats=("entropy",))):
-            instrument.model(input_ids=x[:, :1], past_key_values=cache)
+            instrument.model(input_ids=x[:, :1], **{name: cache})
 
 
 def test_regions_come_from_the_batch_or_must_be_given(instrument: Instrument) -> None:
