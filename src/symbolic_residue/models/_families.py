@@ -1,69 +1,18 @@
 """The family table: for every supported architecture, where the parts of the model are.
 
-1. A family is keyed by ``config.model_type``. Its ``FamilySpec`` is data only: dotted paths of modules, the kind of norm, how
-   q, k and v are laid out, and which config entry says whether attention and MLP read the same residual.
-2. Paths of a layer's parts start at the block; the others start at the model.
-3. ``refuse_when`` lists config values under which the table would be wrong; each comes with its reason.
-4. ``REFUSED`` names model types that come close to a supported one, with the reason why they are not served.
+1. One ``FamilySpec`` an architecture, keyed by ``config.model_type``; ``_spec`` says what its fields mean.
+2. ``REFUSED`` names model types that come close to a supported one, with the reason why they are not served.
 
-Nothing here imports torch; ``bind`` (in ``_parts``) checks every entry against the actual modules.
+Nothing here imports torch; ``bind`` (in ``_bind``) checks every entry against the actual modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from symbolic_residue.models._spec import FamilySpec
 
 __all__ = ["FAMILIES", "REFUSED", "FamilySpec"]
-
-NormKind = Literal["rms", "layer"]
-Windows = Literal["none", "all", "by_layer"]
-"""Sliding windows: in no layer, in all (where the config has a window), or in those whose ``layer_types`` entry says so."""
-
-QkvLayout = Literal["split", "stacked", "interleaved"]
-"""``split``: three modules. ``stacked``: one output ``[q of all heads, k of all, v of all]``. ``interleaved``: ``[head, (q, k, v)]``."""
-
-
-@dataclass(frozen=True, slots=True)
-class FamilySpec:
-    """Where the parts of one architecture are; ``bind`` resolves and checks it."""
-
-    model_type: str
-    layers: str
-    embed: str
-    final_norm: str
-    attn: str
-    o_proj: str
-    mlp_down: str
-    pre_attn_norm: str
-    pre_mlp_norm: str
-    norm_kind: NormKind
-    qkv_layout: QkvLayout
-    qkv: tuple[str, ...]
-    """Paths from the attention module: three for ``split``, else one."""
-
-    unembed: str = "lm_head"
-    mlp: str = "mlp"
-    post_attn_norm: str | None = None
-    """Norm of attention's output before it joins the residual stream (gemma), if any."""
-
-    post_mlp_norm: str | None = None
-    norm_offset: float = 0.0
-    """Added to the norm's weight to give its gain: 1 in gemma, whose weights are stored around zero."""
-
-    position_embed: str | None = None
-    """Learned absolute positions (gpt2), if any; all others rotate queries and keys."""
-
-    parallel: Callable[[Any], bool] = lambda config: False
-    """Whether attention and MLP of a block both read the block's input."""
-
-    windows: Windows = "none"
-    embed_scaled: bool = False
-    """Whether the embedding module itself multiplies by √d_model (gemma); its output is already the residual stream."""
-
-    refuse_when: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()
-    """(config entry, is it refused?, reason)."""
 
 
 def _llama_like(model_type: str, **changes: Any) -> FamilySpec:

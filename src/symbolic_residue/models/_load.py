@@ -29,10 +29,11 @@ from symbolic_residue.errors import (
     VerificationError,
 )
 from symbolic_residue.models._adapter import merge_adapter
+from symbolic_residue.models._bind import bind
 from symbolic_residue.models._cache import CacheEntry, entries_dir, read_entry, weights_digest
 from symbolic_residue.models._folder import check_folder
 from symbolic_residue.models._hub import fetch_hub, find_hub, is_offline, offline_error
-from symbolic_residue.models._parts import bind, Parts
+from symbolic_residue.models._parts import Parts
 from symbolic_residue.models._provenance import AdapterRecord, Provenance, state_sha256, template_sha256, versions
 from symbolic_residue.models._quiet import quiet
 from symbolic_residue.models._refs import FolderRef, HubRef, ModelRef, WheelRef

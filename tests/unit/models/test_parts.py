@@ -51,6 +51,7 @@ def test_every_family_of_the_table_has_a_tiny_model() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes(name: str) -> None:
     parts = bind(build(name))
+    assert parts.attention_layers == (0, 1)
     assert (parts.n_layers, parts.n_heads, parts.d_model, parts.d_mlp, parts.vocab_size) == (2, 4, 64, 96, VOCAB)
     assert parts.n_kv_heads == (4 if name in ("llama_mha", "gpt2", "gpt_neox") else 2)
     assert parts.d_head == (32 if name == "qwen3" else 16)
@@ -331,10 +332,10 @@ def test_models_without_a_language_head_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers by the old name
-def test_attached_adapter_is_refused() -> None:
+def test_adapters_that_do_not_add_are_refused() -> None:
     from peft import get_peft_model, LoraConfig
 
-    wrapped = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    wrapped = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM", use_dora=True))
     with pytest.raises(AdapterError, match="merge_and_unload"):
         bind(wrapped)
     with pytest.raises(AdapterError, match="merge_and_unload"):
