@@ -41,13 +41,18 @@ class Hooks:
             parts.check_point(point)
         self._before: dict[int, Tensor] = {}
         """Residual stream of a layer before its last contribution to ``resid_mid``."""
+        self._shape: dict[int, tuple[int, int]] = {}
+        """``(batch, query)`` of a block that joins the two axes for its MLP (opt)."""
 
     def _visit(self, point: Point, tensor: Tensor) -> Tensor:
         """Edit, then read, the tensor at a point."""
+        shape = tensor.shape
+        if tensor.dim() == 2 and point.layer in self._shape:
+            tensor = tensor.unflatten(0, self._shape[point.layer])
         tensor = apply_tensor_edits(tensor, self.edits.get(point, ()), point)
         if point in self.points:
             self.trace.tensors[point] = tensor.detach()
-        return tensor
+        return tensor.reshape(shape)
 
     def _active(self, *kinds: str, layer: int) -> bool:
         wanted = {Point(kind, layer) for kind in kinds}  # type: ignore[arg-type]
@@ -71,6 +76,8 @@ class Hooks:
     def _register_layer(self, layer: LayerParts) -> list[Any]:
         i, handles = layer.index, []
         mid_edits = bool(self.edits.get(Point("resid_mid", i)))
+        if self.parts.spec.mlp_up is not None:
+            handles.append(layer.block.register_forward_pre_hook(self._note_shape(i), with_kwargs=True))
         if self._active("resid_pre", layer=i) or mid_edits:
             handles.append(layer.block.register_forward_pre_hook(self._block_input(i), with_kwargs=True))
         if self._active("z", layer=i):
@@ -87,7 +94,7 @@ class Hooks:
         if Point("resid_mid", i) in self.points:
             module = layer.pre_mlp_norm.module if layer.pre_mlp_norm is not None else layer.mlp_up
             assert module is not None
-            handles.append(module.register_forward_pre_hook(self._read_input(Point("resid_mid", i))))
+            handles.append(module.register_forward_pre_hook(self._read_mid(Point("resid_mid", i))))
         if self._active("mlp_in", layer=i):
             assert layer.mlp_up is not None
             handles.append(layer.mlp_up.register_forward_pre_hook(self._input(Point("mlp_in", i))))
@@ -101,6 +108,12 @@ class Hooks:
         if self._active("resid_post", layer=i):
             handles.append(layer.block.register_forward_hook(self._output(Point("resid_post", i))))
         return handles
+
+    def _note_shape(self, i: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._shape[i] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+
+        return hook
 
     def _block_input(self, i: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -145,9 +158,12 @@ class Hooks:
 
         return hook
 
-    def _read_input(self, point: Point) -> Any:
+    def _read_mid(self, point: Point) -> Any:
+        """``resid_mid`` was edited before it reaches this module: only read it."""
+
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.trace.tensors[point] = args[0].detach()
+            tensor = args[0].detach()
+            self.trace.tensors[point] = tensor.unflatten(0, self._shape[point.layer]) if tensor.dim() == 2 else tensor  # type: ignore[index]
 
         return hook
 

@@ -93,6 +93,9 @@ def bind_with(model: Any, spec: FamilySpec, *, discovered: bool = False) -> Part
     for entry, refused, reason in spec.refuse_when:
         if refused(getattr(config, entry, None)):
             raise UnsupportedModelError(f"A {spec.model_type} model with {entry} set is not supported.", why=reason)
+    reason = spec.refuse(config)
+    if reason is not None:
+        raise UnsupportedModelError(f"This variant of {spec.model_type} is not supported.", why=reason)
     sizes = _sizes(spec, config)
     n_layers, d_model, vocab_size = sizes["n_layers"], sizes["d_model"], config.vocab_size
     embed = module_at(model, spec.embed, nn.Embedding)
@@ -202,6 +205,9 @@ def _bind_layer(block: nn.Module, index: int, spec: FamilySpec, config: Any, siz
         attn_scale=float(spec.attn_scale(config)),
         mlp_scale=float(spec.mlp_scale(config)),
         mixer_scale=float(spec.mixer_scale(config)),
+        attn_in_scale=float(spec.attn_in_scale(config)),
+        key_scale=float(spec.key_scale(config)),
+        mlp_down_scale=float(spec.mlp_down_scale(config)),
         parallel=spec.parallel(config),
         spec=spec,
         qkv_layout=layout,
@@ -270,8 +276,8 @@ def _norm(root: nn.Module, path: str, spec: FamilySpec, d_model: int, where: str
         (value for key in ("eps", "variance_epsilon") if isinstance(value := getattr(module, key, None), float)), spec.norm_eps
     )
     weight = getattr(module, "weight", None)
-    if eps is None or (weight is None and spec.norm_eps is None):
-        raise VerificationError(f"{name}: a {type(module).__name__} without weight or epsilon is no norm of this table.")
+    if eps is None:
+        raise VerificationError(f"{name}: a {type(module).__name__} without epsilon is no norm of this table.")
     if weight is not None:
         check_shape(name, weight, (d_model,))
     norm = Norm(module, spec.norm_kind, spec.norm_offset, eps, d_model)

@@ -99,6 +99,15 @@ class LayerParts:
 
     mlp_scale: float
     mixer_scale: float
+    attn_in_scale: float
+    """Constant factor on the normed input of attention; ``projection`` has it in its weights."""
+
+    key_scale: float
+    """Constant factor on the keys; ``projection`` has it in its weights and bias."""
+
+    mlp_down_scale: float
+    """Constant factor between ``mlp_down``'s output and the MLP's."""
+
     parallel: bool
     """Attention and MLP both read the block's input (GPT-NeoX), instead of the MLP reading what attention left."""
 
@@ -125,6 +134,21 @@ class LayerParts:
             return f"Layer {self.index} has no MLP, so nothing lies between two sublayers."
         return None
 
+    @property
+    def score_scale(self) -> float:
+        """Factor of the scores from the points q and k: ``scores = score_scale · q·k``, before softcap, mask and bias.
+
+        It is 1 where the architecture scales its queries before the attention function gets them (opt).
+
+        Raises:
+            ReadError: the layer has no softmax attention.
+        """
+        attn, _ = self._attention()
+        if self.spec.query_prescaled:
+            return 1.0
+        scaling = getattr(attn, "scaling", None)
+        return float(scaling) if scaling is not None else self.d_head**-0.5
+
     def w_o(self, head: int) -> Tensor:
         """The head's output weights, ``[d_head, d_model]``: ``z @ w_o`` is what the head writes, before any norm of the output and
         before ``attn_scale``.
@@ -149,7 +173,8 @@ class LayerParts:
     def projection(self, which: Literal["q", "k", "v"], head: int) -> tuple[Tensor, Tensor | None]:
         """Weights ``[d_model, d_head]`` and bias ``[d_head] | None`` that make the head's q, k or v from the normed input.
 
-        q and k come before any rotation, any norm of their own (qwen3, gemma3, olmo2) and any constant factor (falcon_h1's k).
+        q and k come before any rotation and any norm of their own (qwen3, gemma3, olmo2). Where q's module also makes an output gate
+        (qwen3_next), only q's half is given.
 
         Raises:
             IndexError: no such head.
@@ -173,7 +198,13 @@ class LayerParts:
                 row = kv_head * (group + 2) + (head % group if which == "q" else group + part - 1)
         chosen = slice(row * self.d_head, (row + 1) * self.d_head)
         added = bias(module)
-        return weight_in_out(module)[:, chosen], None if added is None else added[chosen]
+        weight, added = weight_in_out(module)[:, chosen], None if added is None else added[chosen]
+        key_scale = self.key_scale if which == "k" else 1.0
+        if self.attn_in_scale * key_scale != 1.0:
+            weight = weight * (self.attn_in_scale * key_scale)
+        if added is not None and key_scale != 1.0:
+            added = added * key_scale
+        return weight, added
 
     def _attention(self) -> tuple[nn.Module, nn.Module]:
         if self.attn is None or self.o_proj is None:

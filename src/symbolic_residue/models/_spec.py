@@ -106,6 +106,21 @@ class FamilySpec:
     sizes: Callable[[Any], dict[str, Any]] = lambda config: {}
     """Sizes under another name than the usual: any of n_layers, n_heads, n_kv_heads, d_model, d_head, max_context."""
 
+    attn_in_scale: Callable[[Any], float] = lambda config: 1.0
+    """Constant factor on the normed input of attention (falcon_h1)."""
+
+    key_scale: Callable[[Any], float] = lambda config: 1.0
+    """Constant factor on the keys (falcon_h1)."""
+
+    query_prescaled: bool = False
+    """Whether the module scales its queries before it hands them to the attention function (opt)."""
+
+    mlp_down_scale: Callable[[Any], float] = lambda config: 1.0
+    """Constant factor between ``mlp_down``'s output and the MLP's (falcon_h1)."""
+
+    refuse: Callable[[Any], str | None] = lambda config: None
+    """Why this config is refused, where more than one entry decides."""
+
     refuse_when: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()
     """(config entry, is it refused?, reason)."""
 
