@@ -37,8 +37,7 @@ _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_int
 _DENSE: dict[str, dict[str, Any]] = {
     "llama": _GROUPED | {"model_type": "llama", "tie_word_embeddings": False},
     "llama_mha": _COMMON | {"model_type": "llama", "num_key_value_heads": 4, "head_dim": 16, "tie_word_embeddings": True},
-    "qwen2": _WITHOUT_HEAD_DIM
-    | {"model_type": "qwen2", "use_sliding_window": False, "tie_word_embeddings": False},
+    "qwen2": _WITHOUT_HEAD_DIM | {"model_type": "qwen2", "use_sliding_window": False, "tie_word_embeddings": False},
     "qwen3": _GROUPED | {"model_type": "qwen3", "head_dim": 32, "use_sliding_window": False, "tie_word_embeddings": False},
     "gemma3": _GROUPED
     | {
@@ -200,6 +199,7 @@ _HYBRID: dict[str, dict[str, Any]] = {
     | {
         "model_type": "granitemoehybrid",
         "num_local_experts": 0,
+        "position_embedding_type": "rope",
         "shared_intermediate_size": 96,
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "attention_multiplier": 0.2,

@@ -1,6 +1,6 @@
 """Binding: the family table's paths resolved on a model, every part checked.
 
-1. The model's class and config decide the family; quantised, packed and offloaded weights and refused variants stop here.
+1. The config decides the family; one that the table has never seen is looked for by its structure (``_discover``). Quantised, packed and offloaded weights and refused variants stop here.
 2. Sizes come from the config; each path of the table is resolved to a module. LoRA layers of PEFT stay where they are: hooks go on what
    runs, weights are those that act.
 3. Every module is compared with the sizes: embedding and unembedding ``[vocab, d_model]``, norms ``[d_model]``, the attention
@@ -32,17 +32,21 @@ from symbolic_residue.models._weights import (
 __all__ = ["bind", "bind_with", "check_family", "unwrap"]
 
 
-def check_family(model_type: str | None) -> FamilySpec:
-    """The table's entry for a ``config.model_type``.
+def check_family(model_type: str | None) -> FamilySpec | None:
+    """The table's entry for a ``config.model_type``; ``None`` for an architecture that transformers has and the table has not seen,
+    whose parts ``bind`` then looks for by their structure.
 
     Raises:
-        UnsupportedModelError: not in the table; near neighbours with their reason.
+        UnsupportedModelError: a near neighbour that is not served, with its reason; or a type that transformers does not know.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     spec = FAMILIES.get(model_type or "")
-    if spec is None:
+    why = REFUSED.get(model_type or "")
+    if spec is None and (why is not None or model_type not in CONFIG_MAPPING):
         raise UnsupportedModelError(
             f"The architecture {model_type!r} is not in the family table.",
-            why=REFUSED.get(model_type or "", "Where its parts are, and how it attends, has not been written down and checked."),
+            why=why or "Where its parts are is not written down, and transformers does not know it.",
             todo=f"Supported model types: {', '.join(sorted(FAMILIES))}.",
         )
     return spec
@@ -83,7 +87,11 @@ def bind(model: Any) -> Parts:
             f"{type(model).__name__} is no transformers model.", todo="Give a model made by AutoModelForCausalLM.from_pretrained."
         )
     spec = check_family(getattr(config, "model_type", None))
-    return bind_with(model, spec)
+    if spec is not None:
+        return bind_with(model, spec)
+    from symbolic_residue.models._discover import discover  # it binds, too
+
+    return bind_with(model, discover(model), discovered=True)
 
 
 def bind_with(model: Any, spec: FamilySpec, *, discovered: bool = False) -> Parts:
@@ -143,6 +151,7 @@ def bind_with(model: Any, spec: FamilySpec, *, discovered: bool = False) -> Part
             if layer.attn is not None
             for name in spec.qkv
         ),
+        position_ids=bool(spec.position_ids(config)),
         windows=_windows(spec, config, n_layers, attention_layers),
         discovered=discovered,
     )

@@ -247,16 +247,18 @@ _SPECS = (
         qkv=("query_key_value",),
         parallel=lambda config: bool(config.parallel_attn),
         sizes=lambda config: {"n_kv_heads": _falcon_kv_heads(config)},
+        position_ids=lambda config: not config.alibi,
         door="sdpa_call",
         refuse=_falcon_refused,
     ),
     _mamba_hybrid("bamba"),
-    _mamba_hybrid("jamba", moe=True),
+    _mamba_hybrid("jamba", moe=True, position_ids=lambda config: False),
     _mamba_hybrid(
         "falcon_h1",
         attn_scale=lambda config: config.attention_out_multiplier,
         mixer_scale=lambda config: config.ssm_out_multiplier,
         embed_scale=lambda config: config.embedding_multiplier,
+        embed_scale_on_ids=True,
         logit_scale=lambda config: config.lm_head_multiplier,
         attn_in_scale=lambda config: config.attention_in_multiplier,
         key_scale=lambda config: config.key_multiplier,
@@ -276,8 +278,13 @@ _SPECS = (
         hybrid=True,
         mlp="shared_mlp",
         mlp_down="shared_mlp.output_linear",
+        position_ids=lambda config: config.position_embedding_type == "rope",
         refuse_when=(
-            ("num_local_experts", bool, "Experts and a shared MLP are added outside any module, so no module's output is what the MLP writes."),
+            (
+                "num_local_experts",
+                bool,
+                "Experts and a shared MLP are added outside any module, so no module's output is what the MLP writes.",
+            ),
         ),
         **_granite_factors(),
     ),
@@ -298,7 +305,9 @@ FAMILIES: dict[str, FamilySpec] = {spec.model_type: spec for spec in _SPECS}
 """Supported architectures by ``config.model_type``."""
 
 _NO_SOFTMAX = "It has no softmax attention."
-_OWN_ATTENTION = "Its attention is computed in its own code, not through transformers' attention interface, so it cannot be read exactly."
+_OWN_ATTENTION = (
+    "Its attention is computed in its own code, not through transformers' attention interface, so it cannot be read exactly."
+)
 
 REFUSED: dict[str, str] = {
     "gemma3": "It joins the text model to an image tower; only the text model (gemma3_text) is in the table.",

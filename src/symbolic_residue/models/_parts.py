@@ -259,6 +259,9 @@ class Parts:
     qkv_bias: bool
     """Whether any of q, k, v has a bias."""
 
+    position_ids: bool
+    """Whether position ids reach the model; where not (ALiBi, no positions at all), changing them changes nothing."""
+
     windows: tuple[int | None, ...]
     discovered: bool = False
     """Whether the family is not in the table, and its parts were found by their structure."""
@@ -272,6 +275,11 @@ class Parts:
     def b_u(self) -> Tensor | None:
         """Bias of the logits, ``[vocab]``."""
         return bias(self.unembed)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the model must be given as ``inputs_embeds`` to do as with these ids, ``[..., d_model]``."""
+        out = self.embed(ids)
+        return out * self.embed_scale if self.spec.embed_scale_on_ids else out
 
     def attention_window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, itself included (key j for query i if i - j < window); ``None``: all before it."""

@@ -102,6 +102,12 @@ class FamilySpec:
     embed_scale: Callable[[Any], float] = lambda config: 1.0
     """Constant factor on the embedding module's output before the first block (granite, the first gemma)."""
 
+    embed_scale_on_ids: bool = False
+    """Whether that factor is left out when vectors are given in place of ids (falcon_h1)."""
+
+    position_ids: Callable[[Any], bool] = lambda config: True
+    """Whether position ids reach the model: not without rotary or learned positions (jamba), nor with ALiBi, which counts the keys."""
+
     door: Door = "interface"
     sizes: Callable[[Any], dict[str, Any]] = lambda config: {}
     """Sizes under another name than the usual: any of n_layers, n_heads, n_kv_heads, d_model, d_head, max_context."""

@@ -209,7 +209,7 @@ def test_residual_stream_is_the_sum_of_what_the_parts_write(name: str) -> None:
         mid = block["in"] if layer.parallel else total
         torch.testing.assert_close(seen["mid"]["in"].reshape(mid.shape), mid, rtol=1e-4, atol=1e-4)
         mlp = seen["mlp"]["out"].reshape(mid.shape)
-        if not parts.spec.door == "sdpa_call" or not layer.parallel:  # falcon adds attention into the MLP's own output
+        if parts.spec.door != "sdpa_call" or not layer.parallel:  # falcon adds attention into the MLP's own output
             mlp = mlp * layer.mlp_scale
             torch.testing.assert_close(total + mlp, block["out"], rtol=1e-4, atol=1e-4)
         if layer.mlp_down is not None:
