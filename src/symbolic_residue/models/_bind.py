@@ -1,6 +1,7 @@
 """Binding: the family table's paths resolved on a model, every part checked.
 
-1. The config decides the family; one that the table has never seen is looked for by its structure (``_discover``). Quantised, packed and offloaded weights and refused variants stop here.
+1. The config decides the family; one that the table has never seen is looked for by its structure (``_discover``). Quantised, packed
+   and offloaded weights and refused variants stop here.
 2. Sizes come from the config; each path of the table is resolved to a module. LoRA layers of PEFT stay where they are: hooks go on what
    runs, weights are those that act.
 3. Every module is compared with the sizes: embedding and unembedding ``[vocab, d_model]``, norms ``[d_model]``, the attention
@@ -269,10 +270,11 @@ def _refuse_absent_weights(model: nn.Module) -> None:
                 why="Offloaded weights are only there while their layer runs, so they cannot be read.",
                 todo="Load the whole model into memory: device_map without offloading to cpu or disk hooks.",
             )
-    quantised = getattr(model, "quantization_method", None) or getattr(model.config, "quantization_config", None)
     if getattr(model, "is_quantized", False):
+        config = getattr(model.config, "quantization_config", None)
+        method = getattr(config, "quant_method", None) or getattr(model, "quantization_method", "unknown")
         raise UnsupportedModelError(
-            f"The model's weights are quantised ({quantised}).",
+            f"The model's weights are quantised ({getattr(method, 'value', method)}).",
             why="Quantised or wrapped linears have no plain weight matrix to read.",
             todo="Load the model dequantised (float32, float16 or bfloat16).",
         )
@@ -289,8 +291,8 @@ def _norm(root: nn.Module, path: str, spec: FamilySpec, d_model: int, where: str
         raise VerificationError(f"{name}: a {type(module).__name__} without epsilon is no norm of this table.")
     if weight is not None:
         check_shape(name, weight, (d_model,))
-    norm = Norm(module, spec.norm_kind, spec.norm_offset, eps, d_model)
-    like = next(root.parameters()) if weight is None else weight
+    like = torch.empty_like(next(root.parameters()).detach().flatten()[:d_model]) if weight is None else weight.detach()
+    norm = Norm(module, spec.norm_kind, spec.norm_offset, eps, like)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, d_model, generator=generator).to(like.device, like.dtype) + 0.5
     with torch.no_grad():

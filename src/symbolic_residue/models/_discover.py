@@ -3,10 +3,10 @@
 1. Candidate entries come from module names alone: blocks at ``model.layers``, ``self_attn`` with q, k, v and an output projection, an ``mlp`` with a last
    linear, norms before or after each sublayer. Nothing else is guessed at.
 2. The kind and the offset of the norms are those whose formula every norm of the model follows.
-3. The candidate is bound with all checks of ``bind``, and then run: on random tokens, attention must be asked through transformers' attention interface
-   once a layer with the heads' shapes, and its answer must reach the output projection untouched; the residual stream must be the sum of embedding and contributions; each attention output the sum of its heads
-   through ``w_o``; the logits final norm and unembedding of the last residual; zeroing a layer's heads must change the logits; and a later token must not
-   change earlier logits.
+3. The candidate is bound with all checks of ``bind``, and then run on random tokens. Attention must be asked through transformers' attention interface
+   once a layer with the heads' shapes, and its answer must reach the output projection untouched. The residual stream must be the sum of embedding and
+   contributions; each attention output the sum of its heads through ``w_o``; the logits final norm and unembedding of the last residual. Zeroing a
+   layer's heads must change the logits, and a later token must not change earlier ones.
 4. Constant factors on embedding and logits are measured and must fit everywhere. A factor inside the blocks, experts, second streams or other mixers make
    a check fail, and the model is refused in one sentence.
 
@@ -18,14 +18,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn, Tensor
 
 from symbolic_residue.errors import ModelError, UnsupportedModelError, VerificationError
 from symbolic_residue.models._parts import LayerParts, Parts
-from symbolic_residue.models._spec import FamilySpec
+from symbolic_residue.models._spec import FamilySpec, NormKind
 
 __all__ = ["discover"]
 
@@ -62,7 +62,9 @@ def discover(model: Any) -> FamilySpec:
         model.train(was_training)
     raise UnsupportedModelError(
         f"The architecture {model.config.model_type!r} is not in the family table, and its parts could not be found by their structure.",
-        why=reasons[0] if reasons else "Its modules are not laid out as in llama (model.layers, self_attn, mlp, norms beside them).",
+        why=reasons[0]
+        if reasons
+        else "Its modules are not laid out as in llama (model.layers, self_attn, mlp, norms beside them).",
         todo="Supported model types: symbolic_residue.models.FAMILIES. A new one is one entry of the table.",
     )
 
@@ -102,7 +104,9 @@ def _candidates(model: Any) -> Iterator[FamilySpec]:
         "qkv": ("q_proj", "k_proj", "v_proj") if split else ("qkv_proj",),
         "windows": "by_layer" if by_layer else "all" if getattr(config, "sliding_window", None) else "none",
     }
-    for norms, (kind, offset) in itertools.product(_norm_paths(block), (("rms", 0.0), ("rms", 1.0), ("layer", 0.0), ("layer", 1.0))):
+    for norms, (kind, offset) in itertools.product(
+        _norm_paths(block), (("rms", 0.0), ("rms", 1.0), ("layer", 0.0), ("layer", 1.0))
+    ):
         yield FamilySpec(**fields, **norms, norm_kind=kind, norm_offset=offset)
 
 

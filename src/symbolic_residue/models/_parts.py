@@ -35,13 +35,14 @@ class Norm:
     kind: Literal["rms", "layer"]
     offset: float
     eps: float
-    d_model: int
+    like: Tensor
+    """A weight of the model beside it: device and dtype of the gain of a norm without weights (olmo), and its size."""
 
     def gain(self) -> Tensor:
         """The factor after normalising, ``[d_model]``; gemma's stored weight plus one; ones for a norm without weights."""
         weight: Tensor | None = getattr(self.module, "weight", None)
         if weight is None:
-            return torch.ones(self.d_model)
+            return torch.ones_like(self.like)
         return weight.detach() + self.offset if self.offset else weight.detach()
 
     def bias(self) -> Tensor | None:

@@ -47,16 +47,16 @@ def bias(module: Any) -> Tensor | None:
 
 
 def _deltas(module: Any) -> list[Tensor]:
-    """What the adapters add to the base weight, in the base's own layout."""
-    if not is_lora(module) or module.disable_adapters:
+    """What is missing from the base weight to what acts in the next forward, in the base's own layout."""
+    if not is_lora(module):
         return []
-    merged = set(module.merged_adapters)
+    merged = list(module.merged_adapters)
     with torch.no_grad():
-        return [module.get_delta_weight(name).detach() for name in _acting(module) if name not in merged]
-
-
-def _acting(module: Any) -> list[str]:
-    return [name for name in module.active_adapters if name in module.lora_A]
+        if module.disable_adapters:  # the next forward takes merged adapters out again
+            return [-module.get_delta_weight(name).detach() for name in merged]
+        if merged:  # then the base weight acts as it is
+            return []
+        return [module.get_delta_weight(name).detach() for name in module.active_adapters if name in module.lora_A]
 
 
 def module_at(root: nn.Module, path: str, kind: type[Any], where: str = "") -> Any:

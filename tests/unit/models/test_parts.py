@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -336,7 +337,7 @@ def test_binding_leaves_the_model_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "mixtral", "cohere", "olmo", "falcon", "opt", "jamba", "qwen3_next"])
 def test_other_dtypes_bind(name: str, dtype: torch.dtype) -> None:
     assert bind(build(name).to(dtype)).final_norm.gain().dtype == dtype
 
@@ -441,6 +442,39 @@ def test_quantised_linears_are_refused() -> None:
     model = build("llama")
     model.model.layers[0].self_attn.o_proj = PackedLinear(64, 64, bias=False)
     with pytest.raises(UnsupportedModelError, match=r"o_proj is a PackedLinear"):
+        bind(model)
+
+
+@pytest.mark.parametrize("dequantise", [True, False])
+def test_gguf_in_memory(gguf_bytes: bytes, tmp_path: Path, dequantise: bool) -> None:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    (tmp_path / "tiny.gguf").write_bytes(gguf_bytes)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="tiny.gguf", quantization_config=GgufConfig(dequantize=dequantise), dtype=torch.float32
+    )
+    if dequantise:
+        assert bind(model).n_layers == 2
+    else:
+        with pytest.raises(UnsupportedModelError, match=r"weights are quantised \(gguf\)"):
+            bind(model)
+
+
+def test_bitsandbytes_is_refused() -> None:
+    """As transformers marks a model that it loaded in 8 bits, which this machine may not be able to do."""
+    from transformers import BitsAndBytesConfig
+
+    model = build("llama")
+    model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    model.is_quantized = True
+    with pytest.raises(UnsupportedModelError, match=r"weights are quantised \(bitsandbytes\)"):
+        bind(model)
+
+
+def test_offloaded_weights_are_refused() -> None:
+    model = build("llama")
+    model.model.layers[1].mlp.up_proj.to("meta")
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp\.up_proj\.weight has no data .*Offloaded"):
         bind(model)
 
 
