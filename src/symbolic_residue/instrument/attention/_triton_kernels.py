@@ -56,6 +56,22 @@ def _scores(dot, key, inside, row_bias, bias_k, row_keep, keep_k, score_scale, c
 
 
 @triton.jit
+def _add_masses(masses, w, one_hot, UPCAST: tl.constexpr):
+    """``masses + w @ one_hot`` with w at its full 24 bits: three bfloat16 parts on the tensor cores, the indicator being exact."""
+    indicator = one_hot.to(tl.float32).to(tl.bfloat16)  # by way of float32: the interpreter would read a truth value's bits
+    if UPCAST:
+        indicator = indicator.to(tl.float32)
+    for _ in tl.static_range(3):
+        part = w.to(tl.bfloat16)
+        w = w - part.to(tl.float32)
+        if UPCAST:
+            masses = tl.dot(part.to(tl.float32), indicator, masses, input_precision="ieee")
+        else:
+            masses = tl.dot(part, indicator, masses)
+    return masses
+
+
+@triton.jit
 def attend_kernel(
     q,  # [batch, head, query, d_head]
     k,  # [batch, kv_head, key, d_head]
@@ -240,9 +256,7 @@ def attend_kernel(
             only = tl.load(uniform + b * uniform_b + start // BLOCK_N)
             if only == _MIXED:
                 label = tl.load(labels + b * labels_b + key, mask=key < n_keys, other=-1)
-                onehot = (label[:, None] == region[None, :]).to(tl.float32)
-                # Three TF32 products carry w to 22 bits and the indicator exactly: float32 for all purposes, on the tensor cores.
-                masses = tl.dot(w, onehot, masses, input_precision="tf32x3")
+                masses = _add_masses(masses, w, label[:, None] == region[None, :], UPCAST)
             else:
                 masses += tl.where(region[None, :] == only, total[:, None], 0.0)
         if v is not None:
