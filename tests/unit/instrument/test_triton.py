@@ -13,8 +13,9 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,17 @@ from symbolic_residue.instrument.attention import _triton
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (linux x86_64 only)")
 ALL = ("mass", "entropy", "lse", "max", "argmax", "distance", "self", "sink")
 # Statistics are float32 whatever the inputs; lse and distance grow with scores and positions, the output is rounded to the inputs' dtype.
-TOLERANCE = {"mass": 1e-5, "entropy": 2e-5, "lse": 2e-5, "max": 1e-5, "argmax": 1e-5, "distance": 1e-3, "self": 1e-5, "sink": 1e-5, "received": 1e-4}
+TOLERANCE = {
+    "mass": 1e-5,
+    "entropy": 2e-5,
+    "lse": 2e-5,
+    "max": 1e-5,
+    "argmax": 1e-5,
+    "distance": 1e-3,
+    "self": 1e-5,
+    "sink": 1e-5,
+    "received": 1e-4,
+}
 OUTPUT = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
@@ -54,7 +65,6 @@ class Case:
     rows: tuple[int, ...] | None = None
     want: tuple[str, ...] = ALL
     value: bool = True
-    tensors: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 CASES = {
@@ -77,7 +87,16 @@ CASES = {
     "softcap large": Case(softcap=50.0),
     "sinks": Case(heads=4, kv_heads=2, sinks=True),
     "everything": Case(
-        batch=2, heads=4, kv_heads=2, mask="random", keep=True, bias="full", softcap=5.0, sinks=True, layout="interleaved", queries=45
+        batch=2,
+        heads=4,
+        kv_heads=2,
+        mask="random",
+        keep=True,
+        bias="full",
+        softcap=5.0,
+        sinks=True,
+        layout="interleaved",
+        queries=45,
     ),
     "regions interleaved": Case(layout="interleaved", regions=7),
     "regions over tiles": Case(layout="blocks", regions=3, queries=260, keys=260, heads=1),
@@ -87,7 +106,9 @@ CASES = {
     "decode": Case(batch=2, heads=8, kv_heads=2, queries=1, keys=130, mask="causal"),
     "continued": Case(queries=20, keys=130),
     "bfloat16": Case(dtype="bfloat16", heads=4, kv_heads=2),
-    "bfloat16, everything": Case(dtype="bfloat16", mask="random", keep=True, bias="full", softcap=5.0, sinks=True, layout="interleaved"),
+    "bfloat16, everything": Case(
+        dtype="bfloat16", mask="random", keep=True, bias="full", softcap=5.0, sinks=True, layout="interleaved"
+    ),
     "float16": Case(dtype="float16", heads=4, kv_heads=2),
     "narrow values": Case(d_head=24, d_value=10),
     "wide values": Case(d_head=20, d_value=72, queries=40, keys=40),
@@ -112,7 +133,16 @@ BESIDE = {
     "decode": CASES["decode"],
     "chosen rows": Case(batch=2, heads=4, kv_heads=2, rows=(69, 0, 33), sinks=True),
     "chosen rows, everything": Case(
-        batch=2, heads=4, kv_heads=2, mask="random", keep=True, bias="full", softcap=5.0, rows=(5, 44, 44, 2), layout="interleaved", queries=45
+        batch=2,
+        heads=4,
+        kv_heads=2,
+        mask="random",
+        keep=True,
+        bias="full",
+        softcap=5.0,
+        rows=(5, 44, 44, 2),
+        layout="interleaved",
+        queries=45,
     ),
     "chosen rows, bias of a key": Case(batch=2, heads=4, kv_heads=2, bias="row", shared=True, rows=(60, 2)),
     "received alone": Case(batch=2, heads=4, kv_heads=2, mask="window", queries=150, keys=150, want=()),
@@ -128,7 +158,11 @@ def make(case: Case, seed: int) -> dict[str, Any]:
         return torch.randn(*shape, generator=g)
 
     dtype = getattr(torch, case.dtype)
-    heads = {"q": (case.heads, case.queries, case.d_head), "k": (case.kv_heads, case.keys, case.d_head), "v": (case.kv_heads, case.keys, case.d_value)}
+    heads = {
+        "q": (case.heads, case.queries, case.d_head),
+        "k": (case.kv_heads, case.keys, case.d_head),
+        "v": (case.kv_heads, case.keys, case.d_value),
+    }
     args: dict[str, Any] = {}
     for name, (h, n, d) in heads.items():
         x = normal(case.batch, n, h, d).transpose(1, 2) if case.transposed else normal(case.batch, h, n, d)
@@ -211,7 +245,11 @@ def oracle(args: dict[str, Any]) -> dict[str, torch.Tensor]:
         "sink": (1 - share).masked_fill(~some, 0.0),
         "weights": p,
     }
-    one_hot = (args["labels"][..., None] == torch.arange(args["n_regions"])).double() if "labels" in args else torch.zeros(1, n_keys, 0).double()
+    one_hot = (
+        (args["labels"][..., None] == torch.arange(args["n_regions"])).double()
+        if "labels" in args
+        else torch.zeros(1, n_keys, 0).double()
+    )
     stats["mass"] = p @ one_hot[:, None]
     if args["v"] is not None:
         stats["output"] = (p @ args["v"].double().repeat_interleave(groups, 1)).transpose(1, 2)
@@ -293,5 +331,173 @@ def interpret() -> dict[str, Any]:
     return answers
 
 
+COMPILED = {
+    # capability, call beside a known log-sum-exp, case
+    "sm_90 bfloat16, everything": (
+        90,
+        False,
+        Case(dtype="bfloat16", heads=4, d_head=128, d_value=128, keep=True, bias="full", softcap=5.0, sinks=True),
+    ),
+    "sm_80 float16, output and masses": (80, False, Case(dtype="float16", d_head=64, d_value=64, want=("mass", "entropy"))),
+    "sm_90 float32, beside": (90, True, Case(d_head=64)),
+}
+
+
+class Compiler:
+    """Stands in for a kernel: takes the launch that the backend makes and compiles it, for a device that need not be there."""
+
+    def __init__(self, kernel: Any, capability: int, done: list[dict[str, Any]]) -> None:
+        self.kernel, self.capability, self.done = kernel, capability, done
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self.launch
+
+    def launch(self, *args: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        types = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "int32": "*i32", "int64": "*i64", "uint8": "*u8"}
+        names = self.kernel.arg_names
+        signature, fixed, aligned = {}, {}, {}
+        for i, (name, x) in enumerate(zip(names, (*args, *constants.values()), strict=True)):
+            if i >= len(args):
+                assert list(constants)[i - len(args)] == name
+            if i >= len(args) or x is None or (isinstance(x, int) and x == 1):  # as triton's own launcher specialises them
+                signature[name], fixed[name] = "constexpr", x
+                continue
+            signature[name] = (
+                types[str(x.dtype).removeprefix("torch.")]
+                if isinstance(x, torch.Tensor)
+                else "i32"
+                if isinstance(x, int)
+                else "fp32"
+            )
+            if isinstance(x, torch.Tensor) or (isinstance(x, int) and x % 16 == 0):
+                aligned[(i,)] = [["tt.divisibility", 16]]
+        built = triton.compile(
+            ASTSource(self.kernel, signature, fixed, aligned),
+            target=GPUTarget("cuda", self.capability, 32),
+            options={"num_warps": num_warps, "num_stages": num_stages},
+        )
+        self.done.append(
+            {
+                "ptx": built.asm["ptx"][:2000],
+                "mma": built.asm["ptx"].count("mma"),
+                "cubin": built.asm["cubin"][:4].hex(),
+                "shared": built.metadata.shared,
+            }
+        )
+
+
+def compiled() -> dict[str, Any]:
+    """What the compiler made of each of ``COMPILED``."""
+    from symbolic_residue.instrument.attention import _triton_kernels as kernels
+
+    answers = {}
+    for name, (capability, beside, case) in COMPILED.items():
+        done: list[dict[str, Any]] = []
+        both = {n: Compiler(getattr(kernels, n), capability, done) for n in ("attend_kernel", "received_kernel")}
+        stand_in = SimpleNamespace(MIXED=kernels.MIXED, OutOfResources=kernels.OutOfResources, **both)
+        _triton._kernels = lambda stand_in=stand_in: stand_in  # type: ignore[assignment, return-value]
+        _triton._check = lambda *_: None  # the tensors are not on a device
+        args = make(case, 0)
+        if beside:
+            del args["v"]
+            _triton.stats_from_lse(**args, lse=torch.zeros(case.batch, case.heads, case.queries), want={*case.want, "received"})
+        else:
+            _triton.attend(**args, want=set(case.want))
+        answers[name] = done
+    return answers
+
+
+def ask(mode: str, interpret: bool, cache: Path) -> dict[str, Any]:
+    """This file's answer in a process of its own, with triton in or out of its interpreter."""
+    env = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", __file__, mode], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return ask("interpret", True, tmp_path_factory.mktemp("triton"))
+
+
+def judge(answer: dict[str, Any], dtype: str) -> None:
+    for name, error in answer["errors"].items():
+        assert error <= (OUTPUT[dtype] if name == "output" else TOLERANCE[name]), (name, error)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CASES)
+def test_attend_equals_the_oracle(answers: dict[str, Any], name: str) -> None:
+    case, answer = CASES[name], answers["attend"][name]
+    assert answer["names"] == sorted([*case.want, *(["output"] if case.value else [])])
+    assert answer["dtype"] == (case.dtype if case.value else None)
+    judge(answer, case.dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", BESIDE)
+def test_statistics_from_the_log_sum_exp_equal_the_oracle(answers: dict[str, Any], name: str) -> None:
+    answer = answers["beside"][name]
+    assert answer["names"] == sorted({*BESIDE[name].want, "received"})
+    judge(answer, BESIDE[name].dtype)
+
+
+@needs_triton
+def test_first_of_equal_keys_is_named(answers: dict[str, Any]) -> None:
+    assert answers["ties"] == [7]
+
+
+@needs_triton
+def test_unfit_arguments_are_refused(answers: dict[str, Any]) -> None:
+    assert answers["refused"] == answers["bad"]
+
+
+@needs_triton
+def test_kernels_compile_for_devices(tmp_path: Path) -> None:
+    made = ask("compile", False, tmp_path)
+    for name, (capability, beside, case) in COMPILED.items():
+        assert len(made[name]) == (2 if beside else 1)
+        for kernel in made[name]:
+            assert f".target sm_{capability}" in kernel["ptx"]
+            assert kernel["cubin"] == b"\x7fELF".hex()
+            assert kernel["shared"] <= 99 * 1024
+        if case.dtype != "float32":
+            assert made[name][0]["mma"] > 0  # on the tensor cores
+
+
+def test_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_triton.importlib.util, "find_spec", lambda name: None)
+    assert not _triton.available()
+    q, ends = torch.zeros(1, 1, 4, 16), torch.zeros(1, 4, dtype=torch.int32)
+    with pytest.raises(AttentionError) as caught:
+        _triton.attend(q, q, q, 1.0, ends, ends + 1)
+    assert "not installed" in caught.value.why
+    assert "pip install 'triton" in caught.value.todo
+
+
+def test_old_triton_and_missing_device_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_triton.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_triton.importlib.metadata, "version", lambda name: "3.1.0")
+    assert "3.1" in _triton.why()
+    monkeypatch.setattr(_triton.importlib.metadata, "version", lambda name: "3.10.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert _triton.why() == "There is no CUDA device."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "7.5" in _triton.why()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert _triton.available()
+
+
 if __name__ == "__main__":
-    print(json.dumps({"interpret": interpret}[sys.argv[1]]()))
+    print(json.dumps({"interpret": interpret, "compile": compiled}[sys.argv[1]]()))

@@ -17,12 +17,12 @@ tensor cores. There is no backward pass.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,17 @@ FUSED_REGIONS = 64
 """Regions that one program keeps in registers."""
 
 _LOG2E = 1.4426950408889634
-_PIP = "pip install 'triton>=3.2'"
+_OLDEST = (3, 4)
+_PIP = "pip install 'triton>=3.4'"
 
 
 def why() -> str:
     """Why this backend cannot run here, as a sentence; empty when it can."""
     if importlib.util.find_spec("triton") is None:
         return "The package 'triton' is not installed."
+    version = _version()
+    if version and version < _OLDEST:
+        return f"The installed triton is {version[0]}.{version[1]}; the kernels need {_OLDEST[0]}.{_OLDEST[1]} or later."
     if _interpreted():
         return ""
     if torch.version.hip is not None:
@@ -136,20 +140,10 @@ def stats_from_lse(
 ) -> dict[str, Tensor]:
     """Exact statistics beside an attention that has already run, from its log-sum-exp.
 
-    Arguments and statistics are those of :func:`attend`, with:
+    Arguments and statistics that are not named here are those of :func:`attend`.
 
     Args:
-        q: as in :func:`attend`.
-        k: as in :func:`attend`.
-        lse: ``[batch, head, query]`` float32, nats, the sink inside where the model has one; rows without keys may hold ±inf or NaN.
-        scale: as in :func:`attend`.
-        low: as in :func:`attend`.
-        high: as in :func:`attend`.
-        keep: as in :func:`attend`.
-        bias: as in :func:`attend`.
-        softcap: as in :func:`attend`.
-        labels: as in :func:`attend`.
-        n_regions: as in :func:`attend`.
+        lse: ``[batch, head, query]``, nats, the sink inside where the model has one; rows without keys may hold ±inf or NaN.
         rows: ``[row]`` query positions to read (not negative); None reads all. The statistics then are ``[batch, head, row]``.
         want: also ``received`` ``[batch, head, key]``: attention that each key receives, summed over the rows read.
 
@@ -252,12 +246,14 @@ class _Call:
                 masses, r_pad = stats["mass"], min(max(_power(self.n_regions), 16), FUSED_REGIONS)
         output = None if v is None else q.new_empty(self.batch, self.n_queries, self.n_heads, d_value)
         d_pad, dv_pad = max(_power(self.d_head), 16), max(_power(d_value), 16)
-        block_m, block_n, warps, stages = blocks(max(d_pad, dv_pad), q.element_size(), self.n_queries * self.groups, r_pad, self.square)
+        block_m, block_n, warps, stages = blocks(
+            max(d_pad, dv_pad), q.element_size(), self.n_queries * self.groups, r_pad, self.square
+        )
         if masses is not None:
             labels, uniform = self._tiles(block_n)
         n_blocks = -(-self.n_queries * self.groups // block_m)
         grid = (n_blocks * self.n_kv * self.batch, -(-self.n_regions // r_pad) if r_pad else 1)
-        with _device(q):
+        with _launching(self.kernels, q):
             self.kernels.attend_kernel[grid](
                 q, k, v, *self._interval()[:2], self.own if want & {"distance", "self"} else None, self.keep, self.bias,
                 None if sinks is None else sinks.float().contiguous(), known, labels, uniform,
@@ -284,7 +280,7 @@ class _Call:
         reach_low = F.pad(torch.where(some, low, self.n_keys), pad, value=self.n_keys).unflatten(1, (-1, block_m)).amin(-1)
         reach_high = F.pad(torch.where(some, high, 0), pad).unflatten(1, (-1, block_m)).amax(-1)
         n_blocks = -(-self.n_keys // block_n)
-        with _device(q):
+        with _launching(self.kernels, q):
             self.kernels.received_kernel[(n_blocks * self.n_heads * self.batch,)](
                 q, k, low, high, reach_low, reach_high, self.keep, self.bias, known, out,
                 self.score_scale, self.cap,
@@ -341,9 +337,18 @@ def _kernels() -> ModuleType:
     reason = why()
     if reason:
         todo = "Name another attention backend, or none; TRITON_INTERPRET=1, set before Python starts, runs this one slowly on the CPU."
-        missing = importlib.util.find_spec("triton") is None
-        raise AttentionError("The attention backend 'triton' cannot run here.", why=reason, todo=f"{_PIP}." if missing else todo)
+        raise AttentionError(
+            "The attention backend 'triton' cannot run here.", why=reason, todo=f"{_PIP}." if "installed" in reason else todo
+        )
     return importlib.import_module("symbolic_residue.instrument.attention._triton_kernels")
+
+
+def _version() -> tuple[int, ...]:
+    """Major and minor version of the installed triton; empty where it has no such metadata (nightly builds of torch)."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return ()
 
 
 def _interpreted() -> bool:
@@ -351,8 +356,18 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def _device(q: Tensor) -> Any:
-    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
+@contextmanager
+def _launching(kernels: ModuleType, q: Tensor) -> Iterator[None]:
+    """Launch on q's device; a kernel too large for it is refused by name."""
+    try:
+        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+            yield
+    except kernels.OutOfResources as error:
+        raise AttentionError(
+            f"The attention kernel for heads of width {q.shape[-1]} does not fit this device.",
+            why=str(error),
+            todo="Name another backend.",
+        ) from error
 
 
 def _wanted(want: Iterable[str], known: tuple[str, ...]) -> set[str]:

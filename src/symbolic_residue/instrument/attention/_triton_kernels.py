@@ -22,8 +22,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import OutOfResources
 
-__all__ = ["MIXED", "attend_kernel", "received_kernel"]
+__all__ = ["MIXED", "OutOfResources", "attend_kernel", "received_kernel"]
+
+# What follows is triton's language in Python's syntax: names under a compile-time condition are bound where it holds, and triton may be absent.
+# pyright: reportMissingImports=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 MIXED = -2
 """Region of a tile whose keys lie in several."""
@@ -88,51 +92,14 @@ def attend_kernel(
     out,  # [batch, query, head, d_value]
     mass,  # [batch, head, query, region]
     entropy,  # [batch, head, query], as all below
-    lse,
-    top,
-    argmax,
-    distance,
-    self_weight,
-    sink,
-    score_scale,
-    cap,
-    q_b,
-    q_h,
-    q_t,
-    k_b,
-    k_h,
-    k_t,
-    v_b,
-    v_h,
-    v_t,
-    interval_b,
-    keep_b,
-    keep_h,
-    keep_q,
-    keep_k,
-    bias_b,
-    bias_h,
-    bias_q,
-    bias_k,
-    labels_b,
-    uniform_b,
-    n_queries,
-    n_keys,
-    n_kv,
-    n_blocks,
-    n_regions,
-    GROUPS: tl.constexpr,
-    D_HEAD: tl.constexpr,
-    D_VALUE: tl.constexpr,
-    D_PAD: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    R_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    KNOWN: tl.constexpr,
+    lse, top, argmax, distance, self_weight, sink,
+    score_scale, cap, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, interval_b, keep_b, keep_h, keep_q, keep_k, bias_b, bias_h,
+    bias_q, bias_k, labels_b, uniform_b,
+    n_queries, n_keys, n_kv, n_blocks, n_regions,
+    GROUPS: tl.constexpr, D_HEAD: tl.constexpr, D_VALUE: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr,
+    R_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr, KNOWN: tl.constexpr,
     UPCAST: tl.constexpr,
-):
+):  # fmt: skip
     """Attention output and statistics of one block of rows. Grid: (blocks · kv_heads · batch, chunks of ``R_PAD`` regions)."""
     # Later blocks first: under a causal mask they are the longest, and the short ones fill the gaps at the end.
     block = n_blocks - 1 - tl.program_id(0) % n_blocks
@@ -242,7 +209,7 @@ def attend_kernel(
         if entropy is not None:
             if not KNOWN:
                 x = c * (x + tl.where(m == float("-inf"), 0.0, m - base) * norm)
-            x += tl.sum(tl.where(w > 0.0, w * shifted, 0.0), 1)
+            x += tl.sum(w * tl.where(w > 0.0, shifted, 0.0), 1)
         if distance is not None:
             if not KNOWN:
                 d = d * c
@@ -344,36 +311,12 @@ def received_kernel(
     bias,
     known,  # [batch, head, query] float32 log-sum-exp (nats)
     received,  # [batch, head, key]
-    score_scale,
-    cap,
-    q_b,
-    q_h,
-    q_t,
-    k_b,
-    k_h,
-    k_t,
-    interval_b,
-    reach_b,
-    keep_b,
-    keep_h,
-    keep_q,
-    keep_k,
-    bias_b,
-    bias_h,
-    bias_q,
+    score_scale, cap, q_b, q_h, q_t, k_b, k_h, k_t, interval_b, reach_b, keep_b, keep_h, keep_q, keep_k, bias_b, bias_h, bias_q,
     bias_k,
-    n_queries,
-    n_keys,
-    n_heads,
-    n_blocks,
-    GROUPS: tl.constexpr,
-    D_HEAD: tl.constexpr,
-    D_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    n_queries, n_keys, n_heads, n_blocks,
+    GROUPS: tl.constexpr, D_HEAD: tl.constexpr, D_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """Attention that a block of keys receives, ``Σ_i p_ij``. Grid: (blocks of keys · heads · batch).
 
     A program owns its keys and walks the rows, so the sum has one fixed order and needs no atomics.
