@@ -30,6 +30,10 @@ class Trace:
     lead: tuple[int, ...] = ()
     calls: dict[int, int] = field(default_factory=dict)
 
+    def clear(self, lead: tuple[int, ...] = ()) -> None:
+        """Forget what was read: a new forward begins."""
+        self.tensors, self.logits, self.attention, self.lead, self.calls = {}, None, None, lead, {}
+
     def __getitem__(self, point: str | Point) -> Tensor:
         if isinstance(point, str):
             kind, _, layer = point.partition(".")
