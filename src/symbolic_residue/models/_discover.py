@@ -104,9 +104,7 @@ def _candidates(model: Any) -> Iterator[FamilySpec]:
         "qkv": ("q_proj", "k_proj", "v_proj") if split else ("qkv_proj",),
         "windows": "by_layer" if by_layer else "all" if getattr(config, "sliding_window", None) else "none",
     }
-    for norms, (kind, offset) in itertools.product(
-        _norm_paths(block), (("rms", 0.0), ("rms", 1.0), ("layer", 0.0), ("layer", 1.0))
-    ):
+    for norms, kind, offset in itertools.product(_norm_paths(block), get_args(NormKind), (0.0, 1.0)):
         yield FamilySpec(**fields, **norms, norm_kind=kind, norm_offset=offset)
 
 

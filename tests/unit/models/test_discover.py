@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import ALL, build, spread
+from tiny_models import ALL, build, spread, tiny_tokenizer
 from torch import nn
 
 from symbolic_residue.errors import UnsupportedModelError
 from symbolic_residue.instrument import Instrument, verify
-from symbolic_residue.models import bind, FAMILIES
+from symbolic_residue.models import bind, FAMILIES, load_model
 from symbolic_residue.models._discover import discover
 
 SIZES: dict[str, Any] = {key: value for key, value in ALL["llama"].items() if key not in ("head_dim", "tie_word_embeddings")}
@@ -109,3 +110,20 @@ def test_a_model_that_sees_later_tokens_is_refused(monkeypatch: pytest.MonkeyPat
     model.lm_head = mixed
     with pytest.raises(UnsupportedModelError, match="later token changes the logits"):
         discover(model)
+
+
+def test_an_unseen_architecture_loads_from_a_folder(tmp_path: Path) -> None:
+    unseen("arcee").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.parts.discovered
+    verify(loaded)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_families_without_sdpa_load_with_the_attention_that_they_have(tmp_path: Path, name: str) -> None:
+    build(name).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.model.config._attn_implementation == "eager"
+    assert loaded.provenance.attention_backend == "eager"
