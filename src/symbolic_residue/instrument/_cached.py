@@ -30,7 +30,9 @@ def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tenso
     """Cache of every key, and the last row's logits ``[batch, vocab]``."""
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    # Without the config every layer keeps every key, also under a window. Layers that keep a state instead need the config to have a place for it.
+    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
+    cache = DynamicCache(config=instrument.model.config) if hybrid else DynamicCache()  # type: ignore[arg-type]
     call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
     with torch.no_grad():
         out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)

@@ -128,10 +128,10 @@ class Instrument:
 
         Args:
             inputs: a ``Batch`` (padding and regions known), or ids ``[batch, query]``.
-            attention_mask: ``[batch, query]``, 1 for real tokens (comes with the ``Batch``); or the caller's own ``[batch, 1, query, key]``, bool (True is seen)
-                or additive.
-            position_ids: ``[batch or 1, query]`` of packed sequences (each starts again at 0): without an ``attention_mask``, tokens then see their own sequence
-                only. To shift positions without packing, use the edit ``Positions``.
+            attention_mask: ``[batch, query]``, 1 for real tokens (comes with the ``Batch``); or the caller's own ``[batch, 1, query, key]``,
+                bool (True is seen) or additive.
+            position_ids: ``[batch or 1, query]`` of packed sequences (each starts again at 0): without an ``attention_mask``, tokens then
+                see their own sequence only. To shift positions without packing, use the edit ``Positions``.
             reads: points, e.g. ``("resid_post.*", "z.3")``.
             attention: attention statistics to read.
             edits: what to change, in order.

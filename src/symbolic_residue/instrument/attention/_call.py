@@ -4,8 +4,8 @@
    *intervals*: row i sees the keys ``low_i ≤ j < high_i``. Causal masks, windows, padding and packing are all of this form, so no backend needs a T×T mask.
    A mask with holes keeps its dense form (``keep``) beside the interval that contains it.
 2. An additive mask that holds more than "hidden" (ALiBi, a position bias, a caller's own numbers) leaves its finite part in ``bias``.
-3. A static cache hands over more keys than exist: they are cropped. A sliding-window cache hands over the last keys only: ``first_key`` is the position of key 0.
-   After that the rows are always the last ones: row i's own key is ``i + n_keys − n_queries``.
+3. A static cache hands over more keys than exist: they are cropped. A sliding-window cache hands over the last keys only: ``first_key`` is the
+   position of key 0. After that the rows are always the last ones: row i's own key is ``i + n_keys − n_queries``.
 
 The score of row i and key j is ``softcap(scale · q_i·k_j) + bias_ij``; a head's sink logit, where there is one, joins the denominator and takes mass to no key.
 """
@@ -200,7 +200,7 @@ def _read_mask(mask: Tensor) -> _Understood:
         seen = mask > torch.finfo(mask.dtype).min / 2
         rest = mask.masked_fill(~seen, 0.0)
         bias = rest.float() if bool(rest.any()) else None
-    n_batch, n_heads, n_queries, n_keys = seen.shape
+    n_heads, n_queries, n_keys = seen.shape[1:]
     if n_heads > 1 and bool((seen == seen[:, :1]).all()):
         seen = seen[:, :1]
     index = torch.arange(n_keys, device=seen.device, dtype=torch.int32)
