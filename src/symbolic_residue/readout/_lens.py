@@ -74,7 +74,7 @@ def logit_lens(trace: Trace, parts: Parts, tokens: Sequence[int] = (), rows: Seq
 @torch.no_grad()
 def lens_logits(parts: Parts, resid: Tensor) -> Tensor:
     """Final norm and unembedding of any residual ``[..., d_model]``, as float32 logits ``[..., vocab]``."""
-    logits = parts.unembed(parts.final_norm.module(resid)).float()
+    logits = parts.logit_scale * parts.unembed(parts.final_norm.module(resid)).float()
     if parts.logit_softcap is not None:
         logits = torch.tanh(logits / parts.logit_softcap) * parts.logit_softcap
     return logits
