@@ -123,6 +123,7 @@ class Instrument:
         edits: Sequence[Edit] = (),
         inputs_embeds: Tensor | None = None,
         keep_logits: int = 0,
+        on_read: Callable[[Point, Tensor], None] | None = None,
     ) -> Trace:
         """One forward over whole sequences.
 
@@ -137,6 +138,7 @@ class Instrument:
             edits: what to change, in order.
             inputs_embeds: ``[batch, query, d_model]`` in place of the embedded ids (the ids still give the length).
             keep_logits: keep the logits of the last n rows only; 0 keeps all.
+            on_read: called with each read point and its tensor as the forward reaches it; the trace then keeps none of them.
 
         Returns:
             The trace, with ``logits``.
@@ -173,7 +175,7 @@ class Instrument:
         call |= {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if keep_logits:
             call["logits_to_keep"] = keep_logits
-        with torch.no_grad(), self.attached(reads=reads, attention=attention, edits=edits) as trace:
+        with torch.no_grad(), self.attached(reads=reads, attention=attention, edits=edits, on_read=on_read) as trace:
             output = self.model(**call)
             trace.logits = output.logits
         for layer in self.attention_layers:
@@ -191,6 +193,7 @@ class Instrument:
         attention: AttentionRead | None = None,
         edits: Sequence[Edit] = (),
         prompt: int | None = None,
+        on_read: Callable[[Point, Tensor], None] | None = None,
     ) -> Iterator[Trace]:
         """Attach to the model for a forward of the caller's own; the trace is complete when that forward ends.
 
@@ -202,11 +205,12 @@ class Instrument:
             attention: attention statistics to read.
             edits: what to change (rows count in the forward's own queries); ``Positions`` only through :meth:`run`.
             prompt: padded length of the prompts, when tokens will be generated after them: those form the region ``generated``.
+            on_read: called with each read point and its tensor as the forward reaches it, instead of keeping them.
 
         Raises:
             ReadError, EditError, ConfigError: a point, an edit or a request that cannot be served.
         """
-        trace = Trace()
+        trace = Trace(on_read=on_read)
         with self._attachment(reads, attention, edits, prompt, lambda: trace) as attachment:
             yield trace
             attachment.finish()
