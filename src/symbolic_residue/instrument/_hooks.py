@@ -163,7 +163,9 @@ class Hooks:
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             tensor = args[0].detach()
-            self.trace.record(point, tensor.unflatten(0, self._shape[point.layer]) if tensor.dim() == 2 else tensor  # type: ignore[index])
+            if tensor.dim() == 2:
+                tensor = tensor.unflatten(0, self._shape[point.layer])  # type: ignore[index]
+            self.trace.record(point, tensor)
 
         return hook
 
