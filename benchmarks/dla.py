@@ -53,7 +53,9 @@ def main() -> None:
         base.append(middle - start)
         ratios.append((stop - middle) / (middle - start))
     print(f"heads {tuple(dla.heads.shape)} [target, batch, row, layer, head]; logits bit-identical: {same}")
-    print(f"time: {statistics.median(ratios):.3f}x of a plain forward [{min(ratios):.3f}, {max(ratios):.3f}], {options.rounds} rounds")
+    print(
+        f"time: {statistics.median(ratios):.3f}x of a plain forward [{min(ratios):.3f}, {max(ratios):.3f}], {options.rounds} rounds"
+    )
     print(f"plain forward: {statistics.median(base):.2f} s")
     print(f"completeness: largest error {error:.1e} of the size of the parts; largest {float(dla.error.abs().max()):.1e} nats")
 

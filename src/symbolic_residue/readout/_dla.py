@@ -17,8 +17,7 @@ Source: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
@@ -26,13 +25,12 @@ import torch
 from torch import nn, Tensor
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.instrument import Instrument
 from symbolic_residue.readout._norm import fold, frozen_scale
-from symbolic_residue.types import Point
 
 if TYPE_CHECKING:
-    from symbolic_residue.instrument import Batch, Edit, Trace
+    from symbolic_residue.instrument import Batch, Edit, Instrument, Trace
     from symbolic_residue.models import LayerParts, Parts
+    from symbolic_residue.types import Point
 
 __all__ = ["DirectLogitAttribution", "direct_logit_attribution", "dla_during", "dla_reads"]
 
@@ -121,7 +119,11 @@ def direct_logit_attribution(
         folding.take(kind, layer, tensor)
     total = None
     logits = trace.logits
-    if logits is not None and parts.logit_softcap is None and (rows is not None or logits.shape[1] == trace["resid_pre.0"].shape[1]):
+    if (
+        logits is not None
+        and parts.logit_softcap is None
+        and (rows is not None or logits.shape[1] == trace["resid_pre.0"].shape[1])
+    ):
         kept = logits[:, at].float()
         total = torch.stack([kept[..., a] - (kept[..., b] if b is not None else 0.0) for a, b in targets])
     return folding.result(total)
@@ -147,19 +149,34 @@ def dla_during(
         ConfigError: no target, or a token id out of the vocabulary.
     """
     parts = instrument.parts
-    streaming = _Streaming(instrument, _Folding(parts, targets))
+    folding = _Folding(parts, targets)
     handles = [
-        layer.post_attn_norm.module.register_forward_pre_hook(streaming.write_hook(layer))
+        layer.post_attn_norm.module.register_forward_pre_hook(_write_hook(folding, layer))
         for layer in parts.layers
         if layer.attn is not None and layer.post_attn_norm is not None
     ]
+
+    def take(point: Point, tensor: Tensor) -> None:
+        assert point.layer is not None
+        folding.take(point.kind, point.layer, tensor)
+
     try:
-        trace = streaming.run(batch, reads=dla_reads(parts), edits=edits, **({"keep_logits": 1} | run))
+        trace = instrument.run(batch, reads=dla_reads(parts), edits=edits, on_read=take, **({"keep_logits": 1} | run))
     finally:
         for handle in handles:
             handle.remove()
-    trace.tensors = {}
-    return streaming.folding.result(None), trace
+    return folding.result(None), trace
+
+
+def _write_hook(folding: _Folding, layer: LayerParts) -> Any:
+    """Hook of a norm after attention: its frozen scale, from what the output projection wrote."""
+    norm = layer.post_attn_norm
+    assert norm is not None
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        folding.write_scale[layer.index] = frozen_scale(norm, args[0])
+
+    return hook
 
 
 class _Folding:
@@ -174,7 +191,9 @@ class _Folding:
                 raise ConfigError(f"Token id {token} is outside the vocabulary of {w_u.shape[0]}.")
         self.parts = parts
         zero = torch.zeros_like(w_u[0])
-        self.directions = parts.logit_scale * torch.stack([w_u[a] - (w_u[b] if b is not None else zero) for a, b in targets]).float()
+        self.directions = (
+            parts.logit_scale * torch.stack([w_u[a] - (w_u[b] if b is not None else zero) for a, b in targets]).float()
+        )
         self.bias = torch.zeros(len(targets), device=w_u.device)
         if b_u is not None:
             self.bias = parts.logit_scale * torch.stack([b_u[a] - (b_u[b] if b is not None else 0.0) for a, b in targets]).float()
@@ -246,39 +265,3 @@ class _Folding:
             total=own_total if total is None else total.to(own_total.device),
             uncapped=self.parts.logit_softcap is not None,
         )
-
-
-class _Sink(dict[Point, Tensor]):
-    """Stands in for a trace's tensors and hands each on as it arrives."""
-
-    def __init__(self, folding: _Folding) -> None:
-        super().__init__()
-        self.folding = folding
-
-    def __setitem__(self, point: Point, tensor: Tensor) -> None:
-        assert point.layer is not None
-        self.folding.take(point.kind, point.layer, tensor)
-
-
-class _Streaming(Instrument):
-    """The same model, its reads folded instead of kept."""
-
-    def __init__(self, base: Instrument, folding: _Folding) -> None:
-        self.__dict__.update(base.__dict__)
-        self.folding = folding
-
-    @contextmanager
-    def attached(self, **arguments: Any) -> Iterator[Trace]:
-        with super().attached(**arguments) as trace:
-            trace.tensors = _Sink(self.folding)
-            yield trace
-
-    def write_hook(self, layer: LayerParts) -> Any:
-        """Hook of a norm after attention: its scale, from what the output projection wrote."""
-        norm = layer.post_attn_norm
-        assert norm is not None
-
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.folding.write_scale[layer.index] = frozen_scale(norm, args[0])
-
-        return hook
