@@ -29,8 +29,7 @@ from symbolic_residue.readout._norm import fold, frozen_scale
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Batch, Edit, Instrument, Trace
-    from symbolic_residue.models import LayerParts, Parts
-    from symbolic_residue.types import Point
+    from symbolic_residue.models import LayerParts, Norm, Parts
 
 __all__ = ["DirectLogitAttribution", "direct_logit_attribution", "dla_during", "dla_reads"]
 
@@ -151,30 +150,29 @@ def dla_during(
     parts = instrument.parts
     folding = _Folding(parts, targets)
     handles = [
-        layer.post_attn_norm.module.register_forward_pre_hook(_write_hook(folding, layer))
+        layer.post_attn_norm.module.register_forward_pre_hook(_write_hook(folding, layer.index, layer.post_attn_norm))
         for layer in parts.layers
         if layer.attn is not None and layer.post_attn_norm is not None
     ]
-
-    def take(point: Point, tensor: Tensor) -> None:
-        assert point.layer is not None
-        folding.take(point.kind, point.layer, tensor)
-
     try:
-        trace = instrument.run(batch, reads=dla_reads(parts), edits=edits, on_read=take, **({"keep_logits": 1} | run))
+        trace = instrument.run(
+            batch,
+            reads=dla_reads(parts),
+            edits=edits,
+            on_read=lambda point, tensor: folding.take(point.kind, point.layer or 0, tensor),
+            **({"keep_logits": 1} | run),
+        )
     finally:
         for handle in handles:
             handle.remove()
     return folding.result(None), trace
 
 
-def _write_hook(folding: _Folding, layer: LayerParts) -> Any:
-    """Hook of a norm after attention: its frozen scale, from what the output projection wrote."""
-    norm = layer.post_attn_norm
-    assert norm is not None
+def _write_hook(folding: _Folding, layer: int, norm: Norm) -> Any:
+    """Hook of a norm after attention: its scale, from what the output projection wrote."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        folding.write_scale[layer.index] = frozen_scale(norm, args[0])
+        folding.write_scale[layer] = frozen_scale(norm, args[0])
 
     return hook
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import ALL, build
+from tiny_models import ALL as FAMILIES
+from tiny_models import build
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.instrument import AttentionRead, collate, HeadScale, Instrument
@@ -21,7 +22,7 @@ def instrument_of(name: str, **changes: object) -> Instrument:
     return Instrument(SimpleNamespace(model=model, parts=bind(model)))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module", params=list(ALL))
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def instrument(request: pytest.FixtureRequest) -> Instrument:
     return instrument_of(request.param)
 

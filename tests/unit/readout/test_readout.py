@@ -35,11 +35,11 @@ def test_the_parts_sum_to_the_logit_difference(instrument: Instrument) -> None:
     assert float(dla.error.abs().max()) < 2e-5 * size
     logits = trace["logits"]
     cap = instrument.parts.logit_softcap
-    if cap is None:
-        torch.testing.assert_close(dla.total[0, :, 0], logits[:, -1, 5] - logits[:, -1, 9])
-        torch.testing.assert_close(dla.total[1, :, 1], logits[:, -4, 20])
-    else:
-        torch.testing.assert_close(cap * torch.tanh(dla.total[1, :, 1] / cap), logits[:, -4, 20], atol=1e-4, rtol=1e-4)
+    assert dla.uncapped is (cap is not None)
+    if cap is not None:  # what goes into the cap is attributed
+        logits = cap * torch.atanh(logits / cap)
+    torch.testing.assert_close(dla.total[0, :, 0], logits[:, -1, 5] - logits[:, -1, 9], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(dla.total[1, :, 1], logits[:, -4, 20], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(dla.heads[0], -dla.heads[2], atol=1e-5, rtol=1e-4)
     assert float(dla.heads.abs().max()) > 1e-2, "nothing to attribute"
 
@@ -52,7 +52,7 @@ def test_each_head_equals_the_write_it_makes(instrument: Instrument) -> None:
     last = trace["resid_post.1"][:, -1].double()
     centred = last - last.mean(-1, keepdim=True) if parts.final_norm.kind == "layer" else last
     s = torch.rsqrt(centred.pow(2).mean(-1) + parts.final_norm.eps)
-    direction = parts.logit_scale * (parts.w_u[5] - parts.w_u[9]).double() * parts.final_norm.gain().double()
+    direction = (parts.w_u[5] - parts.w_u[9]).double() * parts.final_norm.gain().double()
     for i, layer in enumerate(parts.layers):
         z = trace[f"z.{i}"][:, -1].double()
         raw = sum(z[:, h] @ layer.w_o(h).double() for h in range(parts.n_heads))
@@ -62,10 +62,9 @@ def test_each_head_equals_the_write_it_makes(instrument: Instrument) -> None:
             if layer.post_attn_norm is not None:
                 norm = layer.post_attn_norm
                 write = write * norm.gain().double() * torch.rsqrt(raw.pow(2).mean(-1, keepdim=True) + norm.eps)
-            write = write * layer.attn_scale
             if parts.final_norm.kind == "layer":
                 write = write - write.mean(-1, keepdim=True)
-            want = (write @ direction) * s
+            want = (write @ direction) * s * parts.logit_scale * layer.attn_scale
             torch.testing.assert_close(dla.heads[0, :, 0, i, h].double(), want, atol=1e-4, rtol=1e-4)
 
 
