@@ -2,10 +2,10 @@
 
 1. ``config.json`` gives ``d_model``, ``num_hidden_layers``, the base model's name, and in newer lenses ``unembed_hash``. Translator ``i`` reads
    ``hidden_states[i]``, so it is depth ``i``; its output is added to the residual.
-2. Parameters are ``i.weight [d_model, d_model]`` and ``i.bias [d_model]``, from ``params.safetensors`` where there is one, else from ``params.pt`` through torch's
-   ``weights_only`` loader: it makes tensors and refuses anything else in the pickle.
-3. The model is recognised by ``unembed_hash``: the sha256 of the unembedding as NumPy prints it to one decimal. A lens without a hash is taken only on the
-   caller's word.
+2. Parameters are ``i.weight [d_model, d_model]`` and ``i.bias [d_model]``, from ``params.safetensors`` where there is one, else from ``params.pt``
+   through torch's ``weights_only`` loader: it makes tensors and refuses anything else in the pickle.
+3. The model is recognised by ``unembed_hash``: the sha256 of the unembedding as NumPy prints it to one decimal. A lens without a hash is taken only
+   on the caller's word.
 """
 
 from __future__ import annotations

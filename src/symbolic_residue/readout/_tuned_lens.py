@@ -88,6 +88,7 @@ class TunedLens:
         Raises:
             WriteError: the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
@@ -100,7 +101,7 @@ class TunedLens:
                 flat, part, metadata={"format": _FORMAT, "model": self.model, "record": json.dumps(self.record, sort_keys=True)}
             )
             part.replace(path)
-        except OSError as error:
+        except (SafetensorError, OSError) as error:
             part.unlink(missing_ok=True)
             raise WriteError(f"{path} cannot be written.", why=str(error)) from error
         return path
