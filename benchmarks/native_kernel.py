@@ -70,7 +70,10 @@ def compare(n: int, decode: bool, rounds: int) -> None:
     for name, all_times in times.items():
         mine = all_times[1:]
         ratios = sorted(a / b for a, b in zip(mine, base, strict=True))
-        print(f"  {name:32s} {min(mine) / min(base):5.2f}   (rounds {ratios[0]:.2f} – {ratios[len(ratios) // 2]:.2f} – {ratios[-1]:.2f})", flush=True)
+        print(
+            f"  {name:32s} {min(mine) / min(base):5.2f}   (rounds {ratios[0]:.2f} – {ratios[len(ratios) // 2]:.2f} – {ratios[-1]:.2f})",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
 2. The library is kept in the cache (``native/KEY.so``); KEY is the sha256 of source, flags, compiler version and the processor's features, so a library
    never runs on a processor it was not made for. It is built beside its place under a file lock and renamed; its own sha256 stands next to it and is
    compared before it is loaded, because loading a damaged library can end the process. A damaged one is built again.
-3. Tensors are passed by address and strides; queries, keys and values as transformers hands them over are not copied. Threads are OpenMP's, as many as torch uses.
+3. Tensors are passed by address and strides; queries, keys and values as transformers hands them over are not copied.
+   Threads are OpenMP's, as many as torch uses.
 4. Where there is no compiler, or ``RESIDUE_NATIVE=0`` is set, ``available()`` is false and ``why()`` says the reason. Only ``attend`` raises.
 
 Online softmax: Milakov & Gimelshein 2018 (arXiv:1805.02867); tiles: Dao et al. 2022 (arXiv:2205.14135).
@@ -44,7 +45,7 @@ TODO = "Install a C++ compiler with OpenMP (g++), or ask for another backend."
 _INTEGERS = "batch heads kv_heads queries keys d_head d_value regions threads flags"
 _FIELDS: list[tuple[str, type]] = [
     *((name, ctypes.c_int64) for name in _INTEGERS.split()),
-    *((name, ctypes.c_void_p) for name in "q k v".split()),
+    *((name, ctypes.c_void_p) for name in ["q", "k", "v"]),
     *((f"{name}_{axis}", ctypes.c_int64) for name in "qkv" for axis in ("batch", "head", "row")),
     *((name, ctypes.c_void_p) for name in ("low", "high")),
     ("bounds_batch", ctypes.c_int64),
@@ -55,7 +56,7 @@ _FIELDS: list[tuple[str, type]] = [
     *((name, ctypes.c_void_p) for name in ("sinks", "labels")),
     ("labels_batch", ctypes.c_int64),
     *((name, ctypes.c_double) for name in ("scale", "softcap")),
-    *((name, ctypes.c_void_p) for name in "out mass entropy lse max distance self sink argmax".split()),
+    *((name, ctypes.c_void_p) for name in ["out", "mass", "entropy", "lse", "max", "distance", "self", "sink", "argmax"]),
 ]
 
 
@@ -83,7 +84,10 @@ def _library() -> ctypes.CDLL | str:
     """The loaded library, or the reason why there is none. Asked once in a process."""
     if os.name != "posix":
         return f"The native kernel is not offered on {platform.system()}."
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        return f"The environment variable CXX ({os.environ['CXX']}) is no command: {error}."
     commands = [named] if named else [[name] for name in COMPILERS if shutil.which(name)]
     if not commands:
         return f"There is no C++ compiler: CXX is not set, and none of {', '.join(COMPILERS)} is on the PATH."
@@ -99,7 +103,7 @@ def _library() -> ctypes.CDLL | str:
 def _short(error: Exception) -> str:
     """The line of an error that says the most."""
     said = getattr(error, "stderr", None)
-    lines = [line.strip() for line in (said or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip()] if isinstance(said, str) else []
     return next((line for line in lines if "error" in line.lower()), lines[0] if lines else str(error))
 
 
@@ -107,7 +111,9 @@ def _built(command: list[str]) -> Path:
     """The library that this compiler makes of the source: from the cache, or built now."""
     version = _run([*command, "--version"]).stdout
     source = SOURCE.read_bytes()
-    key = hashlib.sha256("\n".join((shlex.join(command), version, shlex.join(FLAGS), _processor(), "")).encode() + source).hexdigest()
+    key = hashlib.sha256(
+        "\n".join((shlex.join(command), version, shlex.join(FLAGS), _processor(), "")).encode() + source
+    ).hexdigest()
     folder = cache_dir() / "native"
     path = folder / f"{key}.so"
     if _whole(path):
@@ -126,8 +132,16 @@ def _built(command: list[str]) -> Path:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LC_ALL": "C"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS, env=environment, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=BUILD_SECONDS,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def _record(path: Path) -> Path:
@@ -170,7 +184,10 @@ def _need(ok: bool, what: str, why: str = "") -> None:
 
 def _check(name: str, x: Tensor, dtype: torch.dtype, *shape: tuple[int, ...]) -> None:
     """Type, place and shape; ``shape`` gives the sizes allowed on each axis."""
-    _need(x.dtype == dtype and x.device.type == "cpu", f"{name} is {x.dtype} on {x.device}; the native kernel takes {dtype} on the CPU.")
+    _need(
+        x.dtype == dtype and x.device.type == "cpu",
+        f"{name} is {x.dtype} on {x.device}; the native kernel takes {dtype} on the CPU.",
+    )
     fits = x.dim() == len(shape) and all(size in allowed for size, allowed in zip(x.shape, shape, strict=True))
     _need(fits, f"{name} has the shape {list(x.shape)}; expected {[' or '.join(map(str, sorted(set(a)))) for a in shape]}.")
 
@@ -302,7 +319,11 @@ def attend(
         call.sinks = sinks.data_ptr()
     statistics: dict[str, Tensor] = {}
     if "mass" in want:
-        _need(labels is not None and n_regions > 0, "Region masses are asked for without regions.", why="They need labels and n_regions.")
+        _need(
+            labels is not None and n_regions > 0,
+            "Region masses are asked for without regions.",
+            why="They need labels and n_regions.",
+        )
         assert labels is not None
         _check("labels", labels, torch.int32, (batch, 1), (keys,))
         labels = labels.contiguous()
@@ -316,7 +337,9 @@ def attend(
     status = library.residue_attend(ctypes.byref(call))
     if status == 1:
         size = "the packed keys and values and the working space of the native kernel"
-        raise AttentionError("There is not enough memory for attention.", why=f"It is needed for {size}.", todo="Shorten the prompt or the batch.")
+        raise AttentionError(
+            "There is not enough memory for attention.", why=f"It is needed for {size}.", todo="Shorten the prompt or the batch."
+        )
     _need(status != 2, f"low or high points outside the {keys} keys.")
     _need(status != 3, f"A label is neither −1 nor one of the {n_regions} regions.")
     _need(status == 0, f"The native kernel answered with the unknown status {status}.")
