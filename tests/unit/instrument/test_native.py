@@ -185,6 +185,23 @@ def test_threads_do_not_change_a_bit(case: dict) -> None:
     assert all(torch.equal(one[1][name], two[1][name]) for name in want)
 
 
+@needs_compiler
+@pytest.mark.parametrize("march", [(), ("-mavx2", "-mfma")], ids=["baseline", "avx2"])
+def test_narrower_vectors_compute_the_same(fresh: pytest.MonkeyPatch, march: tuple[str, ...]) -> None:
+    """The kernel of other processors: tiles, panels and working space have other sizes there."""
+    if march and "avx2" not in _native._processor():
+        pytest.skip("this processor has no AVX2")
+    fresh.setattr(_native, "FLAGS", (*(flag for flag in _native.FLAGS if not flag.startswith("-march")), *march))
+    assert _native.available(), _native.why()
+
+    @settings(max_examples=80, deadline=None)
+    @given(cases())
+    def agrees(case: dict) -> None:
+        compare(_native.attend(**case, want=ALL if case.get("n_regions") else ALL - {"mass"}), oracle(**case))
+
+    agrees()
+
+
 def causal(queries: int, keys: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(1, queries, dtype=torch.int32), (torch.arange(queries) + keys - queries + 1).int()[None]
 

@@ -514,7 +514,8 @@ int many_rows(const Plan &plan) {
     while (block > ROWS && block % (2 * ROWS) == 0 && pairs * (up(plan.rows, block) / block) < 16) block /= 2;
     const int64_t blocks = up(plan.rows, block) / block, tasks = pairs * blocks;
     const int64_t groups = block / ROWS, pack_step = 8, packs = up(panels, pack_step) / pack_step;
-    const int64_t padded = groups * ROWS, own_floats = up(ROWS * plan.ld + W + padded * (c.d_head + plan.width() + plan.n_mass), 16);
+    const int64_t padded = groups * ROWS, s_floats = up(ROWS * plan.ld + W, 16);
+    const int64_t own_floats = up(s_floats + padded * (c.d_head + plan.width() + plan.n_mass), 16);
     const int threads = int(std::max<int64_t>(1, std::min(c.threads, tasks)));
     Memory keys, values, scratch;
     if (!keys.get(pairs * panels * PANEL * c.d_head) || (plan.width() && !values.get(pairs * c.keys * plan.width())) || !scratch.get(own_floats * threads)) return NO_MEMORY;
@@ -533,7 +534,7 @@ int many_rows(const Plan &plan) {
             if (plan.width()) pack_values(plan, bk, p0 * PANEL, std::min(c.keys, p1 * PANEL), values.p + bk * c.keys * plan.width());
         }
         const int64_t me = omp_get_thread_num();
-        float *s = scratch.p + me * own_floats, *q = s + up(ROWS * plan.ld + W, 16), *o = q + padded * c.d_head, *mass = o + padded * plan.width();
+        float *s = scratch.p + me * own_floats, *q = s + s_floats, *o = q + padded * c.d_head, *mass = o + padded * plan.width();
         Row *rows = all_rows.data() + me * padded;
         View *views = all_views.data() + me * padded;
 #pragma omp for schedule(dynamic, 1)
