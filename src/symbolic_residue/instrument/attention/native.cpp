@@ -60,14 +60,8 @@ constexpr int ROWS = 12, OUT_VECTORS = 4;
 constexpr int ROWS = 6, OUT_VECTORS = 2;
 #endif
 constexpr int KEY_VECTORS = 2, PANEL = KEY_VECTORS * W, OUT_ROWS = 6;
-#ifndef RESIDUE_TILE_FLOATS
-#define RESIDUE_TILE_FLOATS 49152
-#endif
-#ifndef RESIDUE_BLOCK
-#define RESIDUE_BLOCK 96
-#endif
-constexpr int64_t TILE_FLOATS = RESIDUE_TILE_FLOATS;  // of a tile's keys and values together: they should stay in the second-level cache
-constexpr int64_t BLOCK_ROWS = RESIDUE_BLOCK;         // a multiple of ROWS
+constexpr int64_t TILE_FLOATS = 65536;  // of a tile's keys and values together: they should stay in the second-level cache
+constexpr int64_t BLOCK_ROWS = 96;      // a multiple of ROWS
 constexpr int64_t D_PART = 32;         // products added up before they join a score
 constexpr int64_t FEW_ROWS = 8;        // per key/value head: up to here nothing is packed
 constexpr int64_t CHUNK_TILES = 4;
