@@ -2,6 +2,7 @@
 
 from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitAttribution, dla_during, dla_reads
 from symbolic_residue.readout._frames import attention_frames
+from symbolic_residue.readout._heads import head_writes, value_weighted_attention, ValueWeighted, write_norms
 from symbolic_residue.readout._lens import lens_frames, lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
 from symbolic_residue.readout._tuned_fit import DepthFit, fit_tuned_lens, TunedLensFit
@@ -14,6 +15,7 @@ __all__ = [
     "Translator",
     "TunedLens",
     "TunedLensFit",
+    "ValueWeighted",
     "attention_frames",
     "direct_logit_attribution",
     "dla_during",
@@ -21,10 +23,13 @@ __all__ = [
     "fit_tuned_lens",
     "fold",
     "frozen_scale",
+    "head_writes",
     "lens_frames",
     "lens_logits",
     "lens_reads",
     "load_tuned_lens",
     "logit_lens",
     "tuned_lens",
+    "value_weighted_attention",
+    "write_norms",
 ]
