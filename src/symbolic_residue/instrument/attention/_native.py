@@ -44,7 +44,7 @@ TODO = "Install a C++ compiler with OpenMP (g++), or ask for another backend."
 _INTEGERS = "batch heads kv_heads queries keys d_head d_value regions threads flags"
 _FIELDS: list[tuple[str, type]] = [
     *((name, ctypes.c_int64) for name in _INTEGERS.split()),
-    *((name, ctypes.c_void_p) for name in "q k v".split()),
+    *((name, ctypes.c_void_p) for name in ["q", "k", "v"]),
     *((f"{name}_{axis}", ctypes.c_int64) for name in "qkv" for axis in ("batch", "head", "row")),
     *((name, ctypes.c_void_p) for name in ("low", "high")),
     ("bounds_batch", ctypes.c_int64),
@@ -55,7 +55,7 @@ _FIELDS: list[tuple[str, type]] = [
     *((name, ctypes.c_void_p) for name in ("sinks", "labels")),
     ("labels_batch", ctypes.c_int64),
     *((name, ctypes.c_double) for name in ("scale", "softcap")),
-    *((name, ctypes.c_void_p) for name in "out mass entropy lse max distance self sink argmax".split()),
+    *((name, ctypes.c_void_p) for name in ["out", "mass", "entropy", "lse", "max", "distance", "self", "sink", "argmax"]),
 ]
 
 
@@ -107,7 +107,9 @@ def _built(command: list[str]) -> Path:
     """The library that this compiler makes of the source: from the cache, or built now."""
     version = _run([*command, "--version"]).stdout
     source = SOURCE.read_bytes()
-    key = hashlib.sha256("\n".join((shlex.join(command), version, shlex.join(FLAGS), _processor(), "")).encode() + source).hexdigest()
+    key = hashlib.sha256(
+        "\n".join((shlex.join(command), version, shlex.join(FLAGS), _processor(), "")).encode() + source
+    ).hexdigest()
     folder = cache_dir() / "native"
     path = folder / f"{key}.so"
     if _whole(path):
@@ -127,7 +129,9 @@ def _built(command: list[str]) -> Path:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LC_ALL": "C"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS, env=environment, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS, env=environment, stdin=subprocess.DEVNULL
+    )
 
 
 def _record(path: Path) -> Path:
@@ -170,7 +174,10 @@ def _need(ok: bool, what: str, why: str = "") -> None:
 
 def _check(name: str, x: Tensor, dtype: torch.dtype, *shape: tuple[int, ...]) -> None:
     """Type, place and shape; ``shape`` gives the sizes allowed on each axis."""
-    _need(x.dtype == dtype and x.device.type == "cpu", f"{name} is {x.dtype} on {x.device}; the native kernel takes {dtype} on the CPU.")
+    _need(
+        x.dtype == dtype and x.device.type == "cpu",
+        f"{name} is {x.dtype} on {x.device}; the native kernel takes {dtype} on the CPU.",
+    )
     fits = x.dim() == len(shape) and all(size in allowed for size, allowed in zip(x.shape, shape, strict=True))
     _need(fits, f"{name} has the shape {list(x.shape)}; expected {[' or '.join(map(str, sorted(set(a)))) for a in shape]}.")
 
@@ -302,7 +309,11 @@ def attend(
         call.sinks = sinks.data_ptr()
     statistics: dict[str, Tensor] = {}
     if "mass" in want:
-        _need(labels is not None and n_regions > 0, "Region masses are asked for without regions.", why="They need labels and n_regions.")
+        _need(
+            labels is not None and n_regions > 0,
+            "Region masses are asked for without regions.",
+            why="They need labels and n_regions.",
+        )
         assert labels is not None
         _check("labels", labels, torch.int32, (batch, 1), (keys,))
         labels = labels.contiguous()
@@ -316,7 +327,9 @@ def attend(
     status = library.residue_attend(ctypes.byref(call))
     if status == 1:
         size = "the packed keys and values and the working space of the native kernel"
-        raise AttentionError("There is not enough memory for attention.", why=f"It is needed for {size}.", todo="Shorten the prompt or the batch.")
+        raise AttentionError(
+            "There is not enough memory for attention.", why=f"It is needed for {size}.", todo="Shorten the prompt or the batch."
+        )
     _need(status != 2, f"low or high points outside the {keys} keys.")
     _need(status != 3, f"A label is neither −1 nor one of the {n_regions} regions.")
     _need(status == 0, f"The native kernel answered with the unknown status {status}.")
