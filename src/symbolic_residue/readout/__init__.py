@@ -1,5 +1,15 @@
 """Readouts computed from a trace: logit lens, direct logit attribution, attention tables."""
 
+from symbolic_residue.readout._circuits import (
+    copying_scores,
+    CopyingScores,
+    ov_circuit,
+    ov_top_tokens,
+    OVCircuit,
+    qk_circuit,
+    QKCircuit,
+)
+from symbolic_residue.readout._composition import composition_scores, CompositionScores
 from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitAttribution, dla_during, dla_reads
 from symbolic_residue.readout._frames import attention_frames
 from symbolic_residue.readout._heads import head_writes, value_weighted_attention, ValueWeighted, write_norms
@@ -9,14 +19,20 @@ from symbolic_residue.readout._tuned_fit import DepthFit, fit_tuned_lens, TunedL
 from symbolic_residue.readout._tuned_lens import load_tuned_lens, Translator, tuned_lens, TunedLens
 
 __all__ = [
+    "CompositionScores",
+    "CopyingScores",
     "DepthFit",
     "DirectLogitAttribution",
     "LogitLens",
+    "OVCircuit",
+    "QKCircuit",
     "Translator",
     "TunedLens",
     "TunedLensFit",
     "ValueWeighted",
     "attention_frames",
+    "composition_scores",
+    "copying_scores",
     "direct_logit_attribution",
     "dla_during",
     "dla_reads",
@@ -29,6 +45,9 @@ __all__ = [
     "lens_reads",
     "load_tuned_lens",
     "logit_lens",
+    "ov_circuit",
+    "ov_top_tokens",
+    "qk_circuit",
     "tuned_lens",
     "value_weighted_attention",
     "write_norms",
