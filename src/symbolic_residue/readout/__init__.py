@@ -1,5 +1,6 @@
 """Readouts computed from a trace: logit lens, direct logit attribution, attention tables."""
 
+from symbolic_residue.readout._behaviours import duplicate_token_scores, HeadScores, induction_scores, previous_token_scores
 from symbolic_residue.readout._circuits import (
     copying_scores,
     CopyingScores,
@@ -23,6 +24,7 @@ __all__ = [
     "CopyingScores",
     "DepthFit",
     "DirectLogitAttribution",
+    "HeadScores",
     "LogitLens",
     "OVCircuit",
     "QKCircuit",
@@ -36,10 +38,12 @@ __all__ = [
     "direct_logit_attribution",
     "dla_during",
     "dla_reads",
+    "duplicate_token_scores",
     "fit_tuned_lens",
     "fold",
     "frozen_scale",
     "head_writes",
+    "induction_scores",
     "lens_frames",
     "lens_logits",
     "lens_reads",
@@ -47,6 +51,7 @@ __all__ = [
     "logit_lens",
     "ov_circuit",
     "ov_top_tokens",
+    "previous_token_scores",
     "qk_circuit",
     "tuned_lens",
     "value_weighted_attention",
