@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, ReadError
-from symbolic_residue.instrument._edits import Positions
+from symbolic_residue.instrument import Positions
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument
