@@ -22,6 +22,8 @@ from symbolic_residue.instrument._edits import (
     Steer,
     ZeroAblate,
 )
+from symbolic_residue.instrument._generate import generate, stream
+from symbolic_residue.instrument._generation import Generation, Step, Stop
 from symbolic_residue.instrument._instrument import Instrument
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument._verify import open_model, Verification, verify
@@ -38,6 +40,7 @@ __all__ = [
     "Decoder",
     "Edit",
     "FreezeNorm",
+    "Generation",
     "HeadReplace",
     "HeadScale",
     "Instrument",
@@ -51,10 +54,14 @@ __all__ = [
     "ResampleAblate",
     "Scale",
     "Steer",
+    "Step",
+    "Stop",
     "Trace",
     "Verification",
     "ZeroAblate",
     "collate",
+    "generate",
     "open_model",
+    "stream",
     "verify",
 ]
