@@ -25,11 +25,14 @@ from symbolic_residue.instrument._edits import (
 from symbolic_residue.instrument._generate import generate, stream
 from symbolic_residue.instrument._generation import Generation, Step, Stop
 from symbolic_residue.instrument._instrument import Instrument
+from symbolic_residue.instrument._means import ActivationMean, mean_activation
+from symbolic_residue.instrument._norms import norm_scales
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument._verify import open_model, Verification, verify
 from symbolic_residue.instrument.attention import AttentionRead, AttentionTable
 
 __all__ = [
+    "ActivationMean",
     "Add",
     "AttentionBias",
     "AttentionEdit",
@@ -61,6 +64,8 @@ __all__ = [
     "ZeroAblate",
     "collate",
     "generate",
+    "mean_activation",
+    "norm_scales",
     "open_model",
     "stream",
     "verify",

@@ -257,7 +257,7 @@ class Instrument:
                 for point in self.points([edit.point]):
                     tensor_edits.setdefault(point, []).append(edit)
         hooks = Hooks(self.parts, Trace(), set(self.points(reads)), tensor_edits)
-        current = self.model.config._attn_implementation  # type: ignore[union-attr]
+        current: str = self.model.config._attn_implementation  # type: ignore[union-attr, assignment]
         original = current if current in DOORS else next(name for name, door in DOORS.items() if door == current)
         session = Session(
             modules={id(self.parts.layers[i].attn): i for i in self.attention_layers},

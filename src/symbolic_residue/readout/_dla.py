@@ -149,6 +149,7 @@ def dla_during(
     """
     parts = instrument.parts
     folding = _Folding(parts, targets)
+    options: dict[str, Any] = {"keep_logits": 1} | run
     handles = [
         layer.post_attn_norm.module.register_forward_pre_hook(_write_hook(folding, layer.index, layer.post_attn_norm))
         for layer in parts.layers
@@ -160,7 +161,7 @@ def dla_during(
             reads=dla_reads(parts),
             edits=edits,
             on_read=lambda point, tensor: folding.take(point.kind, point.layer or 0, tensor),
-            **({"keep_logits": 1} | run),
+            **options,
         )
     finally:
         for handle in handles:

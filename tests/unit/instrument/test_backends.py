@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -377,33 +378,37 @@ def test_what_cannot_be_understood_is_refused() -> None:
 @given(data=st.data())
 def test_any_mask_padding_and_window(data: st.DataObject) -> None:
     """Random masks, paddings, windows and sizes: every backend that serves them equals the oracle."""
-    random_case(data.draw, BACKENDS)
+    random_case(
+        lambda low, high: data.draw(st.integers(low, high)),
+        lambda options: data.draw(st.sampled_from(options)),
+        BACKENDS,
+    )
 
 
-def random_case(draw: Callable[..., int], backends: tuple[str, ...]) -> None:
+def random_case(integer: Callable[[int, int], int], choice: Callable[[list], Any], backends: tuple[str, ...]) -> None:
     """One random attention on all backends. Also run 10,000 times by ``benchmarks/fuzz_attention.py``."""
-    seed = draw(st.integers(0, 2**31))
+    seed = integer(0, 2**31)
     g = torch.Generator().manual_seed(seed)
-    n = draw(st.integers(1, 90))
-    heads = draw(st.sampled_from([(4, 2), (6, 2), (3, 3), (4, 1)]))
-    queries = draw(st.sampled_from([n, n, n, 1, max(n // 2, 1)]))
-    d = draw(st.sampled_from([4, 16, 20]))
-    seen = visible_keys(queries, n, batch=2, window=draw(st.sampled_from([None, None, 1, 3, 8, 200])))
+    n = integer(1, 90)
+    heads = choice([(4, 2), (6, 2), (3, 3), (4, 1)])
+    queries = choice([n, n, n, 1, max(n // 2, 1)])
+    d = choice([4, 16, 20])
+    seen = visible_keys(queries, n, batch=2, window=choice([None, None, 1, 3, 8, 200]))
     real = torch.ones(2, n, dtype=torch.bool)
-    lead, tail = draw(st.integers(0, n)), draw(st.integers(0, n))
+    lead, tail = integer(0, n), integer(0, n)
     real[0, :lead] = False
     real[1, n - tail :] = False
-    if draw(st.booleans()):
+    if choice([False, True]):
         seen = seen & real[:, None]
-    if draw(st.booleans()):
-        piece = torch.arange(n) // draw(st.integers(1, n))
+    if choice([False, True]):
+        piece = torch.arange(n) // integer(1, n)
         seen = seen & (piece[None, n - queries :, None] == piece[None, None])
-    if draw(st.sampled_from([False, False, True])):
+    if choice([False, False, True]):
         seen = seen & (torch.rand(seen.shape, generator=g) > 0.3)
-    q, k, v = tensors(g, n, heads=heads, queries=queries, d=d, spread=draw(st.sampled_from([0.1, 2.0, 8.0])))
+    q, k, v = tensors(g, n, heads=heads, queries=queries, d=d, spread=choice([0.1, 2.0, 8.0]))
     mask = seen[:, None]
     bias = None
-    form = draw(st.sampled_from(["bool", "additive", "bias"]))
+    form = choice(["bool", "additive", "bias"])
     if form == "additive":
         mask = additive(mask)
     elif form == "bias":
@@ -416,8 +421,8 @@ def random_case(draw: Callable[..., int], backends: tuple[str, ...]) -> None:
         mask,
         seen if bias is None else seen[:, None].expand(-1, heads[0], -1, -1),
         bias=bias,
-        softcap=draw(st.sampled_from([None, None, 3.0])),
-        sinks=draw(st.sampled_from([None, None, torch.linspace(-2, 2, heads[0])])),
+        softcap=choice([None, None, 3.0]),
+        sinks=choice([None, None, torch.linspace(-2, 2, heads[0])]),
         total=n,
     )
     for backend in backends:

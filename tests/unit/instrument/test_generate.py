@@ -217,8 +217,8 @@ def test_generated_tokens_are_a_region_of_their_own(llama: Instrument) -> None:
     assert table.regions == (*NAMES, "generated", "self")
     total = table["mass"].sum(-1)
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
-    assert float(table.mass("generated")[..., :2].abs().max()) == 0.0  # step 1 sees but itself of the new tokens
-    assert float(table.mass("generated")[..., 2:].min()) > 0.0
+    assert float(table.mass("generated")[..., :2].abs().max()) < 1e-6  # step 1 sees but itself of the new tokens
+    assert float(table.mass("generated")[..., 2:].amin((0, 2)).min()) > 1e-6
 
 
 def test_the_prompts_own_rows_on_request(llama: Instrument) -> None:
