@@ -168,7 +168,8 @@ def test_config_of_another_size(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "opt"}, "'opt'.*Supported model types: gemma3_text, gpt2"),
+        ({"model_type": "bloom"}, "'bloom'.*Supported model types: .*gemma3_text, glm4, gpt2"),
+        ({"model_type": "no_such_model"}, "'no_such_model'.*transformers does not know it"),
         ({"model_type": None}, "None"),
         ({"model_type": "gemma3"}, "image tower"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq"),
