@@ -1,13 +1,22 @@
-"""Readouts computed from a trace: logit lens, direct logit attribution, attention tables."""
+"""Readouts computed from a trace: logit lens, direct logit attribution, attention tables; and activation patching."""
 
 from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitAttribution, dla_reads
 from symbolic_residue.readout._frames import attention_frames
 from symbolic_residue.readout._lens import lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
+from symbolic_residue.readout._patch_metric import KLToSource, LogitDifference, LogProbability
+from symbolic_residue.readout._patch_pairs import patch_pair, patch_pairs, PatchPair
+from symbolic_residue.readout._patch_sweep import patch_sweep
+from symbolic_residue.readout._patch_table import PatchSweep
 
 __all__ = [
     "DirectLogitAttribution",
+    "KLToSource",
+    "LogProbability",
+    "LogitDifference",
     "LogitLens",
+    "PatchPair",
+    "PatchSweep",
     "attention_frames",
     "direct_logit_attribution",
     "dla_reads",
@@ -16,4 +25,7 @@ __all__ = [
     "lens_logits",
     "lens_reads",
     "logit_lens",
+    "patch_pair",
+    "patch_pairs",
+    "patch_sweep",
 ]

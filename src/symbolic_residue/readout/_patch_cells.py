@@ -3,7 +3,8 @@
 1. A component is a point's kind. ``a+b`` patches both at once (``q+k``: where heads look; ``v``: what they move).
 2. ``z``, ``q``, ``k`` and ``v`` have a cell for each of their heads (key-value heads at ``k`` and ``v``), or one for all together; joint components
    always take all heads together.
-3. What a layer does not have (``resid_mid`` in a parallel block, attention in a recurrent layer of a hybrid) is listed with the reason, and never counted as zero.
+3. What a layer does not have (``resid_mid`` in a parallel block, attention in a recurrent layer of a hybrid) is listed with the reason, and never
+   counted as zero.
 4. ``q`` and ``k`` are rotated by their position, so a row's value means something else at another row: pairs with shifted rows are refused there.
 """
 
@@ -89,10 +90,14 @@ def plan_cells(
     if heads not in ("each", "together"):
         raise ConfigError(f"heads={heads!r} is unknown.", todo="Use 'each' or 'together'.")
     if not components or len(set(components)) != len(components):
-        raise ConfigError("Components must be given, each once.", todo="For instance components=('resid_pre', 'attn_out', 'mlp_out').")
+        raise ConfigError(
+            "Components must be given, each once.", todo="For instance components=('resid_pre', 'attn_out', 'mlp_out')."
+        )
     for kind in {kind for component in components for kind in component.split("+")}:
         if kind not in _PATCHABLE:
-            raise ConfigError(f"{kind!r} is no component that can be patched.", todo=f"Use {', '.join(_PATCHABLE)}, or some joined by '+'.")
+            raise ConfigError(
+                f"{kind!r} is no component that can be patched.", todo=f"Use {', '.join(_PATCHABLE)}, or some joined by '+'."
+            )
         shifted = any(s != t for pair in pairs for rows in pair.rows.values() for s, t in rows)
         if kind in ("q", "k") and shifted and parts.position_embed is None:
             raise ConfigError(
@@ -139,7 +144,11 @@ def check_same_architecture(target: Instrument, source: Instrument) -> None:
     ]
     a, b = (_architecture(instrument) for instrument in (source, target))
     if not differing:
-        differing = [f"config {name} ({_short(a.get(name))} and {_short(b.get(name))})" for name in sorted(a | b) if a.get(name) != b.get(name)]
+        differing = [
+            f"config {name} ({_short(a.get(name))} and {_short(b.get(name))})"
+            for name in sorted(a | b)
+            if a.get(name) != b.get(name)
+        ]
     dtypes = [next(instrument.model.parameters()).dtype for instrument in (source, target)]
     if dtypes[0] != dtypes[1]:
         differing.append(f"dtype ({dtypes[0]} and {dtypes[1]})")
@@ -177,18 +186,7 @@ def _layer(layer: int, n_layers: int) -> int:
 def _why_not(instrument: Instrument, layer: int, component: str) -> str | None:
     """Why a layer has no such component, or None where it has."""
     parts = instrument.parts.layers[layer]
-    for kind in component.split("+"):
-        if kind in (*HEAD_POINTS, "attn_out") and getattr(parts, "attn", None) is None:
-            return "the layer has no softmax attention"
-        if kind == "mixer_out" and getattr(parts, "mixer", None) is None:
-            return "the layer has no mixer but attention"
-        if kind == "mlp_out" and getattr(parts, "mlp", None) is None:
-            return "the layer has no MLP"
-        try:
-            instrument.points([f"{kind}.{layer}"])
-        except ReadError as error:
-            return error.why or error.what
-    return None
+    return next((reason for kind in component.split("+") if (reason := parts.absent(kind))), None)  # type: ignore[arg-type]
 
 
 def _only(cells: Sequence[Cell], only: pl.DataFrame) -> list[Cell]:

@@ -75,7 +75,9 @@ def make_donors(pair: PatchPair, controls: int | Sequence[Any], rng: np.random.G
         if controls < 0:
             raise ConfigError(f"{controls} controls make no sense.", todo="Give 0 or more.")
         if controls and n < 3:
-            raise ConfigError(f"The source of pair {pair.name!r} is too short to shuffle ({n} tokens).", todo="Give control prompts.")
+            raise ConfigError(
+                f"The source of pair {pair.name!r} is too short to shuffle ({n} tokens).", todo="Give control prompts."
+            )
         return Donors(torch.tensor([pair.source]), tuple(_cycle(n, rng) for _ in range(controls)))
     rows = [list(pair.source)]
     for prompt in controls:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["KLToSource", "LogitDifference", "LogProbability", "Metric", "bind_metric", "evaluate", "recovered"]
+__all__ = ["KLToSource", "LogProbability", "LogitDifference", "Metric", "bind_metric", "evaluate", "recovered"]
 
 Metric = Callable[[Tensor], Tensor]
 

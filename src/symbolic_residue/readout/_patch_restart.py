@@ -42,17 +42,21 @@ class Walk:
         residual: what it will read, ``[sequence, query, d_model]``.
 
     Raises:
-        InstrumentError, AttentionError: as in :meth:`Instrument.run`.
+        InstrumentError: more tokens than the model's context.
+        AttentionError: attention that the instrument does not serve.
     """
 
     def __init__(self, instrument: Instrument, ids: Tensor) -> None:
         self.instrument = instrument
         self.ids = ids.to(instrument.device)
+        limit = instrument.parts.max_context
+        if limit is not None and ids.shape[1] > limit:
+            raise InstrumentError(f"{ids.shape[1]} tokens are more than the model's context of {limit}.", todo="Shorten the text.")
         self._tuples: list[int | None] = [None] * instrument.parts.n_layers
         with ExitStack() as stack:
             for i, layer in enumerate(instrument.parts.layers):
                 stack.callback(layer.block.register_forward_hook(self._shape_of(i)).remove)
-            trace = instrument.run(self.ids, reads=("resid_pre.0",), keep_logits=1)
+            trace = self.run(0, instrument.parts.n_layers, None, reads=("resid_pre.0",))
         self.logits: Tensor = trace["logits"][:, -1].float()
         self.layer = 0
         self.residual: Tensor = trace["resid_pre.0"]
@@ -66,7 +70,8 @@ class Walk:
     def advance(self, reads: Sequence[str] = ()) -> Trace:
         """Run the next block alone; ``reads`` are points of its layer."""
         post = f"resid_post.{self.layer}"
-        trace = self.run(self.layer, self.layer + 1, self.residual, reads=(*reads, post))
+        # A copy: some blocks add into the tensor that they are given.
+        trace = self.run(self.layer, self.layer + 1, self.residual.clone(), reads=(*reads, post))
         self.residual = trace[post]
         self.layer += 1
         return trace
@@ -85,35 +90,44 @@ class Walk:
         self,
         first: int,
         stop: int,
-        residual: Tensor,
+        residual: Tensor | None,
         *,
         reads: Sequence[str] = (),
         edits: Sequence[Edit] = (),
         sequence: int | None = None,
         grad: bool = False,
     ) -> Trace:
-        """Blocks ``first`` up to ``stop`` on ``residual [batch, query, d_model]``, then final norm and unembedding of the last row.
+        """Blocks ``first`` up to ``stop``, then final norm and unembedding of the last row.
+
+        Args:
+            first: the first block that runs.
+            stop: the block after the last one that runs.
+            residual: what the first block reads, ``[batch, query, d_model]``; None for the embedded ids (``first`` is 0).
+            reads: points.
+            edits: what to change.
+            sequence: the sequence of ``ids`` that the whole batch repeats; None where the batch is ``ids``.
+            grad: whether the result is to have gradients.
 
         Raises:
             InstrumentError: a block that should run did not call its attention once.
         """
         instrument = self.instrument
-        ids = self.ids if sequence is None else self.ids[sequence : sequence + 1].expand(len(residual), -1)
+        n_batch = len(self.ids) if residual is None else len(residual)
+        ids = self.ids if sequence is None else self.ids[sequence : sequence + 1].expand(n_batch, -1)
         layers = instrument.parts.layers
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             for i, layer in enumerate(layers):
                 if not first <= i < stop:
                     stack.enter_context(_passing_on(layer.block, self._tuples[i]))
-            # Before the instrument's own hooks, so that these see the given stream.
-            stack.callback(layers[first].block.register_forward_pre_hook(_putting(residual), with_kwargs=True).remove)
-            size = (residual.shape[0], residual.shape[1])
-            trace = stack.enter_context(instrument.attached(reads=reads, edits=edits, size=size))
+            if residual is not None:  # before the instrument's own hooks, so that these see the given stream
+                stack.callback(layers[first].block.register_forward_pre_hook(_putting(residual), with_kwargs=True).remove)
+            trace = stack.enter_context(instrument.attached(reads=reads, edits=edits, size=(n_batch, ids.shape[1])))
             call = {"attention_mask": torch.ones_like(ids), "use_cache": False, "logits_to_keep": 1}
             trace.logits = instrument.model(input_ids=ids, **call).logits
         for i in range(first, stop):
             if getattr(layers[i], "attn", None) is not None and trace.calls.get(i, 0) != 1:
-                raise InstrumentError(f"Block {i} called its attention {trace.calls.get(i, 0)} times instead of once on a restart.")
+                raise InstrumentError(f"Block {i} called its attention {trace.calls.get(i, 0)} times instead of once.")
         return trace
 
     def verify(self) -> None:
@@ -122,7 +136,7 @@ class Walk:
         Raises:
             InstrumentError: they differ: this model's blocks exchange more than the residual stream.
         """
-        residual = self.residual
+        residual = self.residual.clone()
         why = "Its blocks hand each other more than the residual stream, so a run cannot restart between them."
         trace = None
         for layer in range(self.layer, self.instrument.parts.n_layers):
