@@ -4,8 +4,10 @@ from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitA
 from symbolic_residue.readout._frames import attention_frames
 from symbolic_residue.readout._lens import lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
+from symbolic_residue.readout._patch_agreement import screen_agreement
 from symbolic_residue.readout._patch_metric import KLToSource, LogitDifference, LogProbability
 from symbolic_residue.readout._patch_pairs import patch_pair, patch_pairs, PatchPair
+from symbolic_residue.readout._patch_screen import attribution_patching, PatchScreen
 from symbolic_residue.readout._patch_sweep import patch_sweep
 from symbolic_residue.readout._patch_table import PatchSweep
 
@@ -16,8 +18,10 @@ __all__ = [
     "LogitDifference",
     "LogitLens",
     "PatchPair",
+    "PatchScreen",
     "PatchSweep",
     "attention_frames",
+    "attribution_patching",
     "direct_logit_attribution",
     "dla_reads",
     "fold",
@@ -28,4 +32,5 @@ __all__ = [
     "patch_pair",
     "patch_pairs",
     "patch_sweep",
+    "screen_agreement",
 ]

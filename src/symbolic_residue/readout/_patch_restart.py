@@ -67,13 +67,20 @@ class Walk:
 
         return hook
 
-    def advance(self, reads: Sequence[str] = ()) -> Trace:
-        """Run the next block alone; ``reads`` are points of its layer."""
-        post = f"resid_post.{self.layer}"
+    def ahead(self, reads: Sequence[str] = ()) -> Trace:
+        """Run the next block alone without going past it; ``reads`` are points of its layer."""
         # A copy: some blocks add into the tensor that they are given.
-        trace = self.run(self.layer, self.layer + 1, self.residual.clone(), reads=(*reads, post))
-        self.residual = trace[post]
+        return self.run(self.layer, self.layer + 1, self.residual.clone(), reads=(*reads, f"resid_post.{self.layer}"))
+
+    def step(self, trace: Trace) -> None:
+        """Go past the block that :meth:`ahead` ran."""
+        self.residual = trace[f"resid_post.{self.layer}"]
         self.layer += 1
+
+    def advance(self, reads: Sequence[str] = ()) -> Trace:
+        """Run the next block alone and go past it; ``reads`` are points of its layer."""
+        trace = self.ahead(reads)
+        self.step(trace)
         return trace
 
     def tail(self, edits: Sequence[Edit], copies: int, *, sequence: int = 0, grad: bool = False) -> Tensor:
