@@ -218,7 +218,7 @@ _HYBRID: dict[str, dict[str, Any]] = {
 
 ALL: dict[str, dict[str, Any]] = _DENSE | _OWN_ATTENTION | _HYBRID
 
-NEEDS_NEW_DOOR: tuple[str, ...] = (*_OWN_ATTENTION, *_HYBRID, "opt")
+NEEDS_NEW_DOOR: tuple[str, ...] = ()
 """Models that the attention door does not serve yet: they are bound and checked, but no instrument is attached to them. (``opt`` scales its queries
 itself and tells the attention function a factor of 1: an oracle must take ``LayerParts.score_scale``, not the module's ``scaling``.)"""
 

@@ -51,7 +51,7 @@ class Hooks:
             tensor = tensor.unflatten(0, self._shape[point.layer])
         tensor = apply_tensor_edits(tensor, self.edits.get(point, ()), point)
         if point in self.points:
-            self.trace.tensors[point] = tensor.detach()
+            self.trace.record(point, tensor.detach())
         return tensor.reshape(shape)
 
     def _active(self, *kinds: str, layer: int) -> bool:
@@ -163,7 +163,9 @@ class Hooks:
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             tensor = args[0].detach()
-            self.trace.tensors[point] = tensor.unflatten(0, self._shape[point.layer]) if tensor.dim() == 2 else tensor  # type: ignore[index]
+            if tensor.dim() == 2:
+                tensor = tensor.unflatten(0, self._shape[point.layer])  # type: ignore[index]
+            self.trace.record(point, tensor)
 
         return hook
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from symbolic_residue.errors import AttentionError
-from symbolic_residue.instrument.attention import _triton
+from symbolic_residue.instrument.attention import _triton, _triton_call
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (linux x86_64 only)")
 ALL = ("mass", "entropy", "lse", "max", "argmax", "distance", "self", "sink")
@@ -140,7 +140,7 @@ BESIDE = {
         keep=True,
         bias="full",
         softcap=5.0,
-        rows=(5, 44, 44, 2),
+        rows=(5, 44, 44, 2, 10),
         layout="interleaved",
         queries=45,
     ),
@@ -290,7 +290,8 @@ def interpret() -> dict[str, Any]:
         args = make(case, 100 + i)
         want = oracle(args)
         lse = want["lse"].float()
-        lse[lse == float("-inf")] = float("inf") if i % 2 else float("-inf")  # both are in use for rows without keys
+        blind = lse == float("-inf")  # kernels in the field name such rows in each of these ways
+        lse[blind] = torch.tensor([float("-inf"), float("inf"), float("nan")]).repeat(blind.sum())[: int(blind.sum())]
         del args["v"]
         args.pop("sinks", None)  # inside the log-sum-exp
         rows = None if case.rows is None else torch.tensor(case.rows)
@@ -299,6 +300,16 @@ def interpret() -> dict[str, Any]:
             want = {n: x[:, :, rows] for n, x in want.items() if n != "output"}
         want["received"] = want["weights"].sum(2)
         answers["beside"][name] = {"errors": errors(stats, want), "names": sorted(stats)}
+    # A row whose log-sum-exp says that it saw nothing counts nowhere, whatever its interval.
+    args = make(Case(), 7)
+    seen = oracle(args)
+    lse = seen["lse"].float()
+    lse[:, :, 5] = float("nan")
+    del args["v"]
+    stats = _triton.stats_from_lse(**args, lse=lse, want={"mass", "entropy", "sink", "received"})
+    expected = seen["weights"].sum(2) - seen["weights"][:, :, 5]
+    answers["blind"] = {name: float(stats[name][:, :, 5].abs().max()) for name in ("mass", "entropy", "sink")}
+    answers["blind"]["received"] = float((stats["received"] - expected).abs().max())
     # Equal scores: the first key is the one that is named, also where later tiles hold the same score.
     same = {"q": torch.zeros(1, 1, 150, 16), "k": torch.ones(1, 1, 150, 16), "v": None, "scale": 1.0}
     ends = {"low": torch.full((1, 150), 7, dtype=torch.int32), "high": torch.full((1, 150), 150, dtype=torch.int32)}
@@ -325,6 +336,12 @@ def interpret() -> dict[str, Any]:
     for name, change in bad.items():
         with contextlib.suppress(AttentionError):
             _triton.attend(**(good | change))
+            continue
+        answers["refused"].append(name)
+    for name, rows in {"rows": [70], "rows before": [-1], "no rows": []}.items():
+        bad[name] = {}
+        with contextlib.suppress(AttentionError):
+            _triton.stats_from_lse(**args, lse=lse, rows=torch.tensor(rows, dtype=torch.long))
             continue
         answers["refused"].append(name)
     answers["bad"] = list(bad)
@@ -400,7 +417,7 @@ def compiled() -> dict[str, Any]:
         both = {n: Compiler(getattr(kernels, n), capability, done) for n in ("attend_kernel", "received_kernel")}
         stand_in = SimpleNamespace(MIXED=kernels.MIXED, OutOfResources=kernels.OutOfResources, **both)
         _triton._kernels = lambda stand_in=stand_in: stand_in  # type: ignore[assignment, return-value]
-        _triton._check = lambda *_: None  # the tensors are not on a device
+        _triton_call._check = lambda *_: None  # the tensors are not on a device
         args = make(case, 0)
         if beside:
             del args["v"]
@@ -447,6 +464,12 @@ def test_statistics_from_the_log_sum_exp_equal_the_oracle(answers: dict[str, Any
     answer = answers["beside"][name]
     assert answer["names"] == sorted({*BESIDE[name].want, "received"})
     judge(answer, BESIDE[name].dtype)
+
+
+@needs_triton
+def test_rows_that_saw_nothing_count_nowhere(answers: dict[str, Any]) -> None:
+    assert answers["blind"].pop("received") <= TOLERANCE["received"]
+    assert answers["blind"] == {"mass": 0.0, "entropy": 0.0, "sink": 0.0}
 
 
 @needs_triton

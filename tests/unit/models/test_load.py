@@ -46,7 +46,8 @@ def test_every_family_loads_as_saved(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.model(IDS).logits, model(IDS).logits)
     assert not loaded.model.training
-    assert loaded.model.config._attn_implementation == "sdpa"
+    # Families whose attention SDPA cannot compute (softcap, sink logits) are loaded eager.
+    assert loaded.model.config._attn_implementation == ("eager" if name in ("gemma2", "gpt_oss") else "sdpa")
     assert loaded.parts.family == FAMILIES[name]["model_type"]
 
 

@@ -6,12 +6,15 @@
 3. A row sees the keys ``low ≤ j < high``; tiles of keys that no row of a block can see are never loaded. ``keep`` and ``bias`` come on top.
 4. Above 64 regions, masses are read in a second pass, 64 regions to a program, from the log-sum-exp of the first.
 
-The kernels, with the formulas, are in ``_triton_kernels``; triton is imported on first use.
+The kernels, with the formulas, are in ``_triton_kernels``, their launches in ``_triton_call``; triton is imported on first use.
 
 Precision: scores, weights and statistics are float32. In bfloat16 and float16 the products q·k run on the tensor cores and are exact
 before they are summed in float32; the weights are rounded to V's dtype for the output alone, as every fused attention does, never for
 a statistic. In float32 both products use true float32 multiplication (``input_precision="ieee"``), not TF32: agreement with the oracle to 1e-5 costs the
 tensor cores. There is no backward pass.
+
+What has been checked: the numbers in triton's interpreter, and that the kernels compile for capabilities 8.0 and 9.0. They have not been run or timed on
+a device yet (``benchmarks/gpu_readout.py`` does both). One program walks all keys of its rows, so decoding one sequence on a long cache does not fill a device.
 """
 
 from __future__ import annotations
@@ -19,24 +22,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from symbolic_residue.errors import AttentionError
+from symbolic_residue.instrument.attention._triton_call import Call, fits, FUSED_REGIONS, interpreted, STATS
 
 __all__ = ["attend", "available", "stats_from_lse", "why"]
 
-STATS = ("mass", "entropy", "lse", "max", "argmax", "distance", "self", "sink")
-FUSED_REGIONS = 64
-"""Regions that one program keeps in registers."""
-
-_LOG2E = 1.4426950408889634
 _OLDEST = (3, 4)
 _PIP = "pip install 'triton>=3.4'"
 
@@ -48,7 +44,7 @@ def why() -> str:
     version = _version()
     if version and version < _OLDEST:
         return f"The installed triton is {version[0]}.{version[1]}; the kernels need {_OLDEST[0]}.{_OLDEST[1]} or later."
-    if _interpreted():
+    if interpreted():
         return ""
     if torch.version.hip is not None:
         return "The kernels are written for CUDA, and this torch is built for ROCm."
@@ -110,9 +106,9 @@ def attend(
     """
     kernels = _kernels()
     names = _wanted(want, STATS)
-    call = _Call(kernels, q, k, v, scale, low, high, keep, bias, softcap, labels, n_regions)
+    call = Call(kernels, q, k, v, scale, low, high, keep, bias, softcap, labels, n_regions, sinks)
     if sinks is not None:
-        _fits(sinks, "sinks", (call.n_heads,), "[head]", wide=())
+        fits(sinks, "sinks", (call.n_heads,), "[head]", wide=())
     later = "mass" in names and n_regions > FUSED_REGIONS
     first = (names - {"mass"}) | {"lse"} if later else names
     output, stats = call.rows(first, v=v, sinks=sinks)
@@ -152,12 +148,13 @@ def stats_from_lse(
     """
     kernels = _kernels()
     names = _wanted(want, (*STATS, "received"))
-    call = _Call(kernels, q, k, None, scale, low, high, keep, bias, softcap, labels, n_regions)
-    _fits(lse, "lse", (call.batch, call.n_heads, call.n_queries), "[batch, head, query]", wide=())
+    call = Call(kernels, q, k, None, scale, low, high, keep, bias, softcap, labels, n_regions, lse)
+    fits(lse, "lse", (call.batch, call.n_heads, call.n_queries), "[batch, head, query]", wide=())
     lse = lse.float()
     if rows is not None:
+        rows = rows.to(q.device)
         call.select(rows)
-        lse = lse[:, :, rows]
+        lse = lse.index_select(2, rows)
     lse = lse.contiguous()
     stats: dict[str, Tensor] = {}
     plain = names - {"mass", "received", "lse"}
@@ -172,165 +169,6 @@ def stats_from_lse(
     if "received" in names:
         stats["received"] = call.received(lse)
     return stats
-
-
-class _Call:
-    """One attention call: tensors in the form the kernels read, and their launches."""
-
-    def __init__(
-        self,
-        kernels: ModuleType,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor | None,
-        scale: float,
-        low: Tensor,
-        high: Tensor,
-        keep: Tensor | None,
-        bias: Tensor | None,
-        softcap: float | None,
-        labels: Tensor | None,
-        n_regions: int,
-    ) -> None:
-        _check(q, k, v, softcap, [x for x in (low, high, keep, bias, labels) if x is not None])
-        self.kernels = kernels
-        self.batch, self.n_heads, self.n_queries, self.d_head = q.shape
-        self.n_kv, self.n_keys = k.shape[1:3]
-        self.groups = self.n_heads // self.n_kv
-        _fits(low, "low", (self.batch, self.n_queries), "[batch or 1, query]", wide=(0,))
-        _fits(high, "high", (self.batch, self.n_queries), "[batch or 1, query]", wide=(0,))
-        square = (self.batch, self.n_heads, self.n_queries, self.n_keys)
-        for name, x in (("keep", keep), ("bias", bias)):
-            if x is not None:
-                _fits(x, name, square, "[batch or 1, 1 or head, 1 or query, key]", wide=(0, 1, 2))
-        if labels is not None:
-            _fits(labels, "labels", (self.batch, self.n_keys), "[batch or 1, key]", wide=(0,))
-        elif n_regions:
-            raise AttentionError(f"Masses of {n_regions} regions were asked for without labels of the keys.")
-        self.q, self.k = _rowwise(q), _rowwise(k)
-        self.interval = torch.stack(torch.broadcast_tensors(low.to(torch.int32), high.to(torch.int32)))  # [2, batch or 1, query]
-        self.keep = None if keep is None else keep.bool().view(torch.uint8)
-        self.bias = None if bias is None else bias.float()
-        self.square = keep is not None or bias is not None
-        self.labels, self.n_regions = labels, n_regions
-        self.own = torch.arange(self.n_keys - self.n_queries, self.n_keys, device=q.device, dtype=torch.int32)
-        # In the kernels scores are in base 2; with a softcap the factor sits inside the tanh and the change of base outside.
-        self.softcap = softcap is not None
-        self.score_scale = scale * _LOG2E if softcap is None else scale / softcap
-        self.cap = 0.0 if softcap is None else softcap * _LOG2E
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only the given query rows, ``[row]``."""
-        self.q, self.interval, self.own = self.q[:, :, rows], self.interval[:, :, rows], self.own[rows]
-        if self.keep is not None and self.keep.shape[2] > 1:
-            self.keep = self.keep[:, :, rows]
-        if self.bias is not None and self.bias.shape[2] > 1:
-            self.bias = self.bias[:, :, rows]
-        self.n_queries = len(rows)
-
-    def rows(
-        self, want: set[str], *, v: Tensor | None = None, sinks: Tensor | None = None, known: Tensor | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Launch the row kernel: the output (with ``v``) and the wanted statistics."""
-        q, k, v = self.q, self.k, None if v is None else _rowwise(v)
-        d_value = 0 if v is None else v.shape[-1]
-        shape = (self.batch, self.n_heads, self.n_queries)
-        stats = {
-            name: q.new_empty(shape, dtype=torch.int64 if name == "argmax" else torch.float32) for name in STATS if name in want
-        }
-        masses = labels = uniform = None
-        r_pad = 0
-        if "mass" in want:
-            stats["mass"] = q.new_empty((*shape, self.n_regions), dtype=torch.float32)
-            if self.n_regions:
-                masses, r_pad = stats["mass"], min(max(_power(self.n_regions), 16), FUSED_REGIONS)
-        output = None if v is None else q.new_empty(self.batch, self.n_queries, self.n_heads, d_value)
-        d_pad, dv_pad = max(_power(self.d_head), 16), max(_power(d_value), 16)
-        block_m, block_n, warps, stages = blocks(
-            max(d_pad, dv_pad), q.element_size(), self.n_queries * self.groups, r_pad, self.square
-        )
-        if masses is not None:
-            labels, uniform = self._tiles(block_n)
-        n_blocks = -(-self.n_queries * self.groups // block_m)
-        grid = (n_blocks * self.n_kv * self.batch, -(-self.n_regions // r_pad) if r_pad else 1)
-        with _launching(self.kernels, q):
-            self.kernels.attend_kernel[grid](
-                q, k, v, *self._interval()[:2], self.own if want & {"distance", "self"} else None, self.keep, self.bias,
-                None if sinks is None else sinks.float().contiguous(), known, labels, uniform,
-                output, masses, *(stats.get(name) for name in STATS[1:]),
-                self.score_scale, self.cap,
-                *q.stride()[:3], *k.stride()[:3], *(v.stride()[:3] if v is not None else (0, 0, 0)),
-                self._interval()[2], *self._strides(self.keep), *self._strides(self.bias), _step(labels), _step(uniform),
-                self.n_queries, self.n_keys, self.n_kv, n_blocks, self.n_regions,
-                GROUPS=self.groups, D_HEAD=self.d_head, D_VALUE=d_value, D_PAD=d_pad, DV_PAD=dv_pad, R_PAD=max(r_pad, 16),
-                BLOCK_M=block_m, BLOCK_N=block_n, SOFTCAP=self.softcap, KNOWN=known is not None, UPCAST=_interpreted(),
-                num_warps=warps, num_stages=stages,
-            )  # fmt: skip
-        return output, stats
-
-    def received(self, known: Tensor) -> Tensor:
-        """Launch the column kernel: attention received, ``[batch, head, key]``."""
-        q, k = self.q, self.k
-        d_pad = max(_power(self.d_head), 16)
-        block_m, block_n, warps, stages = blocks(d_pad, q.element_size(), self.n_queries, 0, self.square)
-        out = q.new_empty(self.batch, self.n_heads, self.n_keys, dtype=torch.float32)
-        low, high, interval_b = self._interval()
-        # Which keys a block of rows reaches, so that a program skips the blocks that cannot see its keys.
-        pad, some = (0, -self.n_queries % block_m), low < high
-        reach_low = F.pad(torch.where(some, low, self.n_keys), pad, value=self.n_keys).unflatten(1, (-1, block_m)).amin(-1)
-        reach_high = F.pad(torch.where(some, high, 0), pad).unflatten(1, (-1, block_m)).amax(-1)
-        n_blocks = -(-self.n_keys // block_n)
-        with _launching(self.kernels, q):
-            self.kernels.received_kernel[(n_blocks * self.n_heads * self.batch,)](
-                q, k, low, high, reach_low, reach_high, self.keep, self.bias, known, out,
-                self.score_scale, self.cap,
-                *q.stride()[:3], *k.stride()[:3], interval_b, _step(reach_low), *self._strides(self.keep), *self._strides(self.bias),
-                self.n_queries, self.n_keys, self.n_heads, n_blocks,
-                GROUPS=self.groups, D_HEAD=self.d_head, D_PAD=d_pad, BLOCK_M=block_m, BLOCK_N=block_n,
-                SOFTCAP=self.softcap, UPCAST=_interpreted(), num_warps=warps, num_stages=stages,
-            )  # fmt: skip
-        return out
-
-    def _interval(self) -> tuple[Tensor, Tensor, int]:
-        low, high = self.interval[0], self.interval[1]
-        return low, high, _step(low)
-
-    def _tiles(self, block_n: int) -> tuple[Tensor, Tensor]:
-        """Labels, and for each tile of keys the one region of all its keys, or ``MIXED``."""
-        assert self.labels is not None
-        labels = self.labels.to(torch.int32).contiguous()
-        padded = torch.cat([labels, labels[:, -1:].expand(-1, -self.n_keys % block_n)], 1).unflatten(1, (-1, block_n))
-        least, most = padded.aminmax(dim=-1)
-        return labels, torch.where(least == most, least, self.kernels.MIXED)
-
-    def _strides(self, x: Tensor | None) -> tuple[int, ...]:
-        """Strides over batch, head, query, key, 0 along an axis that is shared."""
-        wide = (self.batch, self.n_heads, self.n_queries, self.n_keys)
-        return (0, 0, 0, 0) if x is None else x.expand(wide).stride()
-
-
-def blocks(width: int, itemsize: int, n_rows: int, r_pad: int = 0, square: bool = False) -> tuple[int, int, int, int]:
-    """Tile sizes and launch options: ``(BLOCK_M, BLOCK_N, num_warps, num_stages)``.
-
-    Not timed: no device was at hand. Chosen so that the compiler's reports for capabilities 8.0 and 9.0 show next to no spilled registers and shared
-    memory fits the smaller devices of 8.6 and 8.9 (99 KiB).
-
-    Args:
-        width: the wider of d_head and d_value, padded to a power of two.
-        itemsize: bytes an element of q.
-        n_rows: rows of one key-value head.
-        r_pad: padded number of regions that one program holds; 0 for none.
-        square: whether the kernel also loads a mask or bias of [row, key].
-    """
-    half = {64: (128, 64, 8, 2), 128: (128, 32, 8, 2), 256: (64, 16, 8, 2), 512: (32, 32, 8, 1)}
-    full = {64: (64, 32, 8, 2), 128: (64, 16, 8, 2), 256: (32, 16, 8, 1), 512: (16, 16, 8, 1)}
-    block_m, block_n, warps, stages = (half if itemsize == 2 else full).get(max(width, 64), (16, 16, 8, 1))
-    if r_pad > 32:
-        block_m = min(block_m, 64)
-    if square:
-        block_n = min(block_n, 32)
-    block_m = min(block_m, max(_power(n_rows), 16))
-    return block_m, block_n, 4 if block_m == 16 and width <= 128 else warps, stages
 
 
 def _kernels() -> ModuleType:
@@ -351,81 +189,9 @@ def _version() -> tuple[int, ...]:
         return ()
 
 
-def _interpreted() -> bool:
-    """Whether triton runs in its interpreter: on the CPU, for tests."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-
-
-@contextmanager
-def _launching(kernels: ModuleType, q: Tensor) -> Iterator[None]:
-    """Launch on q's device; a kernel too large for it is refused by name."""
-    try:
-        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-            yield
-    except kernels.OutOfResources as error:
-        raise AttentionError(
-            f"The attention kernel for heads of width {q.shape[-1]} does not fit this device.",
-            why=str(error),
-            todo="Name another backend.",
-        ) from error
-
-
 def _wanted(want: Iterable[str], known: tuple[str, ...]) -> set[str]:
     names = set(want)
     for name in sorted(names):
         if name not in known:
             raise AttentionError(f"Unknown attention statistic {name!r}.", todo=f"Use some of: {', '.join(known)}.")
     return names
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor | None, softcap: float | None, others: list[Tensor]) -> None:
-    """Refuse what the kernels would read wrongly."""
-    given = [q, k] if v is None else [q, k, v]
-    if any(x.dim() != 4 for x in given) or any(x.numel() == 0 for x in given):
-        raise AttentionError("q, k and v must be [batch, head, position, width], none of them empty.", why=_shapes(given))
-    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3] or q.shape[1] % k.shape[1]:
-        raise AttentionError("q and k do not fit together.", why=_shapes(given))
-    if v is not None and v.shape[:3] != k.shape[:3]:
-        raise AttentionError("k and v do not fit together.", why=_shapes(given))
-    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32) or any(x.dtype != q.dtype for x in given):
-        raise AttentionError(
-            f"The kernels read bfloat16, float16 and float32, one for q, k and v, not {', '.join(str(x.dtype) for x in given)}."
-        )
-    if softcap is not None and not softcap > 0:
-        raise AttentionError(f"A softcap of {softcap} is not positive.", todo="Leave it out for none.")
-    if any(x.device != q.device for x in (*given, *others)):
-        raise AttentionError("The tensors of one attention call are on different devices.")
-    if not (q.is_cuda or _interpreted()):
-        raise AttentionError(
-            f"The attention backend 'triton' reads CUDA tensors, and these are on {q.device}.", todo="Name another backend."
-        )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        raise AttentionError("The attention backend 'triton' has no backward pass.", todo="Run under torch.no_grad().")
-
-
-def _shapes(given: list[Tensor]) -> str:
-    return "Shapes: " + ", ".join(f"{name} {list(x.shape)}" for name, x in zip("qkv", given, strict=False)) + "."
-
-
-def _fits(x: Tensor, name: str, shape: tuple[int, ...], axes: str, *, wide: tuple[int, ...]) -> None:
-    """Refuse a shape other than ``shape``, where the axes in ``wide`` may be 1."""
-    fits = x.dim() == len(shape) and all(
-        n == m or (n == 1 and i in wide) for i, (n, m) in enumerate(zip(x.shape, shape, strict=True))
-    )
-    if not fits:
-        raise AttentionError(f"{name} has shape {list(x.shape)}, not {axes} of {list(shape)}.")
-
-
-def _rowwise(x: Tensor) -> Tensor:
-    """The tensor itself, or a copy where its last axis is not contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _step(x: Tensor | None) -> int:
-    """Stride along the batch axis, 0 where all sequences share one entry."""
-    return 0 if x is None or x.shape[0] == 1 else x.stride(0)
-
-
-def _power(n: int) -> int:
-    """Smallest power of two that is at least n."""
-    return 1 << max(n - 1, 0).bit_length()
