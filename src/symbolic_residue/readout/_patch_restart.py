@@ -129,7 +129,7 @@ class Walk:
                     stack.enter_context(_passing_on(layer.block, self._tuples[i]))
             if residual is not None:  # before the instrument's own hooks, so that these see the given stream
                 stack.callback(layers[first].block.register_forward_pre_hook(_putting(residual), with_kwargs=True).remove)
-            trace = stack.enter_context(instrument.attached(reads=reads, edits=edits, size=(n_batch, ids.shape[1])))
+            trace = stack.enter_context(instrument.attached(reads=reads, edits=edits))
             call = {"attention_mask": torch.ones_like(ids), "use_cache": False, "logits_to_keep": 1}
             trace.logits = instrument.model(input_ids=ids, **call).logits
         for i in range(first, stop):
