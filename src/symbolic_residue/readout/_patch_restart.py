@@ -42,7 +42,7 @@ class Walk:
         residual: what it will read, ``[sequence, query, d_model]``.
 
     Raises:
-        InstrumentError: more tokens than the model's context.
+        InstrumentError: more tokens than the model's context; logits that are not finite.
         AttentionError: attention that the instrument does not serve.
     """
 
@@ -58,6 +58,8 @@ class Walk:
                 stack.callback(layer.block.register_forward_hook(self._shape_of(i)).remove)
             trace = self.run(0, instrument.parts.n_layers, None, reads=("resid_pre.0",))
         self.logits: Tensor = trace["logits"][:, -1].float()
+        if not bool(torch.isfinite(self.logits).all()):
+            raise InstrumentError("The model's logits hold NaN or infinity.", todo="Use another checkpoint, or a wider dtype.")
         self.layer = 0
         self.residual: Tensor = trace["resid_pre.0"]
 
