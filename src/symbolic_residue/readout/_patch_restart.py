@@ -1,32 +1,40 @@
-"""Running only some of a model's blocks, from a residual stream that an earlier run left.
+"""Running only some of a model's blocks, from a residual stream that an earlier run left, and only some of its rows.
 
 1. For one forward every block that is not asked for is short-circuited: its ``forward`` hands its input on. The model itself still makes masks,
    positions and rotations as always, so no family needs code of its own.
 2. A hook on the first block that does run puts the given residual stream in place of what came through.
-3. ``Walk`` takes a run block by block, so that one layer's activations are in memory at a time. All of its blocks together are the plain forward, bit for bit;
-   ``verify`` holds the model to that (an architecture whose blocks exchange more than the residual stream is refused).
-4. Whatever happens, every ``forward`` and every hook is as before on the way out.
-
-An edit at layer L leaves the layers below as they were, so patched runs restart at block L (over all layers, half of the blocks' work is left
-away), and all of a layer's patches run as one batch.
+3. ``Walk`` takes a run a few blocks at a time, so that the activations of a few layers are in memory at once. Its segments together are the plain
+   forward, bit for bit; ``verify`` holds every model to that, once (an architecture whose blocks exchange more than the residual stream is refused).
+4. A patch at layer L, rows r and later, leaves lower layers and earlier rows as they were. So a ``tail`` restarts at block L; and where attention is
+   the only token mixer it runs rows r and later only, against the keys and values of the earlier rows (kept from one unedited forward, in every
+   layer and under every window).
+5. Whatever happens, every ``forward`` and every hook is as before on the way out.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, ExitStack
 from typing import Any, TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn, Tensor
 
 from symbolic_residue.errors import InstrumentError
-from symbolic_residue.types import Point
+from symbolic_residue.instrument._instrument import cache_name
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Edit, Instrument, Trace
 
-__all__ = ["Walk", "frozen_parameters"]
+__all__ = ["Walk", "frozen_parameters", "verify"]
+
+_VERIFIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Models whose blocks were found to restart; the value says whether rows may run against a kept prefix."""
+
+_WORTH_KEEPING = 0.25
+"""Share of the rows from which on a kept prefix pays for its other attention path."""
 
 
 class Walk:
@@ -53,10 +61,11 @@ class Walk:
         if limit is not None and ids.shape[1] > limit:
             raise InstrumentError(f"{ids.shape[1]} tokens are more than the model's context of {limit}.", todo="Shorten the text.")
         self._tuples: list[int | None] = [None] * instrument.parts.n_layers
+        self._prefixes: dict[int, Any] = {}
         with ExitStack() as stack:
             for i, layer in enumerate(instrument.parts.layers):
                 stack.callback(layer.block.register_forward_hook(self._shape_of(i)).remove)
-            trace = self.run(0, instrument.parts.n_layers, None, reads=("resid_pre.0",))
+            trace = self._run(0, instrument.parts.n_layers, None, self.ids, reads=("resid_pre.0",))
         self.logits: Tensor = trace["logits"][:, -1].float()
         if not bool(torch.isfinite(self.logits).all()):
             raise InstrumentError("The model's logits hold NaN or infinity.", todo="Use another checkpoint, or a wider dtype.")
@@ -69,120 +78,163 @@ class Walk:
 
         return hook
 
-    def ahead(self, reads: Sequence[str] = ()) -> Trace:
-        """Run the next block alone without going past it; ``reads`` are points of its layer."""
+    def advance(self, stop: int, reads: Sequence[str] = ()) -> Trace:
+        """Run the blocks before block ``stop``; ``reads`` are points of theirs."""
+        post = f"resid_post.{stop - 1}"
         # A copy: some blocks add into the tensor that they are given.
-        return self.run(self.layer, self.layer + 1, self.residual.clone(), reads=(*reads, f"resid_post.{self.layer}"))
-
-    def step(self, trace: Trace) -> None:
-        """Go past the block that :meth:`ahead` ran."""
-        self.residual = trace[f"resid_post.{self.layer}"]
-        self.layer += 1
-
-    def advance(self, reads: Sequence[str] = ()) -> Trace:
-        """Run the next block alone and go past it; ``reads`` are points of its layer."""
-        trace = self.ahead(reads)
-        self.step(trace)
+        trace = self._run(self.layer, stop, self.residual.clone(), self.ids, reads=tuple(dict.fromkeys((*reads, post))))
+        self.layer, self.residual = stop, trace[post]
         return trace
 
-    def tail(self, edits: Sequence[Edit], copies: int, *, sequence: int = 0, grad: bool = False) -> Tensor:
-        """Run from the next block to the end with edits, on ``copies`` repeats of one sequence (an edit's ``batch`` names repeats).
+    def first_row(self, row: int) -> int:
+        """The row from which a tail that is edited at ``row`` and later has to run: ``row``, or 0 where no prefix is kept."""
+        keeps = _VERIFIED.get(self.instrument.model, False)
+        return row if keeps and row >= _WORTH_KEEPING * self.ids.shape[1] else 0
+
+    def tail(
+        self, layer: int, residual: Tensor, edits: Sequence[Edit], copies: int, *, first_row: int = 0, grad: bool = False
+    ) -> Tensor:
+        """Blocks ``layer`` to the last, on ``copies`` repeats of the first sequence (an edit's ``batch`` names repeats).
+
+        Args:
+            layer: the first block that runs.
+            residual: what it reads in the unedited run, ``[1, query, d_model]``.
+            edits: at this layer or later; their rows count from ``first_row``, but at ``k`` and ``v``, which hold the earlier rows too, from 0.
+            copies: repeats.
+            first_row: rows before it are not run again.
+            grad: whether the result is to have gradients.
 
         Returns:
             ``[copies, vocab]``, the last row's logits.
         """
-        residual = self.residual[sequence : sequence + 1].repeat(copies, 1, 1)
-        trace = self.run(self.layer, self.instrument.parts.n_layers, residual, edits=edits, sequence=sequence, grad=grad)
+        rows = residual[:1, first_row:].repeat(copies, 1, 1)
+        ids = self.ids[:1, first_row:].expand(copies, -1)
+        cached: dict[str, Any] = {}
+        if first_row:
+            cache = copy.deepcopy(self._prefix(first_row))
+            for kept in cache.layers[layer:]:  # those below only tell their length
+                kept.batch_repeat_interleave(copies)
+            positions = torch.arange(first_row, self.ids.shape[1], device=ids.device)
+            cached = {cache_name(self.instrument.model): cache, "use_cache": True, "position_ids": positions.expand(copies, -1)}
+        n_layers = self.instrument.parts.n_layers
+        trace = self._run(layer, n_layers, rows, ids, edits=edits, grad=grad, cached=cached)
         return trace["logits"][:, -1]
 
-    def run(
+    def _prefix(self, rows: int) -> Any:
+        """Keys and values of the first rows of the first sequence, in all layers."""
+        if rows not in self._prefixes:
+            from transformers import DynamicCache
+
+            cache = DynamicCache()  # without the config every layer keeps every key, also under a window
+            call = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
+            ids = self.ids[:1, :rows]
+            positions = torch.arange(rows, device=ids.device)[None]
+            with torch.no_grad():
+                self.instrument.model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, **call)
+            self._prefixes[rows] = cache
+        return self._prefixes[rows]
+
+    def _run(
         self,
         first: int,
         stop: int,
         residual: Tensor | None,
+        ids: Tensor,
         *,
         reads: Sequence[str] = (),
         edits: Sequence[Edit] = (),
-        sequence: int | None = None,
         grad: bool = False,
+        cached: dict[str, Any] | None = None,
     ) -> Trace:
-        """Blocks ``first`` up to ``stop``, then final norm and unembedding of the last row.
-
-        Args:
-            first: the first block that runs.
-            stop: the block after the last one that runs.
-            residual: what the first block reads, ``[batch, query, d_model]``; None for the embedded ids (``first`` is 0).
-            reads: points.
-            edits: what to change.
-            sequence: the sequence of ``ids`` that the whole batch repeats; None where the batch is ``ids``.
-            grad: whether the result is to have gradients.
+        """Blocks ``first`` up to ``stop``; the last row's logits only where ``stop`` is the end.
 
         Raises:
             InstrumentError: a block that should run did not call its attention once.
         """
         instrument = self.instrument
-        n_batch = len(self.ids) if residual is None else len(residual)
-        ids = self.ids if sequence is None else self.ids[sequence : sequence + 1].expand(n_batch, -1)
         layers = instrument.parts.layers
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             for i, layer in enumerate(layers):
                 if not first <= i < stop:
                     stack.enter_context(_passing_on(layer.block, self._tuples[i]))
+            if stop < len(layers):
+                stack.enter_context(_passing_on(instrument.parts.unembed, None))
             if residual is not None:  # before the instrument's own hooks, so that these see the given stream
                 stack.callback(layers[first].block.register_forward_pre_hook(_putting(residual), with_kwargs=True).remove)
             trace = stack.enter_context(instrument.attached(reads=reads, edits=edits))
-            call = {"attention_mask": torch.ones_like(ids), "use_cache": False, "logits_to_keep": 1}
-            trace.logits = instrument.model(input_ids=ids, **call).logits
+            call: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1} | (cached or {})
+            # Of all keys, those of a kept prefix among them.
+            mask = torch.ones_like(ids) if not cached else torch.ones_like(self.ids[:1]).expand(len(ids), -1)
+            trace.logits = instrument.model(input_ids=ids, attention_mask=mask, **call).logits
         for i in range(first, stop):
-            if getattr(layers[i], "attn", None) is not None and trace.calls.get(i, 0) != 1:
+            if layers[i].attn is not None and trace.calls.get(i, 0) != 1:
                 raise InstrumentError(f"Block {i} called its attention {trace.calls.get(i, 0)} times instead of once.")
         return trace
 
-    def verify(self) -> None:
-        """Walk a copy of this run to its end and compare the logits with the plain forward's.
 
-        Raises:
-            InstrumentError: they differ: this model's blocks exchange more than the residual stream.
-        """
-        residual = self.residual.clone()
-        why = "Its blocks hand each other more than the residual stream, so a run cannot restart between them."
-        trace = None
-        for layer in range(self.layer, self.instrument.parts.n_layers):
-            post = f"resid_post.{layer}"
-            try:
-                trace = self.run(layer, layer + 1, residual, reads=(post,))
-            except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-                raise InstrumentError(f"Block {layer} does not run by itself in this model.", why=why) from error
-            residual = trace[post]
-        if trace is None:
-            return
-        logits = trace["logits"][:, -1].float()
-        scale = 1.0 + float(self.logits.abs().max())
-        # The same operations on the same shapes; the allowance is for kernels that are not deterministic.
-        tolerance = 1e-4 if trace.tensors[Point("resid_post", self.instrument.parts.n_layers - 1)].dtype == torch.float32 else 2e-2
-        worst = float((logits - self.logits).abs().max())
-        if not worst <= tolerance * scale:
-            raise InstrumentError(f"Restarting this model's blocks changes its logits by {worst:.2g}.", why=why)
+def verify(walk: Walk) -> None:
+    """Take a run to its end block by block, and compare the logits with the plain forward's; once for each model.
+
+    Where attention is the only token mixer, the second half of the rows is also run against a kept prefix. A model that this does not serve always runs
+    all rows, which costs time and nothing else.
+
+    Args:
+        walk: at its start; it is left there.
+
+    Raises:
+        InstrumentError: the logits differ: this model's blocks exchange more than the residual stream.
+    """
+    model, parts = walk.instrument.model, walk.instrument.parts
+    if model in _VERIFIED:
+        return
+    why = "Its blocks hand each other more than the residual stream, so a run cannot restart between them."
+    scout = copy.copy(walk)
+    trace = None
+    for layer in range(parts.n_layers):
+        try:
+            trace = scout.advance(layer + 1)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            raise InstrumentError(f"Block {layer} does not run by itself in this model.", why=why) from error
+    assert trace is not None
+    worst = _difference(trace["logits"][:, -1], walk.logits)
+    if not worst <= 1:
+        raise InstrumentError(f"Restarting this model's blocks changes its logits, to {worst:.2g} times the tolerance.", why=why)
+    n_rows = walk.ids.shape[1]
+    if n_rows < 4 or any(layer.attn is None or layer.mixer is not None for layer in parts.layers):
+        if n_rows >= 4:
+            _VERIFIED[model] = False
+        return
+    try:
+        again = walk.tail(0, walk.residual, (), 2, first_row=n_rows // 2)
+        _VERIFIED[model] = _difference(again, walk.logits[:1].expand_as(again)) <= 1
+    except (InstrumentError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError):
+        _VERIFIED[model] = False
+
+
+def _difference(logits: Tensor, want: Tensor) -> float:
+    """Largest difference, in units of what rounding may do."""
+    allowed = (2e-5 if logits.dtype in (torch.float32, torch.float64) else 2e-2) * (1.0 + float(want.abs().max()))
+    return float((logits.float() - want).abs().max()) / allowed
 
 
 @contextmanager
-def _passing_on(block: nn.Module, tuple_length: int | None) -> Iterator[None]:
-    """The block hands its input on, in the form in which it hands over its output."""
+def _passing_on(module: nn.Module, tuple_length: int | None) -> Iterator[None]:
+    """The module hands its input on, in the form in which it hands over its output."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         return hidden if tuple_length is None else (hidden, *(None,) * (tuple_length - 1))
 
-    own = block.__dict__.get("forward")
-    block.__dict__["forward"] = forward
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
         if own is None:
-            del block.__dict__["forward"]
+            del module.__dict__["forward"]
         else:
-            block.__dict__["forward"] = own
+            module.__dict__["forward"] = own
 
 
 def _putting(residual: Tensor) -> Callable[..., Any]:

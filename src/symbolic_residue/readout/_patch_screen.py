@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from symbolic_residue.readout._patch_pairs import PatchPair
 from symbolic_residue.readout._patch_restart import frozen_parameters
 from symbolic_residue.readout._patch_sweep import patch_sweep, Setting
 from symbolic_residue.readout._patch_table import column_intervals, Direction
+from symbolic_residue.readout._patch_together import LayerRuns, together
 from symbolic_residue.types import HEAD_POINTS
 
 if TYPE_CHECKING:
@@ -189,39 +190,32 @@ class _PairScreen:
         self.source = float(evaluate(self.metric, self.source_walk.logits)[0])
         self.target = float(evaluate(self.metric, self.target_walk.logits)[0])
 
-    def _steps(self) -> Any:
-        """Layer by layer: ``(cells, {(kind, class): source − target [row, …]}, {kind: shape})``; the target stands before the layer."""
-        for layer in range(max(cell.layer for cell in self.plan) + 1):
-            here = [cell for cell in self.plan if cell.layer == layer]
-            points = sorted({point for cell in here for point in cell.points})
-            source = self.source_walk.advance(points)
-            ahead = self.target_walk.ahead(points)
+    def _layers(self) -> Iterator[tuple[list[Cell], dict[tuple[str, str], Tensor], LayerRuns]]:
+        """Layer by layer: its cells, and source − target ``[row, …]`` by kind and position class."""
+        layers = {cell.layer for cell in self.plan}
+        points = {layer: sorted({p for cell in self.plan if cell.layer == layer for p in cell.points}) for layer in layers}
+        for runs in together(self.source_walk, self.target_walk, points, both=True):
+            here = [cell for cell in self.plan if cell.layer == runs.layer]
             differences = {}
             for kind, label in sorted({(kind, cell.positions) for cell in here for kind in cell.kinds}):
-                rows = self.pair.rows[label]
-                to, of = ahead[f"{kind}.{layer}"], source[f"{kind}.{layer}"]
+                rows, point = self.pair.rows[label], f"{kind}.{runs.layer}"
+                of, to = runs.source[point], runs.target[point]
                 differences[kind, label] = of[0, [s for s, _ in rows]].to(to) - to[0, [t for _, t in rows]]
-            yield here, differences, {kind: ahead[f"{kind}.{layer}"].shape for kind in {k for cell in here for k in cell.kinds}}
-            self.target_walk.step(ahead)
+            yield here, differences, runs
 
     def at_target(self) -> dict[Cell, float]:
         """First-order estimates, from one backward."""
         start = self.target_walk.residual
         differences: dict[tuple[int, str, str], Tensor] = {}
         leaves: dict[str, Tensor] = {}
-        for here, found, shapes in self._steps():
-            if not here:
-                continue
-            layer = here[0].layer
-            differences |= {(layer, kind, label): value for (kind, label), value in found.items()}
-            for kind, shape in shapes.items():
-                example = next(value for (k, _), value in found.items() if k == kind)
-                leaves[f"{kind}.{layer}"] = torch.zeros(shape, dtype=example.dtype, device=example.device, requires_grad=True)
+        for here, found, runs in self._layers():
+            differences |= {(runs.layer, kind, label): value for (kind, label), value in found.items()}
+            for point in sorted({point for cell in here for point in cell.points}):
+                leaves[point] = torch.zeros_like(runs.target[point], requires_grad=True)
         edits = [Add(point, value=leaf) for point, leaf in leaves.items()]
-        walk = self.target_walk
-        with frozen_parameters(walk.instrument.model):
-            trace = walk.run(0, walk.instrument.parts.n_layers, start, edits=edits, grad=True)
-            gradients = dict(zip(leaves, self._gradients(trace["logits"][:, -1], list(leaves.values())), strict=True))
+        with frozen_parameters(self.target_walk.instrument.model):
+            logits = self.target_walk.tail(0, start, edits, 1, grad=True)
+            gradients = dict(zip(leaves, self._gradients(logits, list(leaves.values())), strict=True))
         estimates = {}
         for cell in self.plan:
             targets = [t for _, t in self.pair.rows[cell.positions]]
@@ -235,7 +229,7 @@ class _PairScreen:
     def along_path(self, steps: int, max_batch: int) -> dict[Cell, float]:
         """Estimates from the mean gradient over midpoints of each component's path."""
         estimates: dict[Cell, float] = {}
-        for here, differences, _ in self._steps():
+        for here, differences, runs in self._layers():
             for component, label in dict.fromkeys((cell.component, cell.positions) for cell in here):
                 cells = [cell for cell in here if (cell.component, cell.positions) == (component, label)]
                 kinds = cells[0].kinds
@@ -243,14 +237,14 @@ class _PairScreen:
                 means = [torch.zeros_like(change, dtype=torch.float32) for change in changes]
                 at = (torch.arange(steps, dtype=torch.float32) + 0.5) / steps
                 for part in at.split(max_batch):
-                    for mean, gradient in zip(means, self._on_path(cells[0], changes, part), strict=True):
+                    for mean, gradient in zip(means, self._on_path(cells[0], changes, part, runs.residual), strict=True):
                         mean += gradient / steps
                 for cell in cells:
                     parts = zip(means, changes, kinds, strict=True)
                     estimates[cell] = sum(_of_head(mean * change.float(), kind, cell.head) for mean, change, kind in parts)
         return estimates
 
-    def _on_path(self, cell: Cell, changes: Sequence[Tensor], at: Tensor) -> list[Tensor]:
+    def _on_path(self, cell: Cell, changes: Sequence[Tensor], at: Tensor, residual: Tensor) -> list[Tensor]:
         """Gradients at fractions ``at [step]`` of the path, summed over steps, ``[row, …]`` for each of the cell's points."""
         targets = [t for _, t in self.pair.rows[cell.positions]]
         leaves = []
@@ -259,7 +253,7 @@ class _PairScreen:
             leaves.append((fractions * change).requires_grad_(True))
         edits = [Add(point, rows=targets, value=leaf) for point, leaf in zip(cell.points, leaves, strict=True)]
         with frozen_parameters(self.target_walk.instrument.model):
-            logits = self.target_walk.tail(edits, len(at), grad=True)
+            logits = self.target_walk.tail(cell.layer, residual, edits, len(at), grad=True)
             return [gradient.float().sum(0) for gradient in self._gradients(logits, leaves)]
 
     def _gradients(self, logits: Tensor, leaves: list[Tensor]) -> list[Tensor]:

@@ -1,9 +1,9 @@
 """Activation patching: put what a source run computed into a target run, place by place, and see how much of the source's output comes with it.
 
 1. Source and target are two prompts of one model (clean into corrupted, or back), one prompt of two models (base, tuned, adapter), or both.
-2. For each pair of prompts both runs are walked block by block, so that one layer's activations are held at a time. At each layer all its cells
-   (component × head × position class), and the same cells from control donors, run as one batch of repeats of the target, each with its own edit,
-   restarting at that layer.
+2. For each pair of prompts both runs are walked side by side, a few layers at a time. At each layer its cells (component × head × position class), and the
+   same cells from control donors, run as one batch of repeats of the target, each with its own edit, restarting at that layer and at the first
+   patched row.
 3. Each run gives the metric at the last row. Effect = patched − target, in the metric's unit; recovered = effect / (source − target).
 4. Every patch stands beside its controls (unrelated prompts, or the source's own rows shuffled): ``excess = recovered − mean of controls``.
 5. Over pairs: means with bootstrap intervals that resample pairs (or their clusters), n counts pairs, never layers or heads; p values of
@@ -29,8 +29,9 @@ from symbolic_residue.readout._patch_cells import Cell, CELL_KEY, check_same_arc
 from symbolic_residue.readout._patch_controls import Donors, make_donors
 from symbolic_residue.readout._patch_metric import bind_metric, evaluate, Metric, recovered
 from symbolic_residue.readout._patch_pairs import PatchPair
-from symbolic_residue.readout._patch_restart import Walk
+from symbolic_residue.readout._patch_restart import verify, Walk
 from symbolic_residue.readout._patch_table import Direction, PatchSweep, SCHEMA
+from symbolic_residue.readout._patch_together import LayerRuns, together
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument
@@ -74,15 +75,12 @@ class Setting:
         self.metrics: list[Metric] = [metric] * len(pairs) if callable(metric) else list(metric)
         if len(self.metrics) != len(pairs):
             raise ConfigError(f"There are {len(self.metrics)} metrics for {len(pairs)} pairs.", todo="Give one, or one a pair.")
-        self._verified = False
 
     def walks(self, pair: PatchPair, donors: Donors) -> tuple[Walk, Walk]:
-        """Source (with its control prompts) and target before their first block; the models are verified the first time."""
+        """Source (with its control prompts) and target before their first block; each model is verified the first time it is met."""
         source, target = Walk(self.source, donors.ids), Walk(self.target, torch.tensor([pair.target]))
-        if not self._verified:
-            for walk in (target,) if self.source is self.target else (target, source):
-                walk.verify()
-            self._verified = True
+        verify(target)
+        verify(source)
         return source, target
 
 
@@ -162,6 +160,7 @@ def patch_sweep(
         pl.col("pair").replace_strict(names, return_dtype=pl.Int64),
         pl.col("layer"),
         pl.col("component").replace_strict(kinds, return_dtype=pl.Int64),
+        pl.col("positions").replace_strict({label: i for i, label in enumerate(pairs[0].rows)}, return_dtype=pl.Int64),
         pl.col("head"),
     )
     return PatchSweep(table.sort(order, maintain_order=True), missing, seed, floor)
@@ -179,41 +178,44 @@ class _PairRun:
 
     def cells(self, todo: Sequence[Cell], max_batch: int) -> Iterator[pl.DataFrame]:
         """Frames of finished cells, layer by layer."""
-        for layer in range(max(cell.layer for cell in todo) + 1):
-            here = [cell for cell in todo if cell.layer == layer]
-            points = tuple(sorted({point for cell in here for point in cell.points}))
-            activations = self.source_walk.advance(points)
-            if here:
-                yield from self._layer(here, activations, max_batch)
-            if layer < max(cell.layer for cell in todo):
-                self.target_walk.advance()
+        points = {
+            layer: sorted({p for cell in todo if cell.layer == layer for p in cell.points}) for layer in {c.layer for c in todo}
+        }
+        for runs in together(self.source_walk, self.target_walk, points):
+            # Cells of one position class share the rows that must run.
+            for label in self.pair.rows:
+                here = [cell for cell in todo if cell.layer == runs.layer and cell.positions == label]
+                yield from self._of_class(here, runs, max_batch)
 
-    def _layer(self, here: Sequence[Cell], activations: Trace, max_batch: int) -> Iterator[pl.DataFrame]:
-        runs = 1 + self.donors.count
-        items = [(cell, donor) for cell in here for donor in range(runs)]
+    def _of_class(self, here: Sequence[Cell], runs: LayerRuns, max_batch: int) -> Iterator[pl.DataFrame]:
+        each = 1 + self.donors.count
+        items = [(cell, donor) for cell in here for donor in range(each)]
         values: list[float] = []
         start = 0
         for first in range(0, len(items), max_batch):
             chunk = items[first : first + max_batch]
-            edits = [edit for i, (cell, donor) in enumerate(chunk) for edit in self._edits(cell, donor, activations, i)]
-            logits = self.target_walk.tail(edits, len(chunk))
+            first_row = self.target_walk.first_row(min(t for _, t in self.pair.rows[here[0].positions]))
+            edits = [edit for i, (cell, donor) in enumerate(chunk) for edit in self._edits(cell, donor, runs.source, i, first_row)]
+            logits = self.target_walk.tail(runs.layer, runs.residual, edits, len(chunk), first_row=first_row)
             values += evaluate(self.metric, logits).tolist()
-            complete = len(values) // runs
+            complete = len(values) // each
             if complete > start:
-                rows = [self._row(here[i], values[i * runs : (i + 1) * runs]) for i in range(start, complete)]
+                rows = [self._row(here[i], values[i * each : (i + 1) * each]) for i in range(start, complete)]
                 start = complete
                 yield pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
-    def _edits(self, cell: Cell, donor: int, activations: Trace, repeat: int) -> list[Replace]:
+    def _edits(self, cell: Cell, donor: int, activations: Trace, repeat: int, first_row: int) -> list[Replace]:
         rows = self.pair.rows[cell.positions]
         sources, targets = [s for s, _ in rows], [t for _, t in rows]
         edits = []
-        for point in cell.points:
+        for kind, point in zip(cell.kinds, cell.points, strict=True):
             value: Tensor = self.donors.value(activations[point], donor, sources)
             chosen = None if cell.head is None else (cell.head,)
             if cell.head is not None:
                 value = value[:, :, cell.head : cell.head + 1]
-            edits.append(Replace(point, rows=targets, heads=chosen, batch=(repeat,), value=value))
+            # Attention gets the kept prefix's keys and values together with the new ones, so there rows count from the start.
+            at = targets if kind in ("k", "v") else [t - first_row for t in targets]
+            edits.append(Replace(point, rows=at, heads=chosen, batch=(repeat,), value=value))
         return edits
 
     def _row(self, cell: Cell, values: Sequence[float]) -> list[Any]:

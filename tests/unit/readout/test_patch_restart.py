@@ -12,7 +12,8 @@ from tiny_models import ALL
 from symbolic_residue.errors import InstrumentError
 from symbolic_residue.instrument import HeadScale, Instrument
 from symbolic_residue.readout import attribution_patching, LogitDifference, patch_pair, patch_sweep
-from symbolic_residue.readout._patch_restart import Walk
+from symbolic_residue.readout._patch_restart import verify, Walk
+from symbolic_residue.readout._patch_together import together
 
 METRIC = LogitDifference(5, 9)
 
@@ -38,25 +39,44 @@ def test_a_walk_is_the_forward_bit_for_bit(name: str) -> None:
     n_layers = instrument.parts.n_layers
     want = instrument.run(ids, reads=("resid_pre.*", "mlp_out.*"), keep_logits=1)
     walk = Walk(instrument, ids)
-    walk.verify()
+    verify(walk)
     assert torch.equal(walk.logits, want["logits"][:, -1].float())
+    attention_only = all(layer.attn is not None and layer.mixer is None for layer in instrument.parts.layers)
+    assert walk.first_row(1) == 0 and walk.first_row(6) == (6 if attention_only else 0)
     for layer in range(n_layers):
-        assert walk.layer == layer and torch.equal(walk.residual, want[f"resid_pre.{layer}"])
-        tail = walk.tail([], 3, sequence=1)
-        torch.testing.assert_close(tail.float(), walk.logits[1:].expand(3, -1), atol=2e-5, rtol=1e-5)
-        assert torch.equal(walk.advance((f"mlp_out.{layer}",))[f"mlp_out.{layer}"], want[f"mlp_out.{layer}"])
-    assert state(instrument) == state(instrument)
+        residual = walk.residual
+        assert walk.layer == layer and torch.equal(residual, want[f"resid_pre.{layer}"])
+        for first_row in {0, walk.first_row(6), walk.first_row(8)}:
+            tail = walk.tail(layer, residual, [], 3, first_row=first_row)
+            torch.testing.assert_close(tail.float(), walk.logits[:1].expand(3, -1), atol=2e-5, rtol=1e-5)
+        assert torch.equal(walk.advance(layer + 1, (f"mlp_out.{layer}",))[f"mlp_out.{layer}"], want[f"mlp_out.{layer}"])
 
 
 def test_an_edit_acts_after_a_restart() -> None:
     instrument = tiny("llama")
     walk = Walk(instrument, prompt(1)[None])
-    walk.advance()
-    edit = HeadScale(1, 2, 0.0, batch=(1,))
-    got = walk.tail([edit], 2)
-    want = instrument.run(prompt(1)[None], edits=[HeadScale(1, 2, 0.0)])["logits"][:, -1]
-    torch.testing.assert_close(got[1:], want, atol=1e-5, rtol=1e-5)
-    assert float((got[0] - got[1]).abs().max()) > 1e-2
+    verify(walk)
+    walk.advance(1)
+    want = instrument.run(prompt(1)[None], edits=[HeadScale(1, 2, 0.0, rows=(-1, -2))])["logits"][:, -1]
+    for first_row in (0, walk.first_row(7)):
+        got = walk.tail(1, walk.residual, [HeadScale(1, 2, 0.0, rows=(-1, -2), batch=(1,))], 2, first_row=first_row)
+        torch.testing.assert_close(got[1:], want, atol=1e-5, rtol=1e-5)
+        assert float((got[0] - got[1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("budget", [0, 20_000, 10**9])
+def test_segments_of_any_size_give_the_same_activations(budget: int) -> None:
+    instrument = tiny("llama", num_hidden_layers=5)
+    points = {0: ["z.0"], 2: ["mlp_out.2", "v.2"], 3: ["attn_out.3"]}
+    walks = Walk(instrument, torch.stack([prompt(1), prompt(3)])), Walk(instrument, prompt(2)[None])
+    want = [instrument.run(walk.ids, reads=("resid_pre.*", *(p for one in points.values() for p in one))) for walk in walks]
+    seen = []
+    for runs in together(*walks, points, both=True, budget=budget):
+        seen.append(runs.layer)
+        assert torch.equal(runs.residual, want[1][f"resid_pre.{runs.layer}"])
+        for point in points[runs.layer]:
+            assert torch.equal(runs.source[point], want[0][point]) and torch.equal(runs.target[point], want[1][point])
+    assert seen == [0, 2, 3]
 
 
 @pytest.mark.parametrize("where", ["metric", "callback", "block", "metric in backward"])
