@@ -18,7 +18,7 @@ from scipy import stats as sps
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.readout._patch_cells import CELL_KEY
 from symbolic_residue.readout._patch_table import PatchSweep
-from symbolic_residue.stats import cluster_bootstrap
+from symbolic_residue.stats import bootstrap_mean, cluster_bootstrap
 
 if TYPE_CHECKING:
     from symbolic_residue.readout._patch_screen import PatchScreen
@@ -85,7 +85,10 @@ def screen_agreement(
                 rows.append([component, statistic, None, None, None, 0, undefined, cells, "none: not defined on any pair"])
                 continue
             kept = [cluster for cluster, ok in zip(clusters, defined, strict=True) if ok]
-            found = cluster_bootstrap(values[defined], kept, seed=seed, level=level)
+            if len(set(kept)) == len(kept):
+                found = bootstrap_mean(values[defined], seed=seed, level=level)
+            else:
+                found = cluster_bootstrap(values[defined], kept, seed=seed, level=level)
             # Neither statistic can leave its range, whatever a t interval of few pairs says.
             least = -1.0 if statistic == "spearman" else 0.0
             bounds = (max(least, found.low), min(1.0, found.high)) if found.has_interval else (None, None)

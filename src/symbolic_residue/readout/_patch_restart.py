@@ -194,6 +194,8 @@ def verify(walk: Walk) -> None:
     for layer in range(parts.n_layers):
         try:
             trace = scout.advance(layer + 1)
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
             raise InstrumentError(f"Block {layer} does not run by itself in this model.", why=why) from error
     assert trace is not None
