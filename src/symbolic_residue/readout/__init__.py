@@ -16,6 +16,12 @@ from symbolic_residue.readout._frames import attention_frames
 from symbolic_residue.readout._heads import head_writes, value_weighted_attention, ValueWeighted, write_norms
 from symbolic_residue.readout._lens import lens_frames, lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
+from symbolic_residue.readout._patch_agreement import screen_agreement
+from symbolic_residue.readout._patch_metric import KLToSource, LogitDifference, LogProbability
+from symbolic_residue.readout._patch_pairs import patch_pair, patch_pairs, PatchPair
+from symbolic_residue.readout._patch_screen import attribution_patching, PatchScreen
+from symbolic_residue.readout._patch_sweep import patch_sweep
+from symbolic_residue.readout._patch_table import PatchSweep
 from symbolic_residue.readout._tuned_fit import DepthFit, fit_tuned_lens, TunedLensFit
 from symbolic_residue.readout._tuned_lens import load_tuned_lens, Translator, tuned_lens, TunedLens
 
@@ -28,6 +34,12 @@ __all__ = [
     "LogitLens",
     "OVCircuit",
     "QKCircuit",
+    "KLToSource",
+    "LogProbability",
+    "LogitDifference",
+    "PatchPair",
+    "PatchScreen",
+    "PatchSweep",
     "Translator",
     "TunedLens",
     "TunedLensFit",
@@ -35,6 +47,7 @@ __all__ = [
     "attention_frames",
     "composition_scores",
     "copying_scores",
+    "attribution_patching",
     "direct_logit_attribution",
     "dla_during",
     "dla_reads",
@@ -53,6 +66,10 @@ __all__ = [
     "ov_top_tokens",
     "previous_token_scores",
     "qk_circuit",
+    "patch_pair",
+    "patch_pairs",
+    "patch_sweep",
+    "screen_agreement",
     "tuned_lens",
     "value_weighted_attention",
     "write_norms",
