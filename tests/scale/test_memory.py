@@ -31,7 +31,7 @@ read(64)
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
 table = read(n).attention
-assert table.backend == "flash"
+assert table.backend in ("native", "torch"), table.backend
 print((kilobytes("VmHWM") - before) / 1024)
 """
 
