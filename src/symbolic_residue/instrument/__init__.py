@@ -23,11 +23,14 @@ from symbolic_residue.instrument._edits import (
     ZeroAblate,
 )
 from symbolic_residue.instrument._instrument import Instrument
+from symbolic_residue.instrument._means import ActivationMean, mean_activation
+from symbolic_residue.instrument._norms import norm_scales
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument._verify import open_model, Verification, verify
 from symbolic_residue.instrument.attention import AttentionRead, AttentionTable
 
 __all__ = [
+    "ActivationMean",
     "Add",
     "AttentionBias",
     "AttentionEdit",
@@ -55,6 +58,8 @@ __all__ = [
     "Verification",
     "ZeroAblate",
     "collate",
+    "mean_activation",
+    "norm_scales",
     "open_model",
     "verify",
 ]
