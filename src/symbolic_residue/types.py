@@ -1,7 +1,7 @@
 """Shared vocabulary: points where a model is read or edited, and spans of a prompt.
 
 Point names are the field's: ``resid_pre.L resid_mid.L resid_post.L attn_out.L z.L mlp_in.L mlp_act.L
-mlp_out.L q.L k.L v.L`` with ``L`` a layer counted from 0, and ``logits`` without a layer.
+mlp_out.L mixer_out.L q.L k.L v.L`` with ``L`` a layer counted from 0, and ``logits`` without a layer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PointKind = Literal[
     "mlp_in",
     "mlp_act",
     "mlp_out",
+    "mixer_out",
     "q",
     "k",
     "v",

@@ -92,7 +92,7 @@ def test_every_block_runs(page: Path, demo: Any, tmp_path: Path, monkeypatch: py
             assert block.kind == "text", f"{where}: a block of kind {block.kind!r}"
         ran[block.kind] += 1
     assert ran.total() == len(todo)
-    assert ran["python"] >= 2
+    assert ran["python"] >= 2 or page.name == "families.md"  # that page is a table only
 
 
 def test_contributing_holds_set_up_only() -> None:
@@ -146,8 +146,11 @@ def test_families_and_exit_codes_of_the_readme() -> None:
     from symbolic_residue.models import FAMILIES
 
     text = (ROOT / "README.md").read_text("utf-8")
-    line = next(line for line in text.splitlines() if line.startswith("Architectures"))
-    assert sorted(re.findall(r"`(\w+)`", line)) == sorted(FAMILIES)
+    assert f"{len(FAMILIES)} architectures are in the family table" in text
+    page = (ROOT / "docs" / "families.md").read_text("utf-8")
+    assert "✗" not in page
+    for family in FAMILIES:
+        assert f"`{family}`" in page, f"docs/families.md lacks {family}"
 
 
 def test_defaults_of_the_page_are_those_of_the_configuration() -> None:

@@ -168,6 +168,11 @@ def model_positions(edit: Positions, parts: Parts, batch: int, n_queries: int, d
     Raises:
         EditError: a shape that does not fit, fractional positions in a model with learned positions, or positions outside its table.
     """
+    if not parts.position_ids:
+        raise EditError(
+            f"{parts.family} does not look at position ids, so changing them changes nothing.",
+            why="Its positions come from the order of the tokens alone (ALiBi, recurrence, or none).",
+        )
     ids = edit.position_ids
     if ids.dim() == 1:
         ids = ids[None]

@@ -11,42 +11,28 @@ position j of the padded sequence.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
-from symbolic_residue.instrument._edits import AttentionBias, Edit, Positions
-from symbolic_residue.instrument._instrument import Instrument
+from symbolic_residue.instrument._edits import Edit, Positions
+from symbolic_residue.instrument._instrument import cache_name, Instrument
 from symbolic_residue.instrument._trace import Trace
 
-__all__ = ["Decoder", "LastRow", "cache_name"]
-
-
-def cache_name(model: nn.Module) -> str:
-    """What this model calls its key-value cache: ``cache`` since transformers 5.24, ``past_key_values`` before.
-
-    Raises:
-        InstrumentError: it takes neither.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    for name in ("cache", "past_key_values"):
-        if name in parameters:
-            return name
-    raise InstrumentError(
-        f"{type(model).__name__} takes no key-value cache.", why="Runs that share a prefix keep its keys and values."
-    )
+__all__ = ["Decoder", "LastRow"]
 
 
 def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
     """Cache of every key, and the last row's logits ``[batch, vocab]``."""
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    # Without the config every layer keeps every key, also under a window. Layers that keep a state instead need the config to have a place for it.
+    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
+    cache = DynamicCache(config=instrument.model.config) if hybrid else DynamicCache()  # type: ignore[arg-type]
     call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
     with torch.no_grad():
         out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
@@ -103,10 +89,9 @@ class LastRow:
         if copies > 1:
             cache.batch_repeat_interleave(copies)
             mask, ids, positions = (t.repeat_interleave(copies, 0) for t in (mask, ids, positions))
-        has_bias = any(isinstance(e, AttentionBias) for e in edits)
         with (
             torch.no_grad(),
-            self.instrument.attached(reads=reads, edits=edits, cached_keys=self.width if has_bias else None) as trace,
+            self.instrument.attached(reads=reads, edits=edits) as trace,
         ):
             call = {cache_name(self.instrument.model): cache, "use_cache": True}
             out = self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)

@@ -54,9 +54,9 @@ def norm_scales(source: Trace | Tensor, norm: str, parts: Parts) -> Tensor:
     """``s = 1/√(mean((x − μ)²) + ε)`` of a norm, as it was in a run.
 
     Args:
-        source: the run's trace, holding the point that the norm's input comes from: ``resid_pre.L`` for ``pre_attn_norm.L`` (and for ``pre_mlp_norm.L`` of
-            a parallel block), ``resid_mid.L`` for ``pre_mlp_norm.L``, ``z.L`` for ``post_attn_norm.L``, ``mlp_act.L`` for ``post_mlp_norm.L``, the last
-            ``resid_post`` for ``final_norm``. Or the norm's input ``[batch, row, d_model]`` itself.
+        source: the run's trace, holding the point that the norm's input comes from (``resid_pre.L`` for ``pre_attn_norm.L``, and for
+            ``pre_mlp_norm.L`` of a parallel block; ``resid_mid.L`` for ``pre_mlp_norm.L``; ``z.L`` for ``post_attn_norm.L``; ``mlp_act.L`` for
+            ``post_mlp_norm.L``; the last ``resid_post`` for ``final_norm``), or the norm's input ``[batch, row, d_model]`` itself.
         norm: its name.
         parts: the model's.
 
@@ -144,12 +144,29 @@ def norm_hooks(parts: Parts, edits: Sequence[Any]) -> list[Any]:
         EditError: a norm that this architecture does not have; nothing is registered then.
     """
     chosen = [(find_norm(parts, edit.norm), edit) for edit in edits if isinstance(edit, FreezeNorm)]
-    return [norm.module.register_forward_hook(_hook(norm, edit), with_kwargs=True) for norm, edit in chosen]
+    size = _Size()
+    handles: list[Any] = []
+    if chosen and parts.spec.mlp_up is not None:  # opt joins sequences and rows before the norm of its MLP
+        handles = [layer.block.register_forward_pre_hook(size.note, with_kwargs=True) for layer in parts.layers]
+    return handles + [norm.module.register_forward_hook(_hook(norm, edit, size), with_kwargs=True) for norm, edit in chosen]
 
 
-def _hook(norm: Norm, edit: FreezeNorm) -> Any:
+class _Size:
+    """``(batch, row)`` of the block that is running."""
+
+    def __init__(self) -> None:
+        self.shape = torch.Size((0, 0))
+
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.shape = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+
+
+def _hook(norm: Norm, edit: FreezeNorm, size: _Size) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         x = args[0] if args else next(iter(kwargs.values()))
+        if x.dim() == 2:
+            split = apply_frozen_norm(norm, x.unflatten(0, size.shape), edit, output.unflatten(0, size.shape))
+            return split.flatten(0, 1)
         return apply_frozen_norm(norm, x, edit, output)
 
     return hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,6 +23,7 @@ class Trace:
         logits: ``[batch, query, vocab]``, or only the last rows when the forward was asked for those.
         attention: the attention table, or None when none was asked for.
         lead: number of padding tokens before each sequence.
+        on_read: called with each point and its tensor as the forward reaches it; the tensor is then not kept.
     """
 
     tensors: dict[Point, Tensor] = field(default_factory=dict)
@@ -29,6 +31,18 @@ class Trace:
     attention: AttentionTable | None = None
     lead: tuple[int, ...] = ()
     calls: dict[int, int] = field(default_factory=dict)
+    on_read: Callable[[Point, Tensor], None] | None = None
+
+    def record(self, point: Point, tensor: Tensor) -> None:
+        """Keep what was read at a point, or hand it on."""
+        if self.on_read is None:
+            self.tensors[point] = tensor
+        else:
+            self.on_read(point, tensor)
+
+    def clear(self, lead: tuple[int, ...] = ()) -> None:
+        """Forget what was read: a new forward begins."""
+        self.tensors, self.logits, self.attention, self.lead, self.calls = {}, None, None, lead, {}
 
     def __getitem__(self, point: str | Point) -> Tensor:
         if isinstance(point, str):

@@ -12,11 +12,12 @@ import importlib
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from symbolic_residue.models._bind import bind
     from symbolic_residue.models._cache import cache_dir, CacheEntry
     from symbolic_residue.models._families import FAMILIES, FamilySpec
     from symbolic_residue.models._hub import hub_entries
     from symbolic_residue.models._load import cached, fetch, load_model, LoadedModel, wrap
-    from symbolic_residue.models._parts import bind, LayerParts, Norm, Parts
+    from symbolic_residue.models._parts import LayerParts, Norm, Parts
     from symbolic_residue.models._provenance import AdapterRecord, Provenance
     from symbolic_residue.models._refs import ALIASES, FolderRef, HubRef, ModelRef, WheelRef
 
@@ -45,11 +46,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_bind": ("bind",),
     "_cache": ("CacheEntry", "cache_dir"),
     "_families": ("FAMILIES", "FamilySpec"),
     "_hub": ("hub_entries",),
     "_load": ("LoadedModel", "cached", "fetch", "load_model", "wrap"),
-    "_parts": ("LayerParts", "Norm", "Parts", "bind"),
+    "_parts": ("LayerParts", "Norm", "Parts"),
     "_provenance": ("AdapterRecord", "Provenance"),
     "_refs": ("ALIASES", "FolderRef", "HubRef", "ModelRef", "WheelRef"),
 }

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from symbolic_residue.errors import DamagedFileError, ModelFolderError, UnsupportedModelError
-from symbolic_residue.models._parts import check_family
+from symbolic_residue.models._bind import check_family
 
 __all__ = ["check_folder"]
 

@@ -29,10 +29,11 @@ from symbolic_residue.errors import (
     VerificationError,
 )
 from symbolic_residue.models._adapter import merge_adapter
+from symbolic_residue.models._bind import bind, unwrap
 from symbolic_residue.models._cache import CacheEntry, entries_dir, read_entry, weights_digest
 from symbolic_residue.models._folder import check_folder
 from symbolic_residue.models._hub import fetch_hub, find_hub, is_offline, offline_error
-from symbolic_residue.models._parts import bind, Parts
+from symbolic_residue.models._parts import Parts
 from symbolic_residue.models._provenance import AdapterRecord, Provenance, state_sha256, template_sha256, versions
 from symbolic_residue.models._quiet import quiet
 from symbolic_residue.models._refs import FolderRef, HubRef, ModelRef, WheelRef
@@ -153,8 +154,10 @@ def load_model(
 def wrap(model: Any, tokenizer: Any) -> LoadedModel:
     """A transformers model that the user has already loaded, with its parts bound; the model is left as it is.
 
+    A ``PeftModel`` is unwrapped: ``LoadedModel.model`` is the transformers model inside, its LoRA layers still attached and acting.
+
     Raises:
-        AdapterError: an adapter is still attached; merge it first.
+        AdapterError: an adapter is attached that does not simply add to the weights (DoRA, prompts); merge it first.
         UnsupportedModelError, VerificationError: a model that the family table does not fit.
         NonFiniteWeightsError: NaN or infinity in the weights.
         ModelFolderError: a tokenizer without offsets (not a fast one).
@@ -163,6 +166,7 @@ def wrap(model: Any, tokenizer: Any) -> LoadedModel:
         raise UnsupportedModelError(
             f"{type(model).__name__} is no torch module.", todo="Give a transformers causal language model."
         )
+    model = unwrap(model)
     check_finite(model)
     parts = bind(model)
     _check_tokenizer(tokenizer, parts)
@@ -182,7 +186,6 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=dtype,
-                attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,

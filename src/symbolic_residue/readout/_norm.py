@@ -28,7 +28,7 @@ def frozen_scale(norm: Norm, x: Tensor) -> Tensor:
 
 def fold(norm: Norm, directions: Tensor) -> Tensor:
     """``fold(u)`` for every direction of ``[..., d_model]``."""
-    folded = directions.float() * norm.gain().float()
+    folded = directions.float() * norm.gain().to(directions.device, torch.float32)
     if norm.kind == "layer":
         folded = folded - folded.mean(-1, keepdim=True)
     return folded

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.errors import AdapterError, DamagedFileError, MissingExtraError
-from symbolic_residue.models import load_model, wrap
+from symbolic_residue.instrument import HeadScale, Instrument, Scale, verify
+from symbolic_residue.models import bind, load_model, wrap
 
 IDS = torch.arange(12)[None]
 
@@ -143,3 +144,129 @@ def test_missing_extra(folder: Path, lora: tuple[Path, torch.Tensor], monkeypatc
     with pytest.raises(MissingExtraError) as caught:
         load_model(folder, adapter=lora[0])
     assert caught.value.todo == "pip install 'symbolic-residue[adapters]'"
+
+
+def attach(name: str, seed: int = 5, **options: Any) -> Any:
+    """The tiny model ``name`` with a random LoRA attached, as a ``PeftModel``."""
+    from peft import get_peft_model, LoraConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks transformers by a name it gave up
+        adapted = get_peft_model(build(name), LoraConfig(r=3, lora_alpha=6, task_type="CAUSAL_LM", **options))
+    randomise(adapted, seed)
+    return adapted.eval()
+
+
+def randomise(adapted: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+ATTACHED = [
+    ("llama", {"target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"]}),
+    ("qwen2", {"target_modules": "all-linear"}),
+    ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    ("gpt_neox", {"target_modules": ["query_key_value", "dense", "embed_out"]}),
+    ("olmo2", {"target_modules": ["o_proj", "lm_head", "embed_tokens"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ATTACHED)
+def test_attached_adapter_reads_and_edits_as_the_merged_model(name: str, options: dict[str, Any]) -> None:
+    """In float64, where nothing but the order of the products differs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        attached = wrap(attach(name, **options).double(), tiny_tokenizer())
+        merged = wrap(attach(name, **options).double().merge_and_unload(), tiny_tokenizer())
+    assert any("lora" in module for module, _ in attached.model.named_modules())
+    reads = ("resid_post.*", "attn_out.*", "z.*", "mlp_act.*", "q.1", "k.1", "v.1")
+    for edits in ((), (HeadScale(0, 1, 0.0),), (Scale("mlp_act.1", factor=0.5), Scale("attn_out.0", factor=2.0))):
+        one = Instrument(attached).run(IDS, reads=reads, edits=edits)
+        other = Instrument(merged).run(IDS, reads=reads, edits=edits)
+        torch.testing.assert_close(one["logits"], other["logits"], rtol=1e-9, atol=1e-9)
+        for point, tensor in one.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[point], rtol=1e-9, atol=1e-9)
+    for layer, plain in zip(attached.parts.layers, merged.parts.layers, strict=True):
+        for head in range(4):
+            torch.testing.assert_close(layer.w_o(head), plain.w_o(head))
+            for which in "qkv":
+                torch.testing.assert_close(layer.projection(which, head), plain.projection(which, head))  # type: ignore[arg-type]
+    torch.testing.assert_close(attached.parts.w_u, merged.parts.w_u)
+
+
+def test_weights_follow_the_adapters_that_act() -> None:
+    from peft import LoraConfig
+
+    adapted = attach("llama", target_modules=["o_proj"])
+    adapted.add_adapter("second", LoraConfig(r=2, lora_alpha=2, target_modules=["o_proj"]))
+    randomise(adapted, seed=7)
+    layer, base = bind(adapted).layers[0], bind(build("llama")).layers[0].w_o(1)
+
+    def acts() -> torch.Tensor:
+        """The weight by its effect: unit vectors through the module."""
+        with torch.no_grad():
+            return layer.o_proj(torch.eye(64)[16:32])  # type: ignore[misc]
+
+    first = layer.w_o(1)
+    torch.testing.assert_close(first, acts())
+    assert float((first - base).abs().max()) > 0.05
+    adapted.set_adapter("second")
+    torch.testing.assert_close(layer.w_o(1), acts())
+    assert float((layer.w_o(1) - first).abs().max()) > 0.05
+    with adapted.disable_adapter():
+        assert torch.equal(layer.w_o(1), base)
+        torch.testing.assert_close(acts(), base)
+    adapted.merge_adapter()
+    torch.testing.assert_close(layer.w_o(1), acts())
+    with adapted.disable_adapter():
+        torch.testing.assert_close(layer.w_o(1), base)
+
+
+def test_disabled_adapter_is_the_base() -> None:
+    adapted = attach("llama", target_modules=["q_proj", "o_proj"])
+    loaded = wrap(adapted, tiny_tokenizer())
+    verify(loaded)
+    base = wrap(build("llama"), tiny_tokenizer())
+    plain = Instrument(base).run(IDS, reads=("z.*",))
+    with adapted.disable_adapter():
+        got = Instrument(loaded).run(IDS, reads=("z.*",))
+        assert torch.equal(got["logits"], plain["logits"])
+        assert torch.equal(got["z.1"], plain["z.1"])
+    assert not torch.equal(Instrument(loaded).run(IDS)["logits"], plain["logits"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["o_proj"], "use_dora": True}, "DoRA"),
+        ({"target_modules": ["o_proj"], "lora_bias": True, "bias": "none"}, "bias of its own"),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+            "lm_head is replaced by an adapter's ModulesToSaveWrapper",
+        ),
+    ],
+)
+def test_adapters_that_do_not_simply_add_are_refused(options: dict[str, Any], message: str) -> None:
+    name = "gpt2" if "lora_bias" in options else "llama"
+    if name == "gpt2":  # a bias of the adapter needs a bias of the base
+        options = options | {"target_modules": ["c_proj"], "fan_in_fan_out": True}
+    adapted = attach(name, **options)
+    with pytest.raises(AdapterError, match=message) as caught:
+        wrap(adapted, tiny_tokenizer())
+    assert "merge_and_unload" in caught.value.todo
+
+
+def test_other_adapters_are_refused() -> None:
+    from peft import get_peft_model, IA3Config, PromptTuningConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ia3 = get_peft_model(build("llama"), IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM"))
+        prompts = get_peft_model(build("llama"), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    with pytest.raises(AdapterError, match=r"v_proj carries an adapter .* which is not LoRA"):
+        bind(ia3)
+    with pytest.raises(AdapterError, match="prompt learning"):
+        bind(prompts)

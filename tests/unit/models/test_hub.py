@@ -81,7 +81,7 @@ def test_listing(hub: Hub, snapshot: Path) -> None:
     (entry,) = hub_entries()
     assert (entry.ref, entry.source, entry.model_type, entry.revision) == ("org/tiny", "hub", "llama", COMMIT)
     assert entry.size_bytes == sum(path.stat().st_size for path in snapshot.iterdir())
-    (snapshot / "config.json").write_text('{"model_type": "opt"}')
+    (snapshot / "config.json").write_text('{"model_type": "bloom"}')
     assert hub_entries() == []
 
 

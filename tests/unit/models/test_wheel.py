@@ -183,8 +183,8 @@ def test_interrupted_fetch_leaves_no_entry(
 def test_architecture_outside_the_table(publish: Publish, tmp_path: Path) -> None:
     from wheels import write_gguf
 
-    write_gguf(tmp_path / "other.gguf", architecture="phi3")
-    with pytest.raises(UnsupportedModelError, match="'phi3'"):
+    write_gguf(tmp_path / "other.gguf", architecture="bloom")
+    with pytest.raises(UnsupportedModelError, match="'bloom'"):
         fetch(publish({"other.gguf": (tmp_path / "other.gguf").read_bytes()}))
     assert cached() == []
 

@@ -1,18 +1,28 @@
 """Exact attention readouts without the T×T matrix (room ``instrument/attention``)."""
 
+from symbolic_residue.instrument.attention._backends import Backend, BackendName, compute, Mode, why_not
+from symbolic_residue.instrument.attention._blocks import attend_rows, Rework
+from symbolic_residue.instrument.attention._call import Call, MaskCache, understand
 from symbolic_residue.instrument.attention._dense import dense_stats, dense_weights, visible_keys
-from symbolic_residue.instrument.attention._request import AttentionRead, AttentionTable, RegionMap, STATS
-from symbolic_residue.instrument.attention._torch import block_stats, flash_stats, max_stats
+from symbolic_residue.instrument.attention._request import AttentionRead, AttentionTable, GENERATED, RegionMap, STATS
 
 __all__ = [
+    "GENERATED",
     "STATS",
     "AttentionRead",
     "AttentionTable",
+    "Backend",
+    "BackendName",
+    "Call",
+    "MaskCache",
+    "Mode",
     "RegionMap",
-    "block_stats",
+    "Rework",
+    "attend_rows",
+    "compute",
     "dense_stats",
     "dense_weights",
-    "flash_stats",
-    "max_stats",
+    "understand",
     "visible_keys",
+    "why_not",
 ]

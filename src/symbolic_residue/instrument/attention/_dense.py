@@ -29,13 +29,37 @@ def visible_keys(
     return seen
 
 
-def dense_weights(q: Tensor, k: Tensor, scale: float, visible: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention weights ``[batch, head, query, key]`` in float64; rows that see nothing are NaN."""
+def dense_weights(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    visible: Tensor,
+    bias: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention weights ``[batch, head, query, key]`` in float64; rows that see nothing are NaN (0 where the head has a sink logit).
+
+    Args:
+        q: ``[batch, head, query, d_head]``; ``k``: ``[batch, kv_head, key, d_head]``.
+        scale: factor on the scores.
+        visible: ``[batch, query, key]`` or ``[batch, head, query, key]`` bool.
+        bias: added after the softcap.
+        softcap: c, for scores ``c·tanh(s / c)``.
+        sinks: ``[head]`` logits of a column that is dropped after the softmax.
+    """
     groups = q.shape[1] // k.shape[1]
     scores = torch.matmul(q.double(), k.double().repeat_interleave(groups, 1).mT) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias.double()
-    return torch.softmax(scores.masked_fill(~visible[:, None], float("-inf")), -1)
+    scores = scores.masked_fill(~(visible[:, None] if visible.dim() == 3 else visible), float("-inf"))
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    column = sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
 
 
 def dense_stats(weights: Tensor, indicator: Tensor) -> dict[str, Tensor]:
@@ -44,12 +68,15 @@ def dense_stats(weights: Tensor, indicator: Tensor) -> dict[str, Tensor]:
     index = torch.arange(n_keys, dtype=torch.float64)
     row = torch.arange(n_queries) + n_keys - n_queries
     best = weights.max(-1)
+    total = weights.sum(-1)
     return {
         "mass": torch.matmul(weights, indicator.double()[:, None]),
         "entropy": torch.special.entr(weights).sum(-1),
-        "distance": row - weights @ index,
+        "distance": row - weights @ index / total,
         "max": best.values,
         "argmax": best.indices,
         "self": weights.gather(-1, row.view(1, 1, -1, 1).expand(*weights.shape[:3], 1))[..., 0],
+        "sink": 1 - total,
+        "received": weights.nan_to_num(0.0).sum(2),
         "weights": weights,
     }

@@ -4,9 +4,9 @@ For a row with scores ``s`` over the keys it may see:
 
 1. ``score_bias``: every ``AttentionBias`` adds its value to the scores of its keys, ``s' = s + Σ b``. Biases commute; −∞ (a mask) wins over all.
 2. Softmax, by the door: ``p = exp(s' − LSE(s'))``.
-3. ``edit_weights``: each ``PatternReplace`` in the order given puts its weights in place of ``p``; then each ``PatternScale`` in the order given
-   multiplies weights of its keys, ``p'_j = f_j p_j``, and with ``renormalise`` ``p'' = p' · Σp / Σp'``. On a softmax this equals the bias ``ln f``
-   (``e^{s + ln f} = f e^s``).
+3. ``edit_weights``: each ``PatternReplace`` in the order given puts its weights in place of ``p``; then each ``PatternScale`` in the order
+   given multiplies weights of its keys, ``p'_j = f_j p_j``, and with ``renormalise`` ``p'' = p' · Σp / Σp'``. On a softmax this equals the
+   bias ``ln f`` (``e^{s + ln f} = f e^s``).
 4. Everything that is not selected by rows, heads and batch stays what it was, bit for bit.
 
 ``touched_rows`` says which rows need this at all: the others keep the output of the fused attention. An edit that is an identity by its value (bias 0,

@@ -19,10 +19,16 @@ from symbolic_residue.errors import AttentionError, ConfigError, ReadError
 if TYPE_CHECKING:
     from symbolic_residue.prompts import Regions
 
-__all__ = ["STATS", "AttentionRead", "AttentionTable", "RegionMap", "Stat"]
+GENERATED = "generated"
+"""Region of the tokens that were generated after the prompt."""
 
-Stat = Literal["mass", "entropy", "lse", "max", "argmax", "distance", "self"]
+__all__ = ["GENERATED", "STATS", "AttentionRead", "AttentionTable", "RegionMap", "Stat"]
+
+Stat = Literal["mass", "entropy", "lse", "max", "argmax", "distance", "self", "sink", "received"]
 STATS: tuple[Stat, ...] = get_args(Stat)
+"""mass: Σ of weights on a region. entropy: −Σ p ln p over keys, nats. lse: log of the softmax's denominator. max, argmax: the largest weight and its key.
+distance: the row's position minus the mean attended position, tokens. self: weight of the row's own key. sink: weight of the head's sink logit (0
+where there is none). received: Σ of a key's weights over the rows read, ``[layer, batch, head, key]``."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +64,40 @@ class AttentionRead:
 
 @dataclass
 class RegionMap:
-    """Region labels as an indicator: names and ``[batch or 1, key, region]`` in float32."""
+    """Region labels over the keys: names, and ``[batch, key]`` int32 with −1 for keys of no region."""
 
     names: tuple[str, ...]
-    indicator: Tensor
+    labels: Tensor
+
+    def indicator(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``[batch, key, region]``: 1 where the key belongs to the region."""
+        names = torch.arange(len(self.names), device=self.labels.device, dtype=self.labels.dtype)
+        return (self.labels[..., None] == names).to(dtype)
+
+    def keys(self, start: int, stop: int) -> RegionMap:
+        """The map of keys ``start`` to ``stop``."""
+        return self if start == 0 and stop == self.labels.shape[1] else RegionMap(self.names, self.labels[:, start:stop])
 
     @classmethod
     def build(
-        cls, regions: Regions | Sequence[Regions], batch: int, n_keys: int, lead: Sequence[int], device: torch.device
+        cls,
+        regions: Regions | Sequence[Regions],
+        batch: int,
+        n_keys: int,
+        lead: Sequence[int],
+        device: torch.device,
+        *,
+        prompt: int | None = None,
     ) -> RegionMap:
-        """Indicator of the regions over the batch's keys; padding keys belong to no region.
+        """The regions over the batch's keys; padding keys belong to none.
 
         Args:
             regions: one for all sequences, or one a sequence.
             batch: number of sequences.
             n_keys: padded length.
             lead: number of padding keys before each sequence's first token.
-            device: where the indicator shall live.
+            device: where the labels shall live.
+            prompt: padded length of the prompts; keys after it were generated and form the region ``generated``.
 
         Raises:
             ReadError: a sequence's labels do not fit its length.
@@ -85,14 +108,19 @@ class RegionMap:
         names: list[str] = []
         for one in several:
             names += [name for name in one.names if name not in names]
-        out = torch.zeros(batch, n_keys, len(names), device=device)
+        width = n_keys if prompt is None else min(prompt, n_keys)
+        out = torch.full((batch, n_keys), -1, dtype=torch.int32)
         for i, one in enumerate(several):
-            labels = torch.tensor(one.labels, dtype=torch.long, device=device)
-            if lead[i] + len(labels) > n_keys:
-                raise ReadError(f"Regions cover {len(labels)} tokens, but the sequence has {n_keys - lead[i]}.")
-            columns = torch.tensor([names.index(name) for name in one.names], device=device)
-            out[i, lead[i] + torch.arange(len(labels), device=device), columns[labels]] = 1.0
-        return cls(tuple(names), out)
+            n = len(one.labels)
+            if lead[i] + n > width:
+                raise ReadError(f"Regions cover {n} tokens, but the sequence has {width - lead[i]}.")
+            columns = torch.tensor([names.index(name) for name in one.names], dtype=torch.int32)
+            out[i, lead[i] : lead[i] + n] = columns[torch.tensor(one.labels, dtype=torch.long)]
+        if prompt is not None:
+            if GENERATED not in names:
+                names.append(GENERATED)
+            out[:, width:] = names.index(GENERATED)
+        return cls(tuple(names), out.to(device))
 
 
 @dataclass
@@ -107,7 +135,8 @@ class AttentionTable:
         rows: the query positions along the row axis (in the padded sequence).
         regions: names along the region axis.
         valid: ``[batch, row]``: False where the row is padding.
-        backend: which computation produced the numbers (``flash``, ``blocks``), as recorded in provenance.
+        backend: which computations produced the numbers (``torch``, ``blocks``, ``native``, ``triton``, ``dense``; joined by ``+``).
+        mode: ``observe`` (the model's own attention ran, the readout stood beside it) or ``replace`` (the backend gave the layer's output too).
     """
 
     layers: tuple[int, ...]
@@ -116,6 +145,7 @@ class AttentionTable:
     valid: Tensor
     backend: str
     values: dict[str, Tensor] = field(default_factory=dict)
+    mode: str = "observe"
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.values:
@@ -130,7 +160,13 @@ class AttentionTable:
 
     @classmethod
     def stack(
-        cls, per_layer: dict[int, dict[str, Tensor]], rows: Tensor, regions: tuple[str, ...], valid: Tensor, backend: str
+        cls,
+        per_layer: dict[int, dict[str, Tensor]],
+        rows: Tensor,
+        regions: tuple[str, ...],
+        valid: Tensor,
+        backend: str,
+        mode: str,
     ) -> AttentionTable:
         """Join one forward's layers; a row that is padding becomes NaN."""
         layers = tuple(sorted(per_layer))
@@ -138,10 +174,16 @@ class AttentionTable:
             raise AttentionError("No layer reported attention.", why="The model never called the attention function.")
         values = {}
         for name in per_layer[layers[0]]:
-            joined = torch.stack([per_layer[i][name] for i in layers])
-            if not bool(valid.all()):
-                gone = ~valid[None, :, None, :]
+            parts = [per_layer[i][name] for i in layers]
+            home = parts[0].device  # layers may live on several devices
+            if any(part.shape != parts[0].shape for part in parts):
+                raise ReadError(
+                    f"{name!r} has a different size in different layers.", why="Some layers keep fewer keys in their cache."
+                )
+            joined = torch.stack([part.to(home) for part in parts])
+            if name != "received" and not bool(valid.all()):
+                gone = ~valid.to(home)[None, :, None, :]
                 gone = gone.reshape(gone.shape + (1,) * (joined.dim() - 4))
                 joined = joined.masked_fill(gone, -1 if name == "argmax" else float("nan"))
             values[name] = joined
-        return cls(layers, rows, regions, valid, backend, values)
+        return cls(layers, rows, regions, valid, backend, values, mode)

@@ -70,7 +70,7 @@ def _decode(refiner: str, instrument: Instrument, batch: Batch, candidates: list
     table = None
     if refiner == "soft":
         with torch.no_grad():  # the embedding module's output, so that a family's own scaling is in it
-            table = instrument.parts.embed(torch.arange(instrument.parts.vocab_size, device=instrument.device)).float()
+            table = instrument.parts.embedded(torch.arange(instrument.parts.vocab_size, device=instrument.device)).float()
     p = torch.softmax(decoder.logits, -1)
     probability, l1 = [p[:, candidates]], [np.full(n, np.nan)]
     converged = np.zeros(n, dtype=bool)
