@@ -42,7 +42,7 @@ from symbolic_residue.types import HEAD_POINTS, Point, POINT_KINDS
 
 LENGTH = 10
 VOCAB = 384
-KINDS = ("llama", "gemma3", "gpt2", "gpt_neox", "gemma2", "gpt_oss", "olmo2", "opt", "qwen2_moe", "cohere", "qwen3_next")
+KINDS = ("llama", "gemma3", "gpt2", "gpt_neox", "gemma2", "gpt_oss", "olmo2", "opt", "qwen2_moe", "cohere", "falcon", "qwen3_next")
 """One family of each make: norms before, after, shared, of both kinds; parallel blocks; experts; learned positions; softcap; sinks; a hybrid."""
 
 
@@ -610,3 +610,14 @@ def test_head_points_are_where_heads_may_be_named(instrument: Instrument) -> Non
         else:
             with pytest.raises(EditError, match="no heads"):
                 instrument.run(ids(1, 3), edits=[edit])
+
+
+def test_the_instrument_refuses_edits_that_could_not_act() -> None:
+    model = build("qwen3_next")
+    instrument = Instrument(SimpleNamespace(model=model, parts=bind(model)))  # type: ignore[arg-type]
+    for edit in (AttentionMask((0,), layers=(0,)), PatternScale(0.5, keys=(0,), layers=(2,)), "nonsense"):
+        with pytest.raises(EditError, match=r"no softmax attention|no edit"):
+            instrument.run(ids(), edits=[edit])
+    with pytest.raises(EditError, match="forward of your own"), instrument.attached(edits=[Positions(torch.arange(LENGTH))]):
+        pass
+    assert model.config._attn_implementation == "sdpa"
