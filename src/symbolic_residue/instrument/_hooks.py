@@ -153,7 +153,7 @@ class Hooks:
                 self._before[point.layer] = after  # type: ignore[index]
             if not edited:
                 return None
-            back = tensor / scale if scale != 1.0 else tensor
+            back = tensor / scale if scale != 1.0 else tensor.clone()
             return (back, *output[1:]) if isinstance(output, tuple) else back
 
         return hook

@@ -27,6 +27,7 @@ from torch import nn, Tensor
 from symbolic_residue.errors import AttentionError, ConfigError, EditError, InstrumentError
 from symbolic_residue.instrument._apply import model_positions
 from symbolic_residue.instrument._batch import Batch
+from symbolic_residue.instrument._check import check_edits
 from symbolic_residue.instrument._edits import (
     Add,
     AttentionEdit,
@@ -158,7 +159,9 @@ class Instrument:
         if limit is not None and n_queries > limit:
             raise InstrumentError(f"{n_queries} tokens are more than the model's context of {limit}.", todo="Shorten the text.")
         call: dict[str, Any] = {"use_cache": False}
+        check_edits(edits, self.parts, own_call=True)
         override = [e for e in edits if isinstance(e, Positions)]
+        edits = [e for e in edits if not isinstance(e, Positions)]
         if mask is None and position_ids is None:
             # An explicit mask of ones keeps transformers from reading a jump in position ids as packed sequences.
             mask = torch.ones_like(ids)
@@ -251,6 +254,7 @@ class Instrument:
                 "Region masses were asked for without regions.",
                 todo="Give AttentionRead(regions=…), run a batch of prompts, or leave 'mass' out of stats.",
             )
+        check_edits(edits, self.parts, own_call=False)
         tensor_edits: TensorEdits = {}
         for edit in edits:
             if isinstance(edit, Add | Replace | Scale):
