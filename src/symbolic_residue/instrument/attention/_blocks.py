@@ -74,7 +74,8 @@ def attend_rows(
     pieces: list[dict[str, Tensor]] = []
     outputs: list[Tensor] = []
     received = torch.zeros(batch, n_heads, n_keys, device=q.device, dtype=dtype) if "received" in want else None
-    for r in rows.split(block):
+    # Largest block first: what it frees is reused, where growing blocks would leave the heap in pieces.
+    for r in reversed(rows.split(block)):
         m = len(r)
         start, stop = _range(call, r)
         if "weights" in want or (rework is not None and rework.has_weights):
@@ -108,6 +109,8 @@ def attend_rows(
         if v is not None:
             mixed = torch.matmul(p.view(batch, n_kv, groups * m, stop - start), v[:, :, start:stop])
             outputs.append(mixed.view(batch, n_heads, m, v.shape[-1]).transpose(1, 2))
+    pieces.reverse()
+    outputs.reverse()
     stats = {name: torch.cat([piece[name] for piece in pieces], 2) for name in pieces[0]}
     if received is not None:
         stats["received"] = received
