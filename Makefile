@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 PY = $(VENV)/bin/python
+# What is installed. `EXTRAS=dev,gpu-test` adds triton (a large download): its kernels are then compiled and run in its interpreter, GPU or not.
+EXTRAS ?= dev
 export OMP_WAIT_POLICY ?= PASSIVE
 READY = $(VENV)/.ready
 
@@ -12,7 +14,7 @@ env: $(READY)
 # Again only when what is to be installed changes.
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 demo: $(READY)

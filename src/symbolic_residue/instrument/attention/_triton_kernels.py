@@ -28,6 +28,7 @@ __all__ = ["MIXED", "OutOfResources", "attend_kernel", "received_kernel"]
 
 # What follows is triton's language in Python's syntax: names under a compile-time condition are bound where it holds, and triton may be absent.
 # pyright: reportMissingImports=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
 MIXED = -2
 """Region of a tile whose keys lie in several."""
