@@ -311,7 +311,7 @@ def memory_of(kind: str, n: int) -> dict[str, object]:
         first = call(64)  # what is loaded or built once
     except AttentionError as error:
         return {"why": getattr(error, "why", None) or str(error)}
-    ran = f"{first[0].backend}, {first[0].mode}" if isinstance(first, tuple) else ""
+    ran = f"{first[0].backend}, {first[0].mode}" if isinstance(first, tuple) else "sdpa" if kind == "plain" else "eager"
     return {"mb": peak_above(lambda: call(n)), "ran": ran}
 
 
