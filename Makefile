@@ -32,6 +32,8 @@ check: $(READY)
 bench: $(READY)
 	$(VENV)/bin/residue models fetch demo
 	$(PY) benchmarks/readout.py --write
+	$(PY) benchmarks/generation.py --write
+	$(PY) benchmarks/patching.py --write
 
 calibrate: $(READY)
 	$(PY) benchmarks/calibrate_value_collapse.py --write

@@ -22,6 +22,8 @@ from symbolic_residue.instrument._edits import (
     Steer,
     ZeroAblate,
 )
+from symbolic_residue.instrument._generate import generate, stream
+from symbolic_residue.instrument._generation import Generation, Step, Stop
 from symbolic_residue.instrument._instrument import Instrument
 from symbolic_residue.instrument._means import ActivationMean, mean_activation
 from symbolic_residue.instrument._norms import norm_scales
@@ -41,6 +43,7 @@ __all__ = [
     "Decoder",
     "Edit",
     "FreezeNorm",
+    "Generation",
     "HeadReplace",
     "HeadScale",
     "Instrument",
@@ -54,12 +57,16 @@ __all__ = [
     "ResampleAblate",
     "Scale",
     "Steer",
+    "Step",
+    "Stop",
     "Trace",
     "Verification",
     "ZeroAblate",
     "collate",
+    "generate",
     "mean_activation",
     "norm_scales",
     "open_model",
+    "stream",
     "verify",
 ]

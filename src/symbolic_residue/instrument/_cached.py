@@ -103,7 +103,7 @@ class Decoder:
     """Continue left-padded sequences step by step.
 
     Args:
-        instrument: the model's instrument (only its plain model runs).
+        instrument: the model's instrument (only its plain model runs; what is attached meanwhile reads and edits it).
         batch: left-padded sequences.
 
     Attributes:
@@ -114,6 +114,8 @@ class Decoder:
     def __init__(self, instrument: Instrument, batch: Batch) -> None:
         self.instrument = instrument
         self._mask = batch.mask.to(instrument.device)
+        self._next = self._mask.sum(-1)
+        """``[batch]``: the position of the token to come."""
         self._cache, logits = _prefill(instrument, batch.ids.to(instrument.device), self._mask, _positions(self._mask))
         self.logits = logits.float()
 
@@ -122,8 +124,13 @@ class Decoder:
         """Tokens so far, padding included."""
         return self._mask.shape[1]
 
-    def step(self, *, ids: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
+    def step(self, *, ids: Tensor | None = None, embeds: Tensor | None = None, running: Tensor | None = None) -> Tensor:
         """Append one token (``ids [batch]``) or one vector (``embeds [batch, d_model]``) to each sequence; returns the new logits.
+
+        Args:
+            ids, embeds: what to append.
+            running: ``[batch]`` bool: False where the sequence has ended. Its token fills the batch only and its position stays, so that it never leaves
+                the context; its logits mean nothing from then on. None: all run.
 
         Raises:
             InstrumentError: neither or both were given, or the context is full.
@@ -131,15 +138,18 @@ class Decoder:
         if (ids is None) == (embeds is None):
             raise InstrumentError("Give either ids or embeds.")
         limit = self.instrument.parts.max_context
-        if limit is not None and self.length >= limit:
+        alive = torch.ones_like(self._next) if running is None else running.to(self._next)
+        if limit is not None and int((self._next * alive).max()) >= limit:
             raise InstrumentError(f"The context of {limit} tokens is full.")
+        positions = (self._next - 1 + alive)[:, None]
+        self._next = self._next + alive
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
         call: dict[str, Any] = {"input_ids": ids[:, None]} if ids is not None else {"inputs_embeds": embeds[:, None]}  # type: ignore[index]
         with torch.no_grad():
             out = self.instrument.model(
                 **call,
                 attention_mask=self._mask,
-                position_ids=_positions(self._mask)[:, -1:],
+                position_ids=positions,
                 use_cache=True,
                 **{cache_name(self.instrument.model): self._cache},
             )

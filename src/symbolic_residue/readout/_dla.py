@@ -206,9 +206,9 @@ class _Folding:
         """One point's tensor: folded now, not kept."""
         if kind == "z":
             u = self._into_attention(self.parts.layers[layer]).to(tensor.device)
-            w_o = torch.stack([self.parts.layers[layer].w_o(h) for h in range(self.parts.n_heads)]).float()
-            folded = torch.einsum("hdm,nm->nhd", w_o, u)
-            self._products["z", layer] = torch.einsum("brhd,nhd->nbrh", tensor.float(), folded).to(self.u.device)
+            # Head by head from the weight's own slices: stacking them would copy the whole matrix in its slow direction.
+            folded = torch.stack([self.parts.layers[layer].w_o(h).float() @ u.mT for h in range(self.parts.n_heads)])
+            self._products["z", layer] = torch.einsum("brhd,hdn->nbrh", tensor.float(), folded).to(self.u.device)
         elif kind == "resid_post":
             last = tensor.to(self.u.device)
             with torch.no_grad():

@@ -5,7 +5,8 @@
 2. The library is kept in the cache (``native/KEY.so``); KEY is the sha256 of source, flags, compiler version and the processor's features, so a library
    never runs on a processor it was not made for. It is built beside its place under a file lock and renamed; its own sha256 stands next to it and is
    compared before it is loaded, because loading a damaged library can end the process. A damaged one is built again.
-3. Tensors are passed by address and strides; queries, keys and values as transformers hands them over are not copied. Threads are OpenMP's, as many as torch uses.
+3. Tensors are passed by address and strides; queries, keys and values as transformers hands them over are not copied.
+   Threads are OpenMP's, as many as torch uses.
 4. Where there is no compiler, or ``RESIDUE_NATIVE=0`` is set, ``available()`` is false and ``why()`` says the reason. Only ``attend`` raises.
 
 Online softmax: Milakov & Gimelshein 2018 (arXiv:1805.02867); tiles: Dao et al. 2022 (arXiv:2205.14135).
@@ -83,7 +84,10 @@ def _library() -> ctypes.CDLL | str:
     """The loaded library, or the reason why there is none. Asked once in a process."""
     if os.name != "posix":
         return f"The native kernel is not offered on {platform.system()}."
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        return f"The environment variable CXX ({os.environ['CXX']}) is no command: {error}."
     commands = [named] if named else [[name] for name in COMPILERS if shutil.which(name)]
     if not commands:
         return f"There is no C++ compiler: CXX is not set, and none of {', '.join(COMPILERS)} is on the PATH."
@@ -99,7 +103,7 @@ def _library() -> ctypes.CDLL | str:
 def _short(error: Exception) -> str:
     """The line of an error that says the most."""
     said = getattr(error, "stderr", None)
-    lines = [line.strip() for line in (said or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip()] if isinstance(said, str) else []
     return next((line for line in lines if "error" in line.lower()), lines[0] if lines else str(error))
 
 
@@ -128,9 +132,15 @@ def _built(command: list[str]) -> Path:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LC_ALL": "C"}
     return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS, env=environment, stdin=subprocess.DEVNULL
+        command,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=BUILD_SECONDS,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
     )
 
 

@@ -60,14 +60,9 @@ constexpr int ROWS = 12, OUT_VECTORS = 4;
 constexpr int ROWS = 6, OUT_VECTORS = 2;
 #endif
 constexpr int KEY_VECTORS = 2, PANEL = KEY_VECTORS * W, OUT_ROWS = 6;
-#ifndef RESIDUE_TILE_FLOATS
-#define RESIDUE_TILE_FLOATS 49152
-#endif
-#ifndef RESIDUE_BLOCK
-#define RESIDUE_BLOCK 96
-#endif
-constexpr int64_t TILE_FLOATS = RESIDUE_TILE_FLOATS;  // of a tile's keys and values together: they should stay in the second-level cache
-constexpr int64_t BLOCK_ROWS = RESIDUE_BLOCK;         // a multiple of ROWS
+constexpr int64_t TILE_FLOATS = 65536;  // of a tile's keys and values together: they should stay in the second-level cache
+constexpr int64_t BLOCK_ROWS = 96;      // a multiple of ROWS
+constexpr int64_t D_PART = 32;         // products added up before they join a score
 constexpr int64_t FEW_ROWS = 8;        // per key/value head: up to here nothing is packed
 constexpr int64_t CHUNK_TILES = 4;
 constexpr int64_t SHORT_RUN = 8;       // mean run of labels below which masses are added key by key
@@ -142,10 +137,10 @@ inline vf tanh_vector(vf x) {
 
 // ---------------------------------------------------------------------------------------------------- products
 
-// s[row][key] = sum_d q[d][row] k[d][key], one panel of keys
-inline void score_panel(const float *q, const float *k, int64_t d_head, float *s, int64_t ld) {
+// s[row][key] = sum_d q[d][row] k[d][key], one panel of keys. Large scores would lose digits in one long sum: it is cut into parts.
+inline void score_part(const float *q, const float *k, int64_t d_part, bool add, float *s, int64_t ld) {
     vf acc[ROWS][KEY_VECTORS] = {};
-    for (int64_t d = 0; d < d_head; ++d, q += ROWS, k += PANEL) {
+    for (int64_t d = 0; d < d_part; ++d, q += ROWS, k += PANEL) {
         vf key[KEY_VECTORS];
 #pragma GCC unroll 4
         for (int n = 0; n < KEY_VECTORS; ++n) key[n] = load(k + n * W);
@@ -157,7 +152,12 @@ inline void score_panel(const float *q, const float *k, int64_t d_head, float *s
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int n = 0; n < KEY_VECTORS; ++n) store(s + r * ld + n * W, acc[r][n]);
+        for (int n = 0; n < KEY_VECTORS; ++n) store(s + r * ld + n * W, add ? load(s + r * ld + n * W) + acc[r][n] : acc[r][n]);
+}
+
+inline void score_panel(const float *q, const float *k, int64_t d_head, float *s, int64_t ld) {
+    for (int64_t d = 0; d < d_head; d += D_PART)
+        score_part(q + d * ROWS, k + d * PANEL, std::min(D_PART, d_head - d), d > 0, s, ld);
 }
 
 // o[row][:] += sum_j p[row][j] v[j][:] for N vectors of columns
@@ -269,12 +269,19 @@ inline void rescale(Row &row, float to, float *mass, int64_t n_mass, float *o, i
 
 struct Plan {  // of one call
     const Call &c;
-    int64_t group, rows, tile, ld, d_padded, dv_padded, n_mass;
-    bool scatter = false;
+    int64_t group = c.heads / c.kv_heads, rows = group * c.queries;  // of one key/value head
+    int64_t tile = 0, ld = 0;                                         // keys of a tile, floats of a row of its scores
+    int64_t d_padded = up(c.d_head, W), dv_padded = c.v ? up(c.d_value, W) : 0;
+    int64_t n_mass = 0;  // counters of region mass of a row
+    bool short_runs = false;
+    int64_t columns = 0;  // indicators of the regions stand beside the values from dv_padded on; so many floats of a row (0: they don't)
     std::vector<Runs> runs;         // per batch row (or one)
     std::vector<int64_t> from, to;  // keys that any row of the batch row sees
     std::vector<int> widths;        // of the panels of value columns, in vectors
 
+    explicit Plan(const Call &call) : c(call) {}
+    bool scatter() const { return short_runs && !columns; }
+    int64_t width() const { return dv_padded + columns; }  // of a row of sums that the weights multiply
     View view(int64_t b, int64_t row) const {
         View w;
         const int64_t i = row / group, at = b * c.bounds_batch + i;
@@ -353,7 +360,7 @@ void softmax_row(const Plan &plan, int64_t b, const View &view, Row &row, float 
                 if (top[i] == highest) first = std::min<int64_t>(first, where[i] + i);
             row.argmax = j0 + first;
         }
-        rescale(row, highest, mass, plan.n_mass, o, o ? plan.dv_padded : 0);
+        rescale(row, highest, mass, plan.n_mass, o, o ? plan.width() : 0);
     }
     if (view.own >= j0 + lo && view.own < j0 + hi) row.own = s[view.own - j0];
 
@@ -380,7 +387,7 @@ void softmax_row(const Plan &plan, int64_t b, const View &view, Row &row, float 
         row.E += sum(position) + double(j0) * l_tile;
     }
     if (!plan.n_mass) return;
-    if (plan.scatter) {
+    if (plan.scatter()) {
         const int32_t *label = c.labels + b * c.labels_batch + j0;
         const int64_t ld = c.regions + 1;  // the last counter takes keys without a region
         for (int64_t j = lo; j < hi; ++j) {
@@ -437,8 +444,8 @@ void finish(const Plan &plan, int64_t bk, int64_t flat, const Row &row, const fl
     if (c.mass) {
         float *to = c.mass + at * c.regions;
         for (int64_t r = 0; r < c.regions; ++r) {
-            float total = mass[r];
-            if (plan.scatter)
+            float total = plan.columns ? o[plan.dv_padded + r] : mass[r];
+            if (plan.scatter())
                 for (int64_t copy = 1; copy < COPIES; ++copy) total += mass[copy * (c.regions + 1) + r];
             to[r] = total * f;
         }
@@ -478,13 +485,17 @@ void pack_keys(const Plan &plan, int64_t bk, int64_t panel, float *to) {
 void pack_values(const Plan &plan, int64_t bk, int64_t from, int64_t to, float *packed) {
     const Call &c = plan.c;
     const float *v = c.v + bk / c.kv_heads * c.v_batch + bk % c.kv_heads * c.v_head;
+    const int32_t *label = c.labels + bk / c.kv_heads * c.labels_batch;
     int64_t column = 0;
     for (int n : plan.widths) {
-        const int64_t width = int64_t(n) * W, take = std::min(width, c.d_value - column);
+        const int64_t width = int64_t(n) * W, take = c.v ? std::max<int64_t>(0, std::min(width, c.d_value - column)) : 0;
         float *panel = packed + column * c.keys;
         for (int64_t j = from; j < to; ++j) {
-            std::memcpy(panel + j * width, v + j * c.v_row + column, take * sizeof(float));
+            if (take) std::memcpy(panel + j * width, v + j * c.v_row + column, take * sizeof(float));
             for (int64_t d = take; d < width; ++d) panel[j * width + d] = 0;
+            if (!plan.columns || label[j] < 0) continue;
+            const int64_t d = plan.dv_padded + label[j] - column;
+            if (d >= 0 && d < width) panel[j * width + d] = 1;
         }
         column += width;
     }
@@ -497,10 +508,11 @@ int many_rows(const Plan &plan) {
     while (block > ROWS && block % (2 * ROWS) == 0 && pairs * (up(plan.rows, block) / block) < 16) block /= 2;
     const int64_t blocks = up(plan.rows, block) / block, tasks = pairs * blocks;
     const int64_t groups = block / ROWS, pack_step = 8, packs = up(panels, pack_step) / pack_step;
-    const int64_t padded = groups * ROWS, own_floats = up(ROWS * plan.ld + W + padded * (c.d_head + plan.dv_padded + plan.n_mass), 16);
+    const int64_t padded = groups * ROWS, s_floats = up(ROWS * plan.ld + W, 16);
+    const int64_t own_floats = up(s_floats + padded * (c.d_head + plan.width() + plan.n_mass), 16);
     const int threads = int(std::max<int64_t>(1, std::min(c.threads, tasks)));
-    Memory keys, values, scratch, state;
-    if (!keys.get(pairs * panels * PANEL * c.d_head) || (c.v && !values.get(pairs * c.keys * plan.dv_padded)) || !scratch.get(own_floats * threads)) return NO_MEMORY;
+    Memory keys, values, scratch;
+    if (!keys.get(pairs * panels * PANEL * c.d_head) || (plan.width() && !values.get(pairs * c.keys * plan.width())) || !scratch.get(own_floats * threads)) return NO_MEMORY;
     std::vector<Row> all_rows(size_t(padded) * threads);
     std::vector<View> all_views(size_t(padded) * threads);
     const SoftmaxRow softmax = choose(c.flags);
@@ -513,17 +525,17 @@ int many_rows(const Plan &plan) {
             const int64_t bk = t / packs, b = bk / c.kv_heads, p0 = t % packs * pack_step, p1 = std::min(panels, p0 + pack_step);
             if (p1 * PANEL <= plan.from[b] || p0 * PANEL >= plan.to[b]) continue;
             for (int64_t p = p0; p < p1; ++p) pack_keys(plan, bk, p, keys.p + (bk * panels + p) * PANEL * c.d_head);
-            if (c.v) pack_values(plan, bk, p0 * PANEL, std::min(c.keys, p1 * PANEL), values.p + bk * c.keys * plan.dv_padded);
+            if (plan.width()) pack_values(plan, bk, p0 * PANEL, std::min(c.keys, p1 * PANEL), values.p + bk * c.keys * plan.width());
         }
         const int64_t me = omp_get_thread_num();
-        float *s = scratch.p + me * own_floats, *q = s + up(ROWS * plan.ld + W, 16), *o = q + padded * c.d_head, *mass = o + padded * plan.dv_padded;
+        float *s = scratch.p + me * own_floats, *q = s + s_floats, *o = q + padded * c.d_head, *mass = o + padded * plan.width();
         Row *rows = all_rows.data() + me * padded;
         View *views = all_views.data() + me * padded;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < tasks; ++t) {  // the last queries first: under a causal mask they cost most
             const int64_t bk = t % pairs, b = bk / c.kv_heads, kv = bk % c.kv_heads, first = (blocks - 1 - t / pairs) * block;
             const int64_t n = std::min(block, plan.rows - first);
-            const float *k = keys.p + bk * panels * PANEL * c.d_head, *v = c.v ? values.p + bk * c.keys * plan.dv_padded : nullptr;
+            const float *k = keys.p + bk * panels * PANEL * c.d_head, *v = plan.width() ? values.p + bk * c.keys * plan.width() : nullptr;
             int64_t begin = c.keys, end = 0;
             for (int64_t r = 0; r < padded; ++r) {
                 rows[r] = Row();
@@ -540,7 +552,7 @@ int many_rows(const Plan &plan) {
                 for (int64_t d = 0; d < c.d_head; ++d) to[d * ROWS] = from[d] * scale;
                 if (views[r].high) begin = std::min(begin, views[r].low), end = std::max(end, views[r].high);
             }
-            std::fill(o, o + padded * plan.dv_padded, 0.0f);
+            std::fill(o, o + padded * plan.width(), 0.0f);
             std::fill(mass, mass + padded * plan.n_mass, 0.0f);
             for (int64_t j0 = begin / plan.tile * plan.tile; j0 < end; j0 += plan.tile) {
                 for (int64_t g = 0; g * ROWS < n; ++g) {
@@ -562,7 +574,7 @@ int many_rows(const Plan &plan) {
                             std::fill(s + r * plan.ld + z0, s + r * plan.ld + z1, 0.0f);
                             continue;
                         }
-                        softmax(plan, b, w[r], rows[at], s + r * plan.ld, j0, lo[r], hi[r], z0, z1, mass + at * plan.n_mass, v ? o + at * plan.dv_padded : nullptr);
+                        softmax(plan, b, w[r], rows[at], s + r * plan.ld, j0, lo[r], hi[r], z0, z1, mass + at * plan.n_mass, v ? o + at * plan.width() : nullptr);
                     }
                     if (!v) continue;
                     for (int half = 0; half < ROWS; half += OUT_ROWS) {
@@ -574,13 +586,13 @@ int many_rows(const Plan &plan) {
                         for (int width : plan.widths) {
                             const int64_t row_floats = int64_t(width) * W;
                             add_values<OUT_ROWS>(width, s + half * plan.ld + h_lo, plan.ld, v + column * c.keys + (j0 + h_lo) * row_floats, row_floats, h_hi - h_lo,
-                                                 o + (g * ROWS + half) * plan.dv_padded + column, plan.dv_padded);
+                                                 o + (g * ROWS + half) * plan.width() + column, plan.width());
                             column += row_floats;
                         }
                     }
                 }
             }
-            for (int64_t r = 0; r < n; ++r) finish(plan, bk, first + r, rows[r], mass + r * plan.n_mass, o + r * plan.dv_padded);
+            for (int64_t r = 0; r < n; ++r) finish(plan, bk, first + r, rows[r], mass + r * plan.n_mass, o + r * plan.width());
         }
     }
     return OK;
@@ -705,15 +717,10 @@ int few_rows(const Plan &plan) {
 }
 
 int run(const Call &c) {
-    Plan plan{c, c.heads / c.kv_heads, c.heads / c.kv_heads * c.queries, 0, 0, up(c.d_head, W), c.v ? up(c.d_value, W) : 0, 0, false, {}, {}, {}, {}};
+    Plan plan(c);
     const int64_t wanted = TILE_FLOATS / std::max<int64_t>(1, c.d_head + (c.v ? c.d_value : 0));
     plan.tile = std::max<int64_t>(2 * PANEL, std::min<int64_t>(512, wanted)) / PANEL * PANEL;
     plan.ld = plan.tile + W;
-    for (int64_t left = plan.dv_padded / W; left > 0;) {  // as even as can be: 5 vectors are 3 + 2, not 4 + 1
-        const int64_t parts = up(left, OUT_VECTORS) / OUT_VECTORS, width = up(left, parts) / parts;
-        plan.widths.push_back(int(width));
-        left -= width;
-    }
     for (int64_t b = 0; b < c.batch; ++b) {
         int64_t from = c.keys, to = 0;
         for (int64_t i = 0; i < c.queries; ++i) {
@@ -743,8 +750,14 @@ int run(const Call &c) {
             n_keys += c.keys;
             plan.runs.push_back(std::move(runs));
         }
-        plan.scatter = n_runs * SHORT_RUN > n_keys;
-        plan.n_mass = plan.scatter ? COPIES * (c.regions + 1) : c.regions;
+        plan.short_runs = n_runs * SHORT_RUN > n_keys;
+        if (plan.short_runs && plan.rows > FEW_ROWS && c.regions <= 2 * W) plan.columns = up(c.regions, W);
+        plan.n_mass = plan.columns ? 0 : plan.scatter() ? COPIES * (c.regions + 1) : c.regions;
+    }
+    for (int64_t left = plan.width() / W; left > 0;) {  // as even as can be: 5 vectors are 3 + 2, not 4 + 1
+        const int64_t parts = up(left, OUT_VECTORS) / OUT_VECTORS, width = up(left, parts) / parts;
+        plan.widths.push_back(int(width));
+        left -= width;
     }
     return plan.rows <= FEW_ROWS ? few_rows(plan) : many_rows(plan);
 }
