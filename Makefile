@@ -34,6 +34,9 @@ check: $(READY)
 bench: $(READY)
 	$(VENV)/bin/residue models fetch demo
 	$(PY) benchmarks/readout.py --write
+	$(PY) benchmarks/native_kernel.py --write
+	$(PY) benchmarks/fuzz_attention.py --write
+	$(PY) benchmarks/dla.py --write
 	$(PY) benchmarks/generation.py --write
 	$(PY) benchmarks/patching.py --write
 

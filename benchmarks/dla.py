@@ -4,7 +4,7 @@
    every layer at every row; the ratio is taken round by round, its median and range are printed. Both compute the last row's logits only.
 2. Completeness: the largest |sum of parts − logit difference| over all rows, relative to the sum of the parts' sizes at that row.
 
-Run: python benchmarks/dla.py [--length 512] [--rounds 7] [--threads 2] [--targets 1]
+Run: python benchmarks/dla.py [--length 512] [--rounds 7] [--threads 2] [--targets 1] [--write]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from _common import cell, machine, write_section
 
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.models import load_model
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--targets", type=int, default=1, help="how many logit differences at once")
+    parser.add_argument("--write", action="store_true", help="put the result into RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     instrument = Instrument(load_model("demo"))
@@ -52,12 +54,24 @@ def main() -> None:
         stop = time.perf_counter()
         base.append(middle - start)
         ratios.append((stop - middle) / (middle - start))
-    print(f"heads {tuple(dla.heads.shape)} [target, batch, row, layer, head]; logits bit-identical: {same}")
-    print(
-        f"time: {statistics.median(ratios):.3f}x of a plain forward [{min(ratios):.3f}, {max(ratios):.3f}], {options.rounds} rounds"
+    plural = "s" * (options.targets != 1)
+    text = "\n".join(
+        [
+            "## Direct logit attribution: what it costs",
+            "",
+            f"Machine: {machine(options.threads)}. Demo model, float32, {options.length} tokens, {options.targets} logit difference{plural} attributed to every head of every layer at "
+            f"every row {tuple(dla.heads.shape)}; {options.rounds} rounds, in turn with the plain forward.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| time over a plain SDPA forward ({statistics.median(base):.2f} s) | {cell(ratios)} |",
+            f"| logits bit-identical to the plain forward's | {'yes' if same else 'NO'} |",
+            f"| largest error of the sum of parts | {error:.1e} of the parts' size, {float(dla.error.abs().max()):.1e} nats |",
+        ]
     )
-    print(f"plain forward: {statistics.median(base):.2f} s")
-    print(f"completeness: largest error {error:.1e} of the size of the parts; largest {float(dla.error.abs().max()):.1e} nats")
+    print(text)
+    if options.write:
+        write_section(text)
 
 
 if __name__ == "__main__":

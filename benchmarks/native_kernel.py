@@ -1,10 +1,10 @@
 """What the native attention kernel costs beside plain SDPA: one layer (9 heads, 3 key/value heads, d_head 64, float32), causal, and one decoding step.
 
 1. Tensors as transformers hands them over: transposed views of [batch, token, head, d_head].
-2. In turn (A B A B …) one ``scaled_dot_product_attention`` call and one call of the kernel for each choice of statistics; the ratio of the best times,
-   and the range of the ratios of neighbouring calls.
+2. In turn (A B A B …) one ``scaled_dot_product_attention`` call and one call of the kernel for each choice of statistics; the ratio of
+   neighbouring calls, its median and range.
 
-Run: python benchmarks/native_kernel.py [--rounds 15] [--lengths 512 2048]
+Run: python benchmarks/native_kernel.py [--rounds 15] [--lengths 512 2048] [--write]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
+from _common import cell, machine, write_section
 
 from symbolic_residue.instrument.attention import _native
 
@@ -54,7 +55,8 @@ def calls(n: int, decode: bool) -> dict[str, Callable[[], object]]:
     }
 
 
-def compare(n: int, decode: bool, rounds: int) -> None:
+def compare(n: int, decode: bool, rounds: int) -> str:
+    """A row of the table: SDPA's best time, then each function's time over SDPA's, round by round."""
     functions = calls(n, decode)
     times: dict[str, list[float]] = {name: [] for name in functions}
     repeat = 20 if decode else 1
@@ -66,28 +68,41 @@ def compare(n: int, decode: bool, rounds: int) -> None:
             times[name].append((time.perf_counter() - start) / repeat)
     what = f"one row over {n} keys" if decode else f"{n} rows, causal"
     base = times.pop("SDPA")[1:]  # the first round warms up
-    print(f"{what}, {torch.get_num_threads()} thread(s): SDPA 1.00 ({min(base) * 1e3:.2f} ms)")
-    for name, all_times in times.items():
-        mine = all_times[1:]
-        ratios = sorted(a / b for a, b in zip(mine, base, strict=True))
-        print(
-            f"  {name:32s} {min(mine) / min(base):5.2f}   (rounds {ratios[0]:.2f} – {ratios[len(ratios) // 2]:.2f} – {ratios[-1]:.2f})",
-            flush=True,
-        )
+    cells = [cell([a / b for a, b in zip(mine[1:], base, strict=True)]) for mine in times.values()]
+    row = f"| {what} | {torch.get_num_threads()} | {min(base) * 1e3:.2f} ms | {' | '.join(cells)} |"
+    print(row, flush=True)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     arguments = parser.parse_args()
     if not _native.available():
         raise SystemExit(_native.why())
+    names = list(calls(8, decode=False))[1:]
+    rows = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for n in arguments.lengths:
-            compare(n, decode=False, rounds=arguments.rounds)
-        compare(max(arguments.lengths), decode=True, rounds=arguments.rounds)
+        rows += [compare(n, decode=False, rounds=arguments.rounds) for n in arguments.lengths]
+        rows.append(compare(max(arguments.lengths), decode=True, rounds=arguments.rounds))
+    text = "\n".join(
+        [
+            "## The native kernel, one layer",
+            "",
+            f"Machine: {machine()}. {HEADS} heads, {KV_HEADS} key-value heads of {D_HEAD}, float32; time over one `scaled_dot_product_attention` call, "
+            f"{arguments.rounds} rounds in turn.",
+            "",
+            f"| attention | threads | SDPA (best) | {' | '.join(names)} |",
+            "|---" * (len(names) + 3) + "|",
+            *rows,
+        ]
+    )
+    print(text)
+    if arguments.write:
+        write_section(text)
 
 
 if __name__ == "__main__":

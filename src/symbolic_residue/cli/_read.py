@@ -35,6 +35,10 @@ def read(
     output: Output = None,
     rows: Annotated[str, typer.Option("--rows", help="all, or query rows such as -1 or 5,7,-1.")] = "all",
     span: Annotated[list[str] | None, typer.Option("--span", help="NAME=TEXT: a region of its own. Repeatable.")] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="What computes the readouts: auto, native, triton, torch, blocks, dense.")
+    ] = "auto",
+    mode: Annotated[str, typer.Option("--mode", help="observe (the model's own attention runs, too), replace, or auto.")] = "auto",
     dtype: Dtype = "float32",
     device: Device = "cpu",
     resume: Resume = False,
@@ -47,6 +51,9 @@ def read(
     chosen = _rows(rows)
     spans = [_span(text) for text in span or []]
     prompts = gather_prompts(prompt, file)
+    from symbolic_residue.instrument.attention import check_backend
+
+    check_backend(backend, mode)
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from symbolic_residue.diagnose import read_item
 
@@ -54,13 +61,15 @@ def read(
         kind="read",
         loaded=loaded,
         prompts=prompts,
-        config={"rows": rows, "spans": dict(spans), "chat": chat},
+        config={"rows": rows, "spans": dict(spans), "chat": chat, "backend": backend, "mode": mode},
         output=output,
         resume=resume,
         seed=0,
         report=False,
         as_json=json,
-        work=lambda item, progress: read_item(loaded, item, chat=chat, rows=chosen, spans=spans, progress=progress),
+        work=lambda item, progress: read_item(
+            loaded, item, chat=chat, rows=chosen, spans=spans, backend=backend, mode=mode, progress=progress
+        ),
     )
     raise typer.Exit(code)
 

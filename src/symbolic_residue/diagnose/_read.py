@@ -10,8 +10,9 @@ import polars as pl
 from symbolic_residue.diagnose._diagnose import failed_item, ItemResult, items_row, turns
 from symbolic_residue.errors import EditError, InputError
 from symbolic_residue.instrument import AttentionRead, collate, Instrument
+from symbolic_residue.instrument.attention import BackendName, Mode
 from symbolic_residue.prompts import build_prompt, find_span, PromptItem
-from symbolic_residue.readout import attention_frames
+from symbolic_residue.readout import attention_frames, computed_by
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
@@ -26,6 +27,8 @@ def read_item(
     chat: bool = False,
     rows: tuple[int, ...] | None = None,
     spans: Sequence[tuple[str, str]] = (),
+    backend: BackendName = "auto",
+    mode: Mode = "auto",
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> ItemResult:
     """Attention readouts of one prompt.
@@ -36,9 +39,15 @@ def read_item(
         chat: render a plain prompt as one user turn.
         rows: query rows; None reads all.
         spans: (name, text) of regions to carve out of the standard ones.
+        backend: what computes the readouts, see :class:`Instrument`; the table ``readouts`` says which one did.
+        mode: ``observe``, ``replace`` or ``auto``.
         progress: told what is going on, and the share done.
+
+    Raises:
+        AttentionError: the backend named cannot run here, or not on this model.
+        ConfigError: there is no such backend or mode.
     """
-    instrument = Instrument(loaded)
+    instrument = Instrument(loaded, backend=backend, mode=mode)
     try:
         prompt = build_prompt(
             loaded.tokenizer,
@@ -80,4 +89,6 @@ def read_item(
         error=None,
         summary=summary,
     )
-    return ItemResult(item.id, {"items": row, "tokens": tokens, "readout_mass": mass, "readout_stats": stats}, {}, summary)
+    tables = {"items": row, "tokens": tokens, "readout_mass": mass, "readout_stats": stats}
+    tables["readouts"] = computed_by(trace.attention, "readout_mass", "readout_stats")
+    return ItemResult(item.id, tables, {}, summary)

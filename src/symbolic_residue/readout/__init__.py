@@ -12,7 +12,7 @@ from symbolic_residue.readout._circuits import (
 )
 from symbolic_residue.readout._composition import composition_scores, CompositionScores
 from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitAttribution, dla_during, dla_reads
-from symbolic_residue.readout._frames import attention_frames
+from symbolic_residue.readout._frames import attention_frames, computed_by
 from symbolic_residue.readout._heads import head_writes, value_weighted_attention, ValueWeighted, write_norms
 from symbolic_residue.readout._lens import lens_frames, lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
@@ -47,6 +47,7 @@ __all__ = [
     "attention_frames",
     "attribution_patching",
     "composition_scores",
+    "computed_by",
     "copying_scores",
     "direct_logit_attribution",
     "dla_during",

@@ -12,7 +12,7 @@ from symbolic_residue.errors import ReadError
 if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionTable
 
-__all__ = ["attention_frames"]
+__all__ = ["attention_frames", "computed_by"]
 
 _STATS = ("entropy", "distance", "max", "argmax")
 
@@ -54,3 +54,14 @@ def attention_frames(table: AttentionTable, sequence: int = 0) -> tuple[pl.DataF
             | {"region": names.gather(np.tile(np.arange(n), len(layer))), "mass": flat("mass").ravel().astype(np.float64)}
         )
     return mass, pl.DataFrame(index | stats)
+
+
+def computed_by(table: AttentionTable, *names: str) -> pl.DataFrame:
+    """Which computation produced the readouts that tables hold: ``(table, backend, mode)``, one row a name.
+
+    Args:
+        table: from a trace.
+        names: tables made of it.
+    """
+    rows = [(name, table.backend, table.mode) for name in names]
+    return pl.DataFrame(rows, schema={"table": pl.String, "backend": pl.String, "mode": pl.String}, orient="row")

@@ -37,6 +37,7 @@ _COLUMNS = {
     "attention_stats": "layer:i head:i entropy:f distance:f max:f argmax:i sink:f",
     "readout_mass": "layer:i head:i row:i region mass:f",
     "readout_stats": "layer:i head:i row:i entropy:f distance:f max:f argmax:i",
+    "readouts": "table backend mode",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
     "ov": "layer:i token strength:f",
     "changes": "rank:i kind description needed:f? effect? unit?",

@@ -103,6 +103,29 @@ def test_read_keeps_every_row(model: str) -> None:
     assert RunFolder.open("last").table("readout_stats")["row"].unique().to_list() == [n - 1]
 
 
+@pytest.mark.parametrize(("backend", "mode"), [("torch", "observe"), ("blocks", "replace"), ("dense", "observe")])
+def test_a_run_says_what_computed_its_readouts(model: str, backend: str, mode: str) -> None:
+    """Forced by name, recorded per table, and equal to what is chosen by itself."""
+    words = ["read", SENTENCE, "--model", model]
+    assert main([*words, "-o", "auto"]) == 0
+    assert main([*words, "-o", "forced", "--backend", backend, "--mode", mode]) == 0
+    auto, forced = RunFolder.open("auto"), RunFolder.open("forced")
+    assert forced.table("readouts").select("table", "backend", "mode").rows() == [
+        (name, backend, mode) for name in ("readout_mass", "readout_stats")
+    ]
+    assert auto.table("readouts")["backend"].unique().to_list() in (["native"], ["torch"])
+    assert forced.manifest.config | {"backend": "auto", "mode": "auto"} == auto.manifest.config
+    keys = ["layer", "head", "row", "region"]
+    both = auto.table("readout_mass").join(forced.table("readout_mass"), on=keys, suffix="_forced", validate="1:1")
+    assert len(both) == len(auto.table("readout_mass"))
+    assert (both["mass"] - both["mass_forced"]).abs().max() < 1e-5  # type: ignore[operator]
+
+
+def test_a_backend_that_cannot_run_here_is_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "read", SENTENCE, "--model", model, "-o", "run", "--backend", "triton")
+    assert "triton" in said
+
+
 def test_report_again_with_figures(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shell", "value-collapse", SENTENCE, "--model", model, "--output", "run", *FAST, "--no-report"]) == 0
     capsys.readouterr()
@@ -162,6 +185,8 @@ def test_script_and_control_characters_are_shown_not_run(model: str, capsys: pyt
         (["diagnose", "a", "--model", "nobody/nothing"], "residue models fetch demo"),
         (["read", "a", "--rows", "x"], "--rows"),
         (["read", "a", "--span", "nothing"], "NAME=TEXT"),
+        (["read", "a", "--backend", "cuda"], "native"),
+        (["read", "a", "--mode", "both"], "observe"),
         (["shell", "value-collapse", "a", "--mass", "2"], "mass"),
         (["shell", "value-collapse", "a", "--refiner", "none"], "verdict_refiner"),
         (["report", "nowhere"], "nowhere"),

@@ -1,6 +1,6 @@
 """Exact attention readouts without the T×T matrix (room ``instrument/attention``)."""
 
-from symbolic_residue.instrument.attention._backends import Backend, BackendName, compute, Mode, why_not
+from symbolic_residue.instrument.attention._backends import Backend, BackendName, check_backend, compute, Mode, why_not
 from symbolic_residue.instrument.attention._blocks import attend_rows, Rework
 from symbolic_residue.instrument.attention._call import Call, MaskCache, understand
 from symbolic_residue.instrument.attention._dense import dense_stats, dense_weights, visible_keys
@@ -19,6 +19,7 @@ __all__ = [
     "RegionMap",
     "Rework",
     "attend_rows",
+    "check_backend",
     "compute",
     "dense_stats",
     "dense_weights",

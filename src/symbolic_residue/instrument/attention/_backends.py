@@ -37,7 +37,7 @@ def check_backend(name: str, mode: str) -> None:
     """Refuse names that do not exist.
 
     Raises:
-        ConfigError: an unknown backend or mode, or ``replace`` with a backend that only stands beside.
+        ConfigError: an unknown backend or mode.
     """
     if name not in get_args(BackendName):
         raise ConfigError(f"There is no attention backend {name!r}.", todo=f"Use one of: {', '.join(get_args(BackendName))}.")

@@ -15,7 +15,7 @@ import polars as pl
 
 from symbolic_residue.instrument import AttentionRead, collate, Instrument
 from symbolic_residue.prompts import Prompt
-from symbolic_residue.readout import lens_reads, logit_lens
+from symbolic_residue.readout import computed_by, lens_reads, logit_lens
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._observe import Observation
 from symbolic_residue.shells.value_collapse._operations import token_text
@@ -66,6 +66,7 @@ def residue_frames(
         schema=["layer", "head", "region", "mass"],
         orient="row",
     )
+    frames["readouts"] = computed_by(table, "attention", "attention_stats")
     sink = table.mass("sink")
     frames["attention_stats"] = pl.DataFrame(
         [
