@@ -10,7 +10,7 @@ import torch
 
 from symbolic_residue import build_prompt, open_model, ShellBase
 from symbolic_residue.instrument import collate
-from symbolic_residue.shells import judge, Verdict, verdict_frame
+from symbolic_residue.shells import judge, Progress, quiet, Verdict, verdict_frame
 from symbolic_residue.stats import bootstrap_mean
 
 
@@ -33,11 +33,11 @@ class TrailingSpaceShell(ShellBase[list[float], Findings]):
         logits = self.instrument.run(collate([prompt]))["logits"][0, -1]
         return float(torch.softmax(logits.double(), -1).max())
 
-    def run(self, input_text: str, *, seed: int = 0) -> list[float]:
+    def run(self, input_text: str, *, seed: int = 0, progress: Progress = quiet) -> list[float]:
         starts = ["", "Well, ", "Note: ", "Listen: ", "Again: ", "So: ", "Now: ", "Look: "]
         return [self._top(f"{s}{input_text} ") - self._top(f"{s}{input_text}") for s in starts]
 
-    def analyze_residue(self, residue: list[float]) -> Findings:
+    def analyze_residue(self, residue: list[float], *, progress: Progress = quiet) -> Findings:
         value = bootstrap_mean(residue, seed=0)
         same = bootstrap_mean([0.0] * len(residue), seed=0)
         return Findings(

@@ -1,6 +1,7 @@
-"""One prompt through the shells.
+"""One prompt through a shell.
 
-1. The prompt item (text or conversation, perhaps candidates and a control) goes through VALUE-COLLAPSE, the shell that there is.
+1. ``shell_item`` runs any shell on what an item asks; ``diagnose_item`` is VALUE-COLLAPSE on a prompt item (text or
+   conversation, perhaps candidates and a control).
 2. What it found becomes tables, with the ``items`` row that says what was asked and the verdict in one sentence.
 3. A prompt that cannot be used becomes a failed item with its reason; the others go on.
 """
@@ -9,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 import polars as pl
 
 from symbolic_residue.errors import InputError
 from symbolic_residue.prompts import PromptItem
-from symbolic_residue.shells import ValueCollapseFindings, ValueCollapseShell
+from symbolic_residue.shells import Findings, ShellBase, ShellResidue, ValueCollapseShell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ItemResult", "diagnose_item", "failed_item", "items_row", "turns"]
+__all__ = ["ItemResult", "diagnose_item", "failed_item", "items_row", "shell_item", "turns"]
 
 Progress = Callable[[str, float], None]
 
@@ -41,7 +42,7 @@ class ItemResult:
     tables: dict[str, pl.DataFrame]
     tensors: dict[str, Tensor]
     summary: str
-    findings: ValueCollapseFindings | None = None
+    findings: Findings[Any] | None = None
 
 
 def diagnose_item(
@@ -59,36 +60,68 @@ def diagnose_item(
     Raises:
         ModelError, InstrumentError: what concerns the model and not this prompt; an unusable prompt does not raise.
     """
-    import torch
-
-    try:
-        residue = shell.run(
+    in_chat = chat or item.messages is not None
+    return shell_item(
+        shell,
+        item.id,
+        item.prompt or "",
+        lambda told: shell.run(
             item.prompt,
             messages=turns(item),
             chat=chat and item.messages is None,
             candidates=item.candidates,
             control=item.control,
             seed=seed,
-            progress=lambda what, share: progress(what, 0.5 * share),
-        )
+            progress=told,
+        ),
+        chat=in_chat,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def shell_item(
+    shell: ShellBase[Any, Any],
+    item: str,
+    prompt: str,
+    run: Callable[[Progress], ShellResidue[Any, Any]],
+    *,
+    chat: bool = False,
+    seed: int = 0,
+    progress: Progress = lambda what, share: None,
+) -> ItemResult:
+    """One item through any shell: run, analyse, and the ``items`` row.
+
+    Args:
+        shell: on the model to probe.
+        item: the item's id; ``prompt`` its text, for a reader.
+        run: calls the shell's ``run`` with what this item asks; it is handed the function to tell progress to.
+        chat: whether the chat template is used.
+        seed: of everything random.
+        progress: told what is going on, and the share done.
+
+    Raises:
+        ModelError, InstrumentError: what concerns the model and not this item; an unusable prompt does not raise.
+    """
+    try:
+        residue = run(lambda what, share: progress(what, 0.5 * share))
     except InputError as error:
-        return failed_item(item.id, item.prompt or "", str(error), chat=chat or item.messages is not None, seed=seed)
+        return failed_item(item, prompt, str(error), chat=chat, seed=seed)
     findings = shell.analyze_residue(residue, progress=lambda what, share: progress(what, 0.5 + 0.5 * share))
     tables = findings.tables()
-    text = "".join(tables["tokens"]["token"].to_list())
+    tokens = tables.get("tokens")
+    asked = getattr(residue.asked, "input_text", None)
     tables["items"] = items_row(
-        prompt=residue.asked.input_text,
-        text=text,
-        chat=residue.asked.chat,
-        n_tokens=len(tables["tokens"]),
+        prompt=asked if isinstance(asked, str) else prompt,
+        text=None if tokens is None else "".join(tokens["token"].to_list()),
+        chat=chat,
+        n_tokens=None if tokens is None else len(tokens),
         seed=seed,
         status="done",
         error=None,
         summary=findings.summary,
     )
-    a = findings.attribution
-    tensors = {"dla_heads": torch.tensor(a.heads), "dla_mlps": torch.tensor(a.mlps), "toward": torch.tensor(a.toward)}
-    return ItemResult(item.id, tables, tensors, findings.summary, findings)
+    return ItemResult(item, tables, findings.tensors(), findings.summary, findings)
 
 
 def turns(item: PromptItem) -> list[dict[str, str]] | None:

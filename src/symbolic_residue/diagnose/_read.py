@@ -10,7 +10,6 @@ import polars as pl
 from symbolic_residue.diagnose._diagnose import failed_item, ItemResult, items_row, turns
 from symbolic_residue.errors import EditError, InputError
 from symbolic_residue.instrument import AttentionRead, collate, Instrument
-from symbolic_residue.instrument.attention import BackendName, Mode
 from symbolic_residue.prompts import build_prompt, find_span, PromptItem
 from symbolic_residue.readout import attention_frames, computed_by
 
@@ -27,8 +26,8 @@ def read_item(
     chat: bool = False,
     rows: tuple[int, ...] | None = None,
     spans: Sequence[tuple[str, str]] = (),
-    backend: BackendName = "auto",
-    mode: Mode = "auto",
+    backend: str = "auto",
+    mode: str = "auto",
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> ItemResult:
     """Attention readouts of one prompt.
@@ -47,7 +46,7 @@ def read_item(
         AttentionError: the backend named cannot run here, or not on this model.
         ConfigError: there is no such backend or mode.
     """
-    instrument = Instrument(loaded, backend=backend, mode=mode)
+    instrument = Instrument(loaded, backend=backend, mode=mode)  # type: ignore[arg-type] (it refuses unknown names)
     try:
         prompt = build_prompt(
             loaded.tokenizer,

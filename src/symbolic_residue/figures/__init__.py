@@ -6,6 +6,7 @@ Every figure function takes polars frames of one item, in the columns of the tab
 
 from __future__ import annotations
 
+from symbolic_residue.figures._curves import curves, layer_token_map
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
@@ -19,9 +20,11 @@ __all__ = [
     "attention_by_region",
     "cards_css",
     "components",
+    "curves",
     "diverging_colour",
     "head_map",
     "interval_text",
+    "layer_token_map",
     "lens_heatmap",
     "number",
     "ov_strength",

@@ -13,13 +13,15 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator, ValidationError
 
 from symbolic_residue.errors import ConfigError, PromptFileError
 
-__all__ = ["BENCHMARKS", "BenchmarkItem", "Split", "benchmark"]
+__all__ = ["BENCHMARKS", "BenchmarkItem", "Split", "benchmark", "read_items"]
+
+ItemT = TypeVar("ItemT", bound=BaseModel)
 
 Split = Literal["calibration", "held-out"]
 
@@ -99,7 +101,7 @@ class BenchmarkItem(BaseModel):
 
 
 def benchmark(name: str) -> list[BenchmarkItem]:
-    """The items of a packaged benchmark, in file order.
+    """The items of a packaged value-ambiguity benchmark, in file order.
 
     Args:
         name: a key of ``BENCHMARKS``.
@@ -110,11 +112,24 @@ def benchmark(name: str) -> list[BenchmarkItem]:
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"{name!r} is no benchmark.", todo=f"Use one of: {', '.join(BENCHMARKS)}.")
-    return list(_read(name))
+    return read_items(name, BenchmarkItem)
+
+
+def read_items(name: str, model: type[ItemT]) -> list[ItemT]:
+    """The items of a packaged benchmark (``data/NAME.jsonl``), each checked by its model, ids distinct, in file order.
+
+    Args:
+        name: with hyphens; the file's has underscores.
+        model: a frozen pydantic model with a field ``id``.
+
+    Raises:
+        PromptFileError: the packaged file is missing or damaged.
+    """
+    return list(_read(name, model))
 
 
 @cache
-def _read(name: str) -> tuple[BenchmarkItem, ...]:
+def _read(name: str, model: type[ItemT]) -> tuple[ItemT, ...]:
     file = files("symbolic_residue.prompts").joinpath("data", f"{name.replace('-', '_')}.jsonl")
     try:
         text = file.read_text(encoding="utf-8")
@@ -122,20 +137,21 @@ def _read(name: str) -> tuple[BenchmarkItem, ...]:
         raise PromptFileError(
             f"The file of the benchmark {name!r} cannot be read: {error.strerror}.", todo="Install the package again."
         ) from error
-    return _parse(name, text)
+    return _parse(name, text, model)
 
 
-def _parse(name: str, text: str) -> tuple[BenchmarkItem, ...]:
-    items: list[BenchmarkItem] = []
+def _parse(name: str, text: str, model: type[ItemT]) -> tuple[ItemT, ...]:
+    items: list[ItemT] = []
     seen: set[str] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            item = BenchmarkItem.model_validate_json(line)
+            item = model.model_validate_json(line)
         except ValidationError as error:
             raise PromptFileError(f"The benchmark {name!r} is damaged on line {number}.", why=error.errors()[0]["msg"]) from error
-        if item.id in seen:
-            raise PromptFileError(f"The benchmark {name!r} is damaged on line {number}.", why=f"The id {item.id!r} is used twice.")
-        seen.add(item.id)
+        known = str(getattr(item, "id"))  # noqa: B009 (every item model has one; its type is the caller's)
+        if known in seen:
+            raise PromptFileError(f"The benchmark {name!r} is damaged on line {number}.", why=f"The id {known!r} is used twice.")
+        seen.add(known)
         items.append(item)
     if not items:
         raise PromptFileError(f"The benchmark {name!r} holds no items.")

@@ -11,6 +11,7 @@ edits the model. Findings offer ``tables()`` so that a run folder can keep them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Protocol, runtime_checkable, TYPE_CHECKING, TypeVar
 
 import polars as pl
@@ -21,7 +22,15 @@ from symbolic_residue.instrument import Instrument, verify
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
 
-__all__ = ["Result", "ShellBase"]
+__all__ = ["Progress", "Result", "ShellBase", "quiet"]
+
+Progress = Callable[[str, float], None]
+"""Told what is going on, and the share done."""
+
+
+def quiet(what: str, share: float) -> None:
+    """The progress that tells nobody."""
+
 
 ResidueT = TypeVar("ResidueT")
 FindingsT = TypeVar("FindingsT")
@@ -74,9 +83,9 @@ class ShellBase(ABC, Generic[ResidueT, FindingsT]):
         return self.loaded.tokenizer
 
     @abstractmethod
-    def run(self, input_text: str, *, seed: int = 0) -> ResidueT:
+    def run(self, input_text: str, *, seed: int = 0, progress: Progress = quiet) -> ResidueT:
         """Collect the residue of one prompt."""
 
     @abstractmethod
-    def analyze_residue(self, residue: ResidueT) -> FindingsT:
+    def analyze_residue(self, residue: ResidueT, *, progress: Progress = quiet) -> FindingsT:
         """Verdicts and attribution from a residue."""

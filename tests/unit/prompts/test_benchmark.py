@@ -129,7 +129,7 @@ def test_an_item_that_is_no_matched_pair_is_refused(change: dict[str, Any]) -> N
 )
 def test_a_damaged_file_is_refused(text: str, reason: str) -> None:
     with pytest.raises(PromptFileError, match=reason):
-        _benchmark._parse(NAME, text)
+        _benchmark._parse(NAME, text, BenchmarkItem)
 
 
 def test_an_unknown_name_is_refused() -> None:

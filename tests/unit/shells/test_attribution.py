@@ -20,8 +20,9 @@ from symbolic_residue.instrument import HeadReplace, Instrument
 from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt, Prompt
 from symbolic_residue.shells import ValueCollapseShell
+from symbolic_residue.shells._confirm import head_means, PairRuns
 from symbolic_residue.shells.value_collapse import _attribute
-from symbolic_residue.shells.value_collapse._attribute import _Rerun, attribute, Attribution, head_means, token_influence
+from symbolic_residue.shells.value_collapse._attribute import attribute, Attribution, token_influence
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame
 from symbolic_residue.stats import benjamini_hochberg
 
@@ -232,7 +233,7 @@ def test_patching_a_head_with_its_own_output_changes_nothing(case: Case) -> None
     prompt = case.prompts[0]
     _, own = head_means(case.instrument, [prompt])
     torch.testing.assert_close(own[0], heads_of(case.model, prompt.ids), atol=1e-4, rtol=1e-4)
-    rerun = _Rerun(case.instrument, [prompt], (40, 77))
+    rerun = PairRuns(case.instrument, [prompt], (40, 77))
     base = rerun()
     for layer, head in product(range(N_LAYERS), range(N_HEADS)):
         np.testing.assert_allclose(rerun([HeadReplace(layer, head, own[0, layer, head], rows=(-1,))]), base, atol=2e-5)
@@ -246,7 +247,7 @@ def test_patching_every_head_arrives_at_the_control(family: str) -> None:
     assert prompt.ids[-1] == control.ids[-1]
     _, of_control = head_means(case.instrument, [control])
     every = [HeadReplace(i, h, of_control[0, i, h], rows=(-1,)) for i in range(N_LAYERS) for h in range(N_HEADS)]
-    arrived = _Rerun(case.instrument, [prompt], (40, 77))(every)
+    arrived = PairRuns(case.instrument, [prompt], (40, 77))(every)
     assert arrived[0] == pytest.approx(difference(case.model, control.ids, (40, 77)), abs=2e-4)
 
 
@@ -477,7 +478,7 @@ def test_specificity_is_the_rank_among_random_pairs(case: Case, found: Attributi
         assert 1 / 201 <= test.specificity <= 1
     # A head that writes the same to every token moves no pair: its own is no exception.
     means, _ = head_means(case.instrument, case.reference)
-    rerun = _Rerun(case.instrument, case.prompts, found.pairs[0])
+    rerun = PairRuns(case.instrument, case.prompts, found.pairs[0])
     edit = HeadReplace(found.tests[0].layer, found.tests[0].head, means[found.tests[0].layer, found.tests[0].head], rows=(-1,))
     both = rerun.pairs([found.pairs[0], (5, 5)], [edit])
     np.testing.assert_allclose(both[:, 0], rerun([edit]), atol=1e-9)

@@ -22,7 +22,18 @@ def residue(
     rows += [("control", v, name, x) for name, x in (CLEAR | (control or {})).items() for v in range(8)]
     rows += [("unrelated", v, "js", 0.6) for v in range(8)]
     measures = pl.DataFrame(rows, schema=["side", "variant", "quantity", "value"], orient="row")
-    asked = Asked("", None, False, "", control_kind, [1, 2], "mass", [], [], 0)
+    asked = Asked(
+        input_text="",
+        messages=None,
+        chat=False,
+        control_text="",
+        control_kind=control_kind,
+        candidates=[1, 2],
+        candidate_source="mass",
+        variants=[],
+        control_variants=[],
+        seed=0,
+    )
     return ValueCollapseResidue(asked, CONFIG, {}, {"measures": measures})
 
 

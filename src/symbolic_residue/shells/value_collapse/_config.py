@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.shells._config import ShellConfig, ShellCriteria
 
 __all__ = ["REFINERS", "Criteria", "Refiner", "ValueCollapseConfig"]
 
@@ -17,14 +14,12 @@ Refiner = Literal["rollout", "soft", "layers"]
 REFINERS: tuple[Refiner, ...] = ("rollout", "soft", "layers")
 
 
-class Criteria(BaseModel):
+class Criteria(ShellCriteria):
     """Thresholds of the four verdicts.
 
     The defaults come from ``calibration.json``, written by ``benchmarks/calibrate_value_collapse.py``: each is set so that its verdict
     fires on at most 5 % of prompts whose next token is settled.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     log_odds: float
     """Flatness: the log-odds (nats) between the two best candidates must be below this …"""
@@ -41,25 +36,9 @@ class Criteria(BaseModel):
     fragility: float
     """Confidence fragility: median Jensen-Shannon divergence (nats) under small edits, above this."""
 
-    source: str = "given"
-    """Where the thresholds come from; stands beside every verdict."""
 
-    @classmethod
-    def calibrated(cls) -> Criteria:
-        """The packaged thresholds."""
-        return _calibrated()
-
-
-@cache
-def _calibrated() -> Criteria:
-    text = files("symbolic_residue.shells.value_collapse").joinpath("calibration.json").read_text("utf-8")
-    return Criteria(**json.loads(text)["criteria"])
-
-
-class ValueCollapseConfig(BaseModel):
+class ValueCollapseConfig(ShellConfig):
     """Options of VALUE-COLLAPSE. All are checked; unknown names are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mass: float = Field(default=0.9, gt=0, lt=1)
     """Candidates not given: the smallest set of tokens that holds this much probability (at least two)."""
@@ -102,17 +81,3 @@ class ValueCollapseConfig(BaseModel):
 
     criteria: Criteria = Field(default_factory=Criteria.calibrated)
     """Thresholds of the verdicts."""
-
-    @classmethod
-    def make(cls, **options: Any) -> ValueCollapseConfig:
-        """The configuration from keyword options.
-
-        Raises:
-            ConfigError: an unknown option or a value out of range, named.
-        """
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigError(f"Option {where!r}: {first['msg']}.", todo=f"Options: {', '.join(cls.model_fields)}.") from None

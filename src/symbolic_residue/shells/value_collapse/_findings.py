@@ -4,81 +4,55 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from symbolic_residue.shells._verdict import Verdict, verdict_frame
+from symbolic_residue.shells._findings import Findings, quoted, short, state_of
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.value_collapse._attribute import Attribution
 from symbolic_residue.shells.value_collapse._residue import ValueCollapseResidue
 from symbolic_residue.stats import bootstrap_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ValueCollapseFindings", "attribution_frames", "changes_frame", "summarise"]
 
 
 @dataclass(frozen=True)
-class ValueCollapseFindings:
+class ValueCollapseFindings(Findings[ValueCollapseResidue]):
     """What VALUE-COLLAPSE found on one prompt.
 
     Attributes:
-        residue: what it was found in.
-        verdicts: the four failure verdicts.
         attribution: who pulls which way.
-        frames: the tables of attribution, tokens and changes.
-        summary: the verdict in one sentence.
     """
 
-    residue: ValueCollapseResidue
-    verdicts: list[Verdict]
-    attribution: Attribution = field(repr=False)
-    frames: dict[str, pl.DataFrame] = field(repr=False)
-    summary: str = ""
+    attribution: Attribution = field(repr=False, kw_only=True)
 
-    def verdict(self, mode: str) -> Verdict:
-        """The verdict on one failure mode."""
-        return next(v for v in self.verdicts if v.mode == mode)
+    def tensors(self) -> dict[str, Tensor]:
+        """``dla_heads [pair, variant, layer, head]``, ``dla_mlps [pair, variant, layer]``, ``toward [candidate, layer, head]``."""
+        import torch
 
-    def tables(self) -> dict[str, pl.DataFrame]:
-        """All tables for the report, without their ``item`` column."""
-        shown = {name: frame for name, frame in self.residue.frames.items() if name != "measures"}
-        return {"verdicts": verdict_frame(self.verdicts), **shown, **self.frames}
-
-    def _repr_html_(self) -> str:
-        from symbolic_residue.figures import verdict_cards_html
-
-        return verdict_cards_html(verdict_frame(self.verdicts))
+        a = self.attribution
+        return {"dla_heads": torch.tensor(a.heads), "dla_mlps": torch.tensor(a.mlps), "toward": torch.tensor(a.toward)}
 
 
 def summarise(verdicts: list[Verdict], tokens: list[str]) -> str:
     """One sentence that can be quoted."""
     fired = [v.mode for v in verdicts if v.outcome == "fires"]
     open_ones = [v.mode for v in verdicts if v.outcome == "undecided"]
-    pair = f"{_quote(tokens[0])} and {_quote(tokens[1])}"
+    pair = f"{quoted(tokens[0])} and {quoted(tokens[1])}"
     if "flatness" in fired:
         head = f"Torn between {pair}"
     elif fired:
-        head = f"Unsteady on {_quote(tokens[0])} (next best {_quote(tokens[1])})"
+        head = f"Unsteady on {quoted(tokens[0])} (next best {quoted(tokens[1])})"
     elif "flatness" in open_ones:
         head = f"Not settled by this measurement: {pair} lead"
     else:
-        head = f"Decided for {_quote(tokens[0])} over {_quote(tokens[1])}"
-    parts = []
-    if fired:
-        parts.append(f"{_listed(fired)} {'fires' if len(fired) == 1 else 'fire'}")
-    if open_ones:
-        parts.append(f"{_listed(open_ones)} undecided")
-    if not fired and not open_ones:
-        parts.append("no failure mode fires")
-    return f"{head}: {'; '.join(parts)}."
-
-
-def _quote(token: str) -> str:
-    return f"“{token}”"
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+        head = f"Decided for {quoted(tokens[0])} over {quoted(tokens[1])}"
+    return f"{head}: {state_of(verdicts)}."
 
 
 def attribution_frames(
@@ -178,7 +152,7 @@ def changes_frame(findings_of: dict[str, Any]) -> pl.DataFrame:
     if p <= threshold:  # YIELD asks for more than the threshold
         # A given candidate's probability may underflow to nothing.
         need = math.log(threshold / (1 - threshold)) - math.log(max(p, 1e-300) / (1 - p))
-        rows.append(("isolate", f"Add to the logit of {_quote(first)} until YIELD returns it", need, f"P > {threshold:g}", "nats"))
+        rows.append(("isolate", f"Add to the logit of {quoted(first)} until YIELD returns it", need, f"P > {threshold:g}", "nats"))
     need = f["criterion"] - f["log_odds"]
     word = "more" if need > 0 else "less"
     rows.append(
@@ -193,7 +167,7 @@ def changes_frame(findings_of: dict[str, Any]) -> pl.DataFrame:
     rows.append(
         (
             "control",
-            f"The control prompt: {_short(f['control_text'])}",
+            f"The control prompt: {short(f['control_text'])}",
             f["control_log_odds"] - f["log_odds"],
             "change of the log-odds of the two best",
             "nats",
@@ -204,9 +178,9 @@ def changes_frame(findings_of: dict[str, Any]) -> pl.DataFrame:
         rows.append(
             (
                 "edit",
-                f"{row['kind']}: {_short(row['text'])}",
+                f"{row['kind']}: {short(row['text'])}",
                 row["js"],
-                f"top token becomes {_quote(row['top_token'])}",
+                f"top token becomes {quoted(row['top_token'])}",
                 "nats (JS)",
             )
         )
@@ -219,14 +193,9 @@ def changes_frame(findings_of: dict[str, Any]) -> pl.DataFrame:
     for i in np.argsort(-np.abs(influence))[:3].tolist():
         after = f["base"] - influence[i]
         state = "the pair changes order" if after * f["base"] < 0 else f"log-odds {f['base']:+.2f} → {after:+.2f}"
-        rows.append(("token", f"Hide token {i} {_quote(f['tokens'][i])} from the last row", -float(influence[i]), state, "nats"))
+        rows.append(("token", f"Hide token {i} {quoted(f['tokens'][i])} from the last row", -float(influence[i]), state, "nats"))
     return pl.DataFrame(
         [(i + 1, *row) for i, row in enumerate(rows)],
         schema=["rank", "kind", "description", "needed", "effect", "unit"],
         orient="row",
     ).with_columns(pl.col("needed").cast(pl.Float64), pl.col("rank").cast(pl.Int64))
-
-
-def _short(text: str, limit: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

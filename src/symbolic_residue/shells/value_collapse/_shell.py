@@ -224,13 +224,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         Raises:
             ConfigError: the residue belongs to another model (its weights' hash differs).
         """
-        mine = self.loaded.provenance.weights_sha256
-        if residue.provenance.get("weights_sha256") != mine:
-            raise ConfigError(
-                "The residue was collected on another model.",
-                why=f"Its weights hash to {str(residue.provenance.get('weights_sha256'))[:12]}…, this model's to {mine[:12]}….",
-                todo="Analyse it with a shell on the model that it came from.",
-            )
+        residue.must_be_of(self.loaded.provenance.weights_sha256)
         asked, config = residue.asked, residue.config
         prompts, controls = self._family(asked)
         attribution = attribute(
@@ -270,7 +264,8 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
                 "control_text": asked.control_text,
             }
         )
-        return ValueCollapseFindings(residue, judged, attribution, frames, summarise(judged, [names[t] for t in asked.candidates]))
+        summary = summarise(judged, [names[t] for t in asked.candidates])
+        return ValueCollapseFindings(residue, judged, frames, summary, attribution=attribution)
 
     def visualize_value_competition(self, findings: ValueCollapseFindings) -> Any:
         """The candidates' shares along each refiner, as an Altair chart (needs the ``figures`` extra)."""

@@ -1,0 +1,282 @@
+"""Heads confirmed by interventions at the last row, for any shell.
+
+1. The quantity is a log-odds (nats) at the last row of each prompt: of one pair of tokens for all prompts, or of a pair for each.
+2. *Mean ablation*: a head's output at the last row is replaced by its mean over unrelated reference prompts. Effect = log-odds with the ablation − without,
+   per prompt,
+   with a bootstrap interval; p by sign flips over prompts, q by Benjamini-Hochberg over the heads tested. With ``clusters`` (prompts of one frame or one
+   fact), both resample clusters.
+3. *Control*: the same for heads drawn at random from the others; the 95th percentile of their absolute mean effects is the size that an effect must exceed.
+4. *Patching*: the head's output is replaced by that of a run in which the answer is settled; ``recovered`` is the share of the way there, beside the same
+   patch from an unrelated prompt.
+   It is judged only where that run is clearly elsewhere: by more than a tenth of a nat, with an interval over prompts on one side of 0.
+5. *Specificity*: the same ablation's effect on random pairs among each prompt's 100 best tokens; p is the share of pairs (plus one) that it moves at least as
+   far as the pair in question. It
+   asks whether the head acts on this choice, not on everything.
+6. A head is confirmed if the effect is the same over prompts (q ≤ 0.05), larger than the random heads', specific (p ≤ 0.05), and goes against the head's own
+   contribution. With fewer than six
+   units (prompts, or clusters) or no random heads nothing can be confirmed, and the field is None.
+
+Interventions act on the last row only: indirect effects through later layers of that row count, those through earlier rows do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from symbolic_residue.instrument import collate, Edit, HeadReplace, Instrument, LastRow
+from symbolic_residue.prompts import Prompt
+from symbolic_residue.stats import (
+    benjamini_hochberg,
+    bootstrap_columns,
+    bootstrap_mean,
+    cluster_bootstrap,
+    cluster_sign_flip,
+    empirical_p,
+    sign_flip_test,
+)
+
+__all__ = ["HeadConfirmation", "HeadTest", "PairRuns", "confirm_heads", "draw_heads", "head_means", "in_pieces"]
+
+Array = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+Pair = tuple[int, int]
+_TOKENS_AT_ONCE = 4096
+_BEST = 100
+_RANDOM_PAIRS = 200
+_FEWEST = 6
+"""Units below which no sign-flip p can reach 0.05."""
+
+
+@dataclass(frozen=True)
+class HeadTest:
+    """One head's interventions.
+
+    Attributes:
+        layer, head: which.
+        ablation: mean effect over prompts (nats), with ``low`` and ``high``.
+        p, q: sign-flip p over prompts (or clusters), Benjamini-Hochberg q over the heads tested.
+        specificity: p of the pair's effect among random pairs of good tokens.
+        recovered: share of the way to the settled run, None where it was not asked for or hardly differs; ``recovered_control`` from an unrelated prompt.
+        confirmed: see the module; None where it cannot be said.
+    """
+
+    layer: int
+    head: int
+    ablation: float
+    low: float
+    high: float
+    p: float
+    q: float
+    specificity: float
+    recovered: float | None
+    recovered_control: float | None
+    confirmed: bool | None
+
+
+@dataclass(frozen=True)
+class HeadConfirmation:
+    """Interventions on several heads.
+
+    Attributes:
+        tests: one a head, in the order asked.
+        random_effect: 95th percentile of the random heads' absolute mean effects (inf without any); ``random_n`` heads.
+    """
+
+    tests: list[HeadTest]
+    random_effect: float
+    random_n: int
+
+    @property
+    def confirmed(self) -> list[tuple[int, int]]:
+        """(layer, head) of the confirmed ones."""
+        return [(t.layer, t.head) for t in self.tests if t.confirmed]
+
+
+def in_pieces(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Prompts in batches of bounded memory."""
+    size = max(1, _TOKENS_AT_ONCE // max(map(len, prompts)))
+    return [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+
+
+def head_means(instrument: Instrument, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Heads' outputs at the last row over reference prompts: mean ``[layer, head, d_head]``, and each prompt's ``[prompt, layer, head, d_head]``."""
+    each = []
+    for piece in in_pieces(prompts):
+        trace = instrument.run(collate(piece), reads=("z.*",), keep_logits=1)
+        each.append(torch.stack([trace[f"z.{i}"][:, -1] for i in range(instrument.parts.n_layers)], 1))
+    joined = torch.cat(each)
+    return joined.mean(0), joined
+
+
+def draw_heads(others: Sequence[tuple[int, int]], n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """``n`` of the heads that are not tested, drawn without replacement (all, where there are fewer)."""
+    return [others[int(i)] for i in rng.permutation(len(others))[:n]]
+
+
+class PairRuns:
+    """Log-odds of token pairs at the last row of several prompts, under edits of that row.
+
+    Args:
+        instrument: the model's instrument.
+        prompts: the prompts.
+        pair: (a, b) for all prompts, or one for each; the log-odds is logit(a) − logit(b).
+    """
+
+    def __init__(self, instrument: Instrument, prompts: Sequence[Prompt], pair: Pair | Sequence[Pair]) -> None:
+        single = isinstance(pair[0], int)
+        self.own: list[Pair] = [pair] * len(prompts) if single else list(pair)  # type: ignore[list-item, arg-type]
+        self.instrument = instrument
+        self.pieces = [collate(piece) for piece in in_pieces(prompts)]
+        # One token alone has no prefix to share.
+        self.rows = [LastRow(instrument, batch) if batch.ids.shape[1] > 1 else None for batch in self.pieces]
+
+    def __call__(self, edits: Sequence[Edit] = ()) -> Array:
+        """``[prompt]``: log-odds of each prompt's own pair."""
+        return self.of([[pair] for pair in self.own], edits)[:, 0]
+
+    def pairs(self, pairs: Sequence[Pair], edits: Sequence[Edit] = ()) -> Array:
+        """``[prompt, pair]``: log-odds of several pairs, the same for all prompts, from one forward."""
+        return self.of([pairs] * len(self.own), edits)
+
+    def of(self, pairs: Sequence[Sequence[Pair]], edits: Sequence[Edit] = ()) -> Array:
+        """``[prompt, pair]``: log-odds of several pairs of each prompt, from one forward."""
+        logits = self.logits(edits)
+        index = torch.tensor([list(each) for each in pairs])
+        a, b = logits.gather(1, index[..., 0]), logits.gather(1, index[..., 1])
+        return (a - b).numpy()
+
+    def logits(self, edits: Sequence[Edit] = ()) -> Tensor:
+        """``[prompt, vocab]`` float64, on the CPU."""
+        out = []
+        for batch, row in zip(self.pieces, self.rows, strict=True):
+            trace = row.run(edits) if row is not None else self.instrument.run(batch, edits=edits)
+            out.append(trace["logits"][:, -1].double().cpu())
+        return torch.cat(out)
+
+
+def confirm_heads(
+    runs: PairRuns,
+    chosen: Sequence[tuple[int, int]],
+    drawn: Sequence[tuple[int, int]],
+    *,
+    means: Tensor,
+    contribution: Array,
+    seed: int,
+    rng: np.random.Generator,
+    settled: Tensor | None = None,
+    settled_log_odds: float | None = None,
+    unrelated: Tensor | None = None,
+    clusters: Sequence[str] | None = None,
+    progress: Progress = lambda what, share: None,
+) -> HeadConfirmation:
+    """Ablate, patch, and confirm; see the module.
+
+    Args:
+        runs: the prompts with their pairs.
+        chosen: (layer, head) to test; ``drawn`` those of the control.
+        means: ``[layer, head, d_head]`` from :func:`head_means` over unrelated prompts.
+        contribution: ``[chosen]``: each head's own mean contribution to the log-odds (DLA, nats); its ablation must go against it.
+        seed: of resampling; ``rng`` draws the random pairs.
+        settled, settled_log_odds, unrelated: ``[layer, head, d_head]`` of the settled run and of an unrelated one, and the settled run's log-odds of the
+            pair; all or none.
+        clusters: a name for each prompt.
+        progress: told what is going on, and the share done.
+    """
+    base = runs()
+    random = _random_pairs(runs, rng)
+    asked = [[own, *others] for own, others in zip(runs.own, random, strict=True)]
+    bases = runs.of(asked)
+    judged, way = False, float("nan")
+    if settled is not None and settled_log_odds is not None and unrelated is not None:
+        mean_way = bootstrap_mean(settled_log_odds - base, seed=seed)
+        way = mean_way.value
+        judged = abs(way) > 0.1 and mean_way.excludes(0.0)
+
+    def effect(layer: int, head: int, value: Tensor) -> Array:
+        """``[prompt]``: change of the log-odds."""
+        return runs([HeadReplace(layer, head, value, rows=(-1,))]) - base
+
+    jobs = len(chosen) * (3 if judged else 1) + len(drawn)
+    done = 0
+
+    def tick(what: str) -> None:
+        nonlocal done
+        done += 1
+        progress(what, done / jobs)
+
+    effects, specificity, recovered, recovered_control = [], [], [], []
+    for layer, head in chosen:
+        every = runs.of(asked, [HeadReplace(layer, head, means[layer, head], rows=(-1,))]) - bases
+        effects.append(every[:, 0])
+        moved = np.abs(every.mean(0))
+        specificity.append(empirical_p(float(moved[0]), moved[1:], "greater"))
+        tick("ablating heads")
+        if judged:  # ratios of means: a prompt that is there already would make its own ratio explode
+            assert settled is not None
+            assert unrelated is not None
+            recovered.append(float(effect(layer, head, settled[layer, head]).mean() / way))
+            tick("patching heads")
+            recovered_control.append(float(effect(layer, head, unrelated[layer, head]).mean() / way))
+            tick("patching heads")
+    random_sizes = []
+    for layer, head in drawn:
+        random_sizes.append(abs(float(effect(layer, head, means[layer, head]).mean())))
+        tick("ablating random heads")
+    limit = float(np.quantile(random_sizes, 0.95, method="higher")) if random_sizes else float("inf")
+    if not chosen:
+        return HeadConfirmation([], limit, len(drawn))
+
+    matrix = np.stack(effects, 1)
+    if clusters is None:
+        value, low, high = bootstrap_columns(matrix, seed=seed)
+        p = np.atleast_1d(sign_flip_test(matrix, seed=seed))
+        units = len(base)
+    else:
+        found = [cluster_bootstrap(column, clusters, seed=seed) for column in matrix.T]
+        value, low, high = (np.array([getattr(e, name) for e in found]) for name in ("value", "low", "high"))
+        p = np.array([float(cluster_sign_flip(column, clusters, seed=seed)) for column in matrix.T])
+        units = len(set(clusters))
+    q = benjamini_hochberg(p)
+    sayable = units >= _FEWEST and bool(drawn)
+    tests = [
+        HeadTest(
+            layer=layer,
+            head=head,
+            ablation=float(value[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            p=float(p[i]),
+            q=float(q[i]),
+            specificity=float(specificity[i]),
+            recovered=recovered[i] if judged else None,
+            recovered_control=recovered_control[i] if judged else None,
+            confirmed=bool(q[i] <= 0.05 and abs(value[i]) > limit and specificity[i] <= 0.05 and value[i] * contribution[i] < 0)
+            if sayable
+            else None,
+        )
+        for i, (layer, head) in enumerate(chosen)
+    ]
+    return HeadConfirmation(tests, limit, len(drawn))
+
+
+def _random_pairs(runs: PairRuns, rng: np.random.Generator) -> list[list[Pair]]:
+    """For each prompt as many pairs drawn from its best tokens, its own pair left out."""
+    logits = runs.logits()
+    found = []
+    for row, own in zip(logits, runs.own, strict=True):
+        best = row.topk(min(_BEST, len(row))).indices.tolist()
+        pairs: list[Pair] = []
+        for _ in range(50 * _RANDOM_PAIRS):  # a vocabulary of two has no other pair
+            if len(pairs) == _RANDOM_PAIRS:
+                break
+            a, b = (int(best[i]) for i in rng.choice(len(best), 2, replace=False))
+            if {a, b} != set(own):
+                pairs.append((a, b))
+        found.append(pairs)
+    return found
