@@ -56,9 +56,6 @@ print((kilobytes("VmHWM") - before) / 1024)
 pytestmark = pytest.mark.scale
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 native = pytest.param("native", marks=pytest.mark.skipif(not _native.available(), reason=f"no native kernel: {_native.why()}"))
-blocks_keep_what_they_free = pytest.param(
-    "blocks", marks=pytest.mark.xfail(strict=True, reason="each block is larger than the last, so freed memory is never used again")
-)
 
 
 def peak(family: str, backend: str, n: int, **changes: object) -> float:
@@ -76,7 +73,7 @@ def peak(family: str, backend: str, n: int, **changes: object) -> float:
 
 
 @linux
-@pytest.mark.parametrize("backend", [native, "torch", blocks_keep_what_they_free])
+@pytest.mark.parametrize("backend", [native, "torch", "blocks"])
 def test_sixteen_thousand_tokens_without_the_matrix(backend: str) -> None:
     n = 16_384
     one_matrix = n * n * 4 / 2**20  # MB, one head in float32
