@@ -40,7 +40,7 @@ from symbolic_residue.instrument._edits import (
 from symbolic_residue.instrument._hooks import Hooks, TensorEdits
 from symbolic_residue.instrument._norms import norm_hooks
 from symbolic_residue.instrument._trace import Trace
-from symbolic_residue.instrument.attention import AttentionRead, AttentionTable, BackendName, Mode, RegionMap
+from symbolic_residue.instrument.attention import AttentionRead, BackendName, Mode, RegionMap
 from symbolic_residue.instrument.attention._backends import check_backend, fused_kernel
 from symbolic_residue.instrument.attention._door import DirectCalls, DOORS, Forward, install, Session
 from symbolic_residue.types import Point
@@ -388,14 +388,12 @@ class _Attachment:
         self._open = False
         trace, attention = self.hooks.trace, self.attention
         trace.calls = forward.calls
-        if attention is not None and forward.values and forward.rows is not None and forward.valid is not None:
+        if attention is not None and forward.values is not None and forward.rows is not None and forward.valid is not None:
             names = forward.regions.names if forward.regions is not None else ()
             if names and attention.split_self:
                 names = (*names, "self")
             mode = "replace" if self.session.replaces else "observe"
-            trace.attention = AttentionTable.stack(
-                forward.values, forward.rows, names, forward.valid, "+".join(forward.backends), mode
-            )
+            trace.attention = forward.values.table(forward.rows, names, forward.valid, "+".join(forward.backends), mode)
         self.session.forward = Forward()
         self.done(trace)
 

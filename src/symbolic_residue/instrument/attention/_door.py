@@ -30,7 +30,7 @@ from symbolic_residue.instrument.attention._backends import BackendName, compute
 from symbolic_residue.instrument.attention._blocks import attend_rows, Rework
 from symbolic_residue.instrument.attention._call import Call, MaskCache, understand
 from symbolic_residue.instrument.attention._pattern import edit_weights, edits_of_layer, score_bias, touched_rows
-from symbolic_residue.instrument.attention._request import AttentionRead, RegionMap
+from symbolic_residue.instrument.attention._request import AttentionRead, LayerStack, RegionMap
 
 __all__ = ["DOORS", "DirectCalls", "Forward", "Session", "attention_forward", "install"]
 
@@ -56,7 +56,7 @@ class Forward:
     regions: RegionMap | None = None
     starts: Tensor | None = None
     masks: MaskCache = field(default_factory=MaskCache)
-    values: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    values: LayerStack | None = None
     calls: dict[int, int] = field(default_factory=dict)
     backends: list[str] = field(default_factory=list)
     rows: Tensor | None = None
@@ -242,7 +242,9 @@ def _serve(
             now.valid = _valid(call, now.real, rows, now.rows)
         if read.split_self and "mass" in stats and regions is not None:
             stats["mass"] = _split_self(stats["mass"], stats["self"], regions, rows + call.offset)
-        now.values[layer] = {name: t for name, t in stats.items() if name in read.stats or name == "weights"}
+        if now.values is None:
+            now.values = LayerStack(sorted(other for other in set(session.modules.values()) if session.reads(other)))
+        now.values.add(layer, {name: t for name, t in stats.items() if name in read.stats or name == "weights"})
     return output
 
 

@@ -2,12 +2,12 @@
 
 1. ``AttentionRead`` says which statistics, rows and layers are wanted, and how the keys divide into regions.
 2. ``RegionMap`` turns region labels (one per key) into an indicator ``[batch, key, region]`` once per forward.
-3. ``AttentionTable`` holds the answer, stacked over layers, with rows that do not exist (padding) as NaN.
+3. ``AttentionTable`` holds the answer, stacked over layers as they come (``LayerStack``), with rows that do not exist (padding) as NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args, Literal, TYPE_CHECKING
 
@@ -158,32 +158,56 @@ class AttentionTable:
             raise ReadError(f"There is no region {region!r}.", todo=f"Regions here: {', '.join(self.regions)}.")
         return self["mass"][..., self.regions.index(region)]
 
-    @classmethod
-    def stack(
-        cls,
-        per_layer: dict[int, dict[str, Tensor]],
-        rows: Tensor,
-        regions: tuple[str, ...],
-        valid: Tensor,
-        backend: str,
-        mode: str,
-    ) -> AttentionTable:
-        """Join one forward's layers; a row that is padding becomes NaN."""
-        layers = tuple(sorted(per_layer))
-        if not layers:
-            raise AttentionError("No layer reported attention.", why="The model never called the attention function.")
-        values = {}
-        for name in per_layer[layers[0]]:
-            parts = [per_layer[i][name] for i in layers]
-            home = parts[0].device  # layers may live on several devices
-            if any(part.shape != parts[0].shape for part in parts):
+
+class LayerStack:
+    """One forward's readouts, written into one tensor a statistic as the layers come.
+
+    A layer's own tensors are let go at once: kept until the end they would lie between the large ones that every layer frees again, and the heap would
+    grow with each layer.
+
+    Args:
+        layers: those that will be read, ascending.
+    """
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self._places = {layer: place for place, layer in enumerate(layers)}
+        self._seen: set[int] = set()
+        self._values: dict[str, Tensor] = {}
+
+    def add(self, layer: int, stats: Mapping[str, Tensor]) -> None:
+        """Take one layer's statistics, ``[batch, head, row, …]`` each.
+
+        Raises:
+            ReadError: a size differs from the first layer's.
+        """
+        for name, part in stats.items():
+            if name not in self._values:
+                self._values[name] = part.new_empty(
+                    (len(self._places), *part.shape)
+                )  # layers may live on several devices: the first one's
+            whole = self._values[name]
+            if whole.shape[1:] != part.shape:
                 raise ReadError(
                     f"{name!r} has a different size in different layers.", why="Some layers keep fewer keys in their cache."
                 )
-            joined = torch.stack([part.to(home) for part in parts])
+            whole[self._places[layer]] = part.detach()
+        self._seen.add(layer)
+
+    def table(self, rows: Tensor, regions: tuple[str, ...], valid: Tensor, backend: str, mode: str) -> AttentionTable:
+        """The readouts; a row that is padding becomes NaN.
+
+        Raises:
+            AttentionError: no layer reported.
+        """
+        if not self._seen:
+            raise AttentionError("No layer reported attention.", why="The model never called the attention function.")
+        layers = tuple(sorted(self._seen))
+        values = {}
+        for name, whole in self._values.items():
+            found = whole if len(layers) == len(self._places) else whole[[self._places[layer] for layer in layers]]
             if name != "received" and not bool(valid.all()):
-                gone = ~valid.to(home)[None, :, None, :]
-                gone = gone.reshape(gone.shape + (1,) * (joined.dim() - 4))
-                joined = joined.masked_fill(gone, -1 if name == "argmax" else float("nan"))
-            values[name] = joined
-        return cls(layers, rows, regions, valid, backend, values, mode)
+                gone = ~valid.to(found.device)[None, :, None, :]
+                gone = gone.reshape(gone.shape + (1,) * (found.dim() - 4))
+                found.masked_fill_(gone, -1 if name == "argmax" else float("nan"))
+            values[name] = found
+        return AttentionTable(layers, rows, regions, valid, backend, values, mode)
