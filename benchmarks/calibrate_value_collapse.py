@@ -116,7 +116,18 @@ def outcomes(frame: pl.DataFrame, config: ValueCollapseConfig) -> pl.DataFrame:
                     [("control", v, q, x) for q, x in clear.items() for v in range(8)], schema=measures[0].schema, orient="row"
                 )
             )
-        asked = Asked("", None, False, "", "given", [0, 1], "mass", [], [], 0)
+        asked = Asked(
+            input_text="",
+            messages=None,
+            chat=False,
+            control_text="",
+            control_kind="given",
+            candidates=[0, 1],
+            candidate_source="mass",
+            variants=[],
+            control_variants=[],
+            seed=0,
+        )
         residue = ValueCollapseResidue(asked, config, {}, {"measures": pl.concat(measures)})
         rows += [(name, split, side, item, v.mode, v.outcome) for v in verdicts(residue)]
     return pl.DataFrame(rows, schema=["set", "split", "side", "id", "mode", "outcome"], orient="row")

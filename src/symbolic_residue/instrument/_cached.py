@@ -87,7 +87,8 @@ class LastRow:
         cache = copy.deepcopy(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
-            cache.batch_repeat_interleave(copies)
+            # Recurrent layers have no batch_repeat_interleave, and those with attention beside repeat that part only.
+            cache.reorder_cache(torch.arange(self.size, device=ids.device).repeat_interleave(copies))
             mask, ids, positions = (t.repeat_interleave(copies, 0) for t in (mask, ids, positions))
         with (
             torch.no_grad(),

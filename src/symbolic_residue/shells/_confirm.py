@@ -105,11 +105,18 @@ def in_pieces(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
 
 
 def head_means(instrument: Instrument, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Heads' outputs at the last row over reference prompts: mean ``[layer, head, d_head]``, and each prompt's ``[prompt, layer, head, d_head]``."""
+    """Heads' outputs at the last row over reference prompts: mean ``[layer, head, d_head]``, and each prompt's ``[prompt, layer, head, d_head]``.
+
+    Layers without softmax attention have no heads; NaN stands in their place, so that nothing can be patched from them unseen.
+    """
+    layers = instrument.attention_layers
     each = []
     for piece in in_pieces(prompts):
         trace = instrument.run(collate(piece), reads=("z.*",), keep_logits=1)
-        each.append(torch.stack([trace[f"z.{i}"][:, -1] for i in range(instrument.parts.n_layers)], 1))
+        found = torch.stack([trace[f"z.{i}"][:, -1] for i in layers], 1)
+        whole = found.new_full((len(piece), instrument.parts.n_layers, *found.shape[2:]), float("nan"))
+        whole[:, list(layers)] = found
+        each.append(whole)
     joined = torch.cat(each)
     return joined.mean(0), joined
 
@@ -138,7 +145,7 @@ class PairRuns:
 
     def __call__(self, edits: Sequence[Edit] = ()) -> Array:
         """``[prompt]``: log-odds of each prompt's own pair."""
-        return self.of([[pair] for pair in self.own], edits)[:, 0]
+        return _log_odds(self.logits(edits), [[pair] for pair in self.own])[:, 0]
 
     def pairs(self, pairs: Sequence[Pair], edits: Sequence[Edit] = ()) -> Array:
         """``[prompt, pair]``: log-odds of several pairs, the same for all prompts, from one forward."""
@@ -146,10 +153,7 @@ class PairRuns:
 
     def of(self, pairs: Sequence[Sequence[Pair]], edits: Sequence[Edit] = ()) -> Array:
         """``[prompt, pair]``: log-odds of several pairs of each prompt, from one forward."""
-        logits = self.logits(edits)
-        index = torch.tensor([list(each) for each in pairs])
-        a, b = logits.gather(1, index[..., 0]), logits.gather(1, index[..., 1])
-        return (a - b).numpy()
+        return _log_odds(self.logits(edits), pairs)
 
     def logits(self, edits: Sequence[Edit] = ()) -> Tensor:
         """``[prompt, vocab]`` float64, on the CPU."""
@@ -188,10 +192,10 @@ def confirm_heads(
         clusters: a name for each prompt.
         progress: told what is going on, and the share done.
     """
-    base = runs()
-    random = _random_pairs(runs, rng)
-    asked = [[own, *others] for own, others in zip(runs.own, random, strict=True)]
-    bases = runs.of(asked)
+    logits = runs.logits()
+    asked = [[own, *others] for own, others in zip(runs.own, _random_pairs(logits, runs.own, rng), strict=True)]
+    bases = _log_odds(logits, asked)
+    base = bases[:, 0]
     judged, way = False, float("nan")
     if settled is not None and settled_log_odds is not None and unrelated is not None:
         mean_way = bootstrap_mean(settled_log_odds - base, seed=seed)
@@ -265,11 +269,16 @@ def confirm_heads(
     return HeadConfirmation(tests, limit, len(drawn))
 
 
-def _random_pairs(runs: PairRuns, rng: np.random.Generator) -> list[list[Pair]]:
+def _log_odds(logits: Tensor, pairs: Sequence[Sequence[Pair]]) -> Array:
+    """``[prompt, pair]`` of ``logits [prompt, vocab]``: logit(a) − logit(b)."""
+    index = torch.tensor([list(each) for each in pairs])
+    return (logits.gather(1, index[..., 0]) - logits.gather(1, index[..., 1])).numpy()
+
+
+def _random_pairs(logits: Tensor, owns: Sequence[Pair], rng: np.random.Generator) -> list[list[Pair]]:
     """For each prompt as many pairs drawn from its best tokens, its own pair left out."""
-    logits = runs.logits()
     found = []
-    for row, own in zip(logits, runs.own, strict=True):
+    for row, own in zip(logits, owns, strict=True):
         best = row.topk(min(_BEST, len(row))).indices.tolist()
         pairs: list[Pair] = []
         for _ in range(50 * _RANDOM_PAIRS):  # a vocabulary of two has no other pair

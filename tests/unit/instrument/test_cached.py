@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import build, FAMILIES
+from tiny_models import build, FAMILIES, HYBRIDS
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument import (
@@ -69,6 +69,23 @@ def test_copies_carry_their_own_edits(instrument: Instrument) -> None:
         alone = last.run([AttentionMask(keys=(-2 - c,), rows=(-1,), batch=(1,))])["logits"][1, -1]
         torch.testing.assert_close(got[4 + c], alone, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(got[c], plain[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in HYBRIDS if name != "bamba"]
+)  # its own decoding differs from its whole forward on the CPU
+def test_copies_of_hybrids_carry_their_own_edits(family: str) -> None:
+    """A recurrent state is copied with its sequence, like keys and values: copy c of sequence i is the whole forward of sequence i under edit c."""
+    model = build(family)
+    instrument = Instrument(SimpleNamespace(model=model, parts=bind(model)))  # type: ignore[arg-type]
+    batch = collate([sequences()[0], sequences()[0][::-1]], pad_id=3)
+    edits = [AttentionMask(keys=(-2 - c,), rows=(-1,), batch=(1 * 3 + c,)) for c in range(3)]
+    got = LastRow(instrument, batch).run(edits, copies=3)["logits"][:, -1]
+    plain = instrument.run(batch)["logits"][:, -1]
+    for c in range(3):
+        alone = instrument.run(batch, edits=[AttentionMask(keys=(-2 - c,), rows=(-1,), batch=(1,))])["logits"][1, -1]
+        torch.testing.assert_close(got[3 + c], alone, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(got[c], plain[0], atol=2e-4, rtol=2e-4)
 
 
 def test_edits_elsewhere_are_refused(instrument: Instrument) -> None:

@@ -54,6 +54,39 @@ def same_frames(one: dict[str, pl.DataFrame], two: dict[str, pl.DataFrame]) -> b
     return one.keys() == two.keys() and all(one[name].equals(two[name]) for name in one)
 
 
+@pytest.mark.parametrize("family", ["qwen3_next", "jamba", "falcon_h1", "granitemoehybrid"])
+def test_hybrids_are_measured_at_the_layers_that_attend(family: str) -> None:
+    """Rows carry the model's own layer numbers; the other layers' mixers stand among the components, which still sum to the difference."""
+    shell = ValueCollapseShell(build(family), tiny_tokenizer(), SMALL)
+    attend = list(shell.instrument.attention_layers)
+    findings = shell.analyze_residue(shell.run(SENTENCE))
+    tables = findings.tables()
+    for name in ("attention", "attention_stats", "heads", "ov"):
+        assert tables[name]["layer"].unique().sort().to_list() == attend, name
+    assert {(t.layer in attend) for t in findings.attribution.tests} == {True}
+    assert tables["tokens"]["influence"].is_finite().all()
+    kinds = tables["components"].filter(pl.col("component") == "mixer")
+    assert len(kinds) > 0
+    for row in tables["dla_check"].iter_rows(named=True):
+        parts = tables["components"].filter(pl.col("target") == row["target"])["contribution"].sum()
+        assert parts == pytest.approx(row["logit_difference"], abs=2e-4)
+
+
+def test_attention_of_a_hybrid_is_that_of_the_layer_it_names() -> None:
+    shell = ValueCollapseShell(build("qwen3_next"), tiny_tokenizer(), SMALL)
+    shown = shell.run(SENTENCE).frames["attention_stats"]
+    ids = torch.tensor([shell.tokenizer.encode(SENTENCE)])
+    model = shell.loaded.model
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        patterns = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    patterns = [p for p in patterns if p is not None]
+    for place, layer in enumerate(shell.instrument.attention_layers):
+        want = patterns[place][0, :, -1].max(-1).values
+        got = shown.filter(pl.col("layer") == layer).sort("head")["max"].to_numpy()
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
 # -- what is measured --------------------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,8 @@ class Attribution:
 
     Attributes:
         pairs: (a, b) token ids; contributions are to logit(a) − logit(b).
-        heads: ``[pair, variant, layer, head]``; ``mlps`` and ``biases`` ``[pair, variant, layer]``; ``embedding`` ``[pair, variant]``; ``constant`` ``[pair]``.
+        heads: ``[pair, variant, layer, head]``; ``mlps``, ``mixers`` and ``biases`` ``[pair, variant, layer]``; ``embedding`` ``[pair, variant]``; ``constant``
+            ``[pair]``. NaN where a layer has no such part.
         total, error: ``[pair, variant]``: the logit difference, and sum of parts minus it.
         toward: ``[candidate, layer, head]``: what each head writes toward a candidate's logit, minus its mean over candidates (prompt itself).
         tests: interventions on the first pair.
@@ -50,6 +51,7 @@ class Attribution:
     pairs: list[tuple[int, int]]
     heads: Array
     mlps: Array
+    mixers: Array
     biases: Array
     embedding: Array
     constant: Array
@@ -100,7 +102,9 @@ def attribute(
     heads = joined("heads")
     toward = found[0].heads[len(pairs) :, 0, 0].double().cpu().numpy()
     mean_size = np.abs(heads[0].mean(0))
-    order = np.argsort(-mean_size, axis=None)
+    # Layers without softmax attention have no heads to test, nor to draw as a control.
+    there = np.isin(np.arange(parts.n_layers), parts.attention_layers)
+    order = np.argsort(-np.where(there[:, None], mean_size, -1.0), axis=None)[: int(there.sum()) * parts.n_heads]
     chosen = [divmod(int(i), parts.n_heads) for i in order[: min(top_heads, order.size)]]
     others = [divmod(int(i), parts.n_heads) for i in order[len(chosen) :]]
     rng = np.random.default_rng(seed)
@@ -125,6 +129,7 @@ def attribute(
         pairs=pairs,
         heads=heads,
         mlps=joined("mlps"),
+        mixers=joined("mixers"),
         biases=joined("attention_bias"),
         embedding=joined("embedding"),
         constant=found[0].constant[: len(pairs)].double().cpu().numpy(),

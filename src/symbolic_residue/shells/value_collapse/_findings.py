@@ -67,9 +67,11 @@ def attribution_frames(
     for p, (a, b) in enumerate(attribution.pairs):
         target = f"{names[a]} − {names[b]}"
         flat = attribution.heads[p].reshape(n_variants, -1)
-        value, low, high = bootstrap_columns(flat, seed=seed)
-        for i in range(flat.shape[1]):
-            layer, head = divmod(i, n_heads)
+        # Layers without softmax attention have no heads.
+        places = np.flatnonzero(~np.isnan(flat).all(0))
+        value, low, high = bootstrap_columns(flat[:, places], seed=seed)
+        for i, place in enumerate(places):
+            layer, head = divmod(int(place), n_heads)
             test = tests.get((layer, head)) if p == 0 else None
             heads.append(
                 {
@@ -98,7 +100,9 @@ def attribution_frames(
         for layer in range(n_layers):
             pieces.append(("attention", layer, attribution.heads[p, 0, layer].sum()))
             pieces.append(("attention bias", layer, attribution.biases[p, 0, layer]))
+            pieces.append(("mixer", layer, attribution.mixers[p, 0, layer]))
             pieces.append(("mlp", layer, attribution.mlps[p, 0, layer]))
+        pieces = [piece for piece in pieces if not np.isnan(piece[2])]  # parts that the layer does not have
         components += [{"target": target, "component": c, "layer": layer, "contribution": float(x)} for c, layer, x in pieces]
         total, error = float(attribution.total[p, 0]), float(attribution.error[p, 0])
         checks.append({"target": target, "logit_difference": total, "sum_of_parts": total + error, "error": error})
@@ -107,6 +111,7 @@ def attribution_frames(
         {"layer": layer, "token": names[token], "strength": float(strength[c, layer])}
         for c, token in enumerate(candidates[: strength.shape[0]])
         for layer in range(n_layers)
+        if not np.isnan(strength[c, layer])
     ]
     floats = dict.fromkeys(
         (

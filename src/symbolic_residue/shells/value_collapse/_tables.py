@@ -60,9 +60,10 @@ def residue_frames(
     trace = instrument.run(collate([prompt]), reads=lens_reads(), attention=read, keep_logits=1)
     table = trace.attention
     assert table is not None
-    index = [(layer, head) for layer in range(parts.n_layers) for head in range(parts.n_heads)]
+    # Layers without softmax attention have no rows: a place along the table's layer axis is not a layer's number.
+    index = [(place, layer, head) for place, layer in enumerate(table.layers) for head in range(parts.n_heads)]
     frames["attention"] = pl.DataFrame(
-        [(layer, h, name, float(table["mass"][layer, 0, h, 0, r])) for layer, h in index for r, name in enumerate(table.regions)],
+        [(layer, h, name, float(table["mass"][i, 0, h, 0, r])) for i, layer, h in index for r, name in enumerate(table.regions)],
         schema=["layer", "head", "region", "mass"],
         orient="row",
     )
@@ -73,11 +74,11 @@ def residue_frames(
             (
                 layer,
                 h,
-                *(float(table[s][layer, 0, h, 0]) for s in ("entropy", "distance", "max")),
-                int(table["argmax"][layer, 0, h, 0]),
-                float(sink[layer, 0, h, 0]),
+                *(float(table[s][i, 0, h, 0]) for s in ("entropy", "distance", "max")),
+                int(table["argmax"][i, 0, h, 0]),
+                float(sink[i, 0, h, 0]),
             )
-            for layer, h in index
+            for i, layer, h in index
         ],
         schema=["layer", "head", "entropy", "distance", "max", "argmax", "sink"],
         orient="row",
