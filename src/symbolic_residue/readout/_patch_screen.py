@@ -30,7 +30,7 @@ from symbolic_residue.readout._patch_metric import bind_metric, evaluate, Metric
 from symbolic_residue.readout._patch_pairs import PatchPair
 from symbolic_residue.readout._patch_restart import frozen_parameters
 from symbolic_residue.readout._patch_sweep import patch_sweep, Setting
-from symbolic_residue.readout._patch_table import column_intervals, Direction
+from symbolic_residue.readout._patch_table import CELL_SCHEMA, column_intervals, Direction
 from symbolic_residue.readout._patch_together import LayerRuns, together
 from symbolic_residue.types import HEAD_POINTS
 
@@ -39,16 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PatchScreen", "attribution_patching"]
 
-SCREEN_SCHEMA: dict[str, Any] = {
-    "pair": pl.String,
-    "cluster": pl.String,
-    "direction": pl.String,
-    "layer": pl.Int64,
-    "component": pl.String,
-    "head": pl.Int64,
-    "positions": pl.String,
-    "source": pl.Float64,
-    "target": pl.Float64,
+SCREEN_SCHEMA: dict[str, Any] = CELL_SCHEMA | {
     "estimate": pl.Float64,
     "estimated_recovered": pl.Float64,
     "steps": pl.Int64,

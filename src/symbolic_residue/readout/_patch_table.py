@@ -16,11 +16,11 @@ import polars as pl
 from symbolic_residue.readout._patch_cells import CELL_KEY, NotApplicable
 from symbolic_residue.stats import bootstrap_columns, max_t
 
-__all__ = ["SCHEMA", "SUMMARY_SCHEMA", "Direction", "PatchSweep", "column_intervals"]
+__all__ = ["CELL_SCHEMA", "SCHEMA", "SUMMARY_SCHEMA", "Direction", "PatchSweep", "column_intervals"]
 
 Direction = Literal["denoise", "noise"]
 
-SCHEMA: dict[str, Any] = {
+CELL_SCHEMA: dict[str, Any] = {
     "pair": pl.String,
     "cluster": pl.String,
     "direction": pl.String,
@@ -30,6 +30,10 @@ SCHEMA: dict[str, Any] = {
     "positions": pl.String,
     "source": pl.Float64,
     "target": pl.Float64,
+}
+"""Columns that a sweep and a screen begin with: which cell of which pair, and the metric of the two runs without a patch."""
+
+SCHEMA: dict[str, Any] = CELL_SCHEMA | {
     "patched": pl.Float64,
     "effect": pl.Float64,
     "recovered": pl.Float64,
