@@ -14,6 +14,7 @@ from symbolic_residue.errors import AttentionError, ConfigError, EditError, Inst
 from symbolic_residue.instrument import AttentionBias, AttentionMask, AttentionRead, collate, Instrument
 from symbolic_residue.instrument._instrument import cache_name
 from symbolic_residue.instrument.attention import dense_stats, dense_weights, STATS, visible_keys
+from symbolic_residue.instrument.attention._request import LayerStack
 from symbolic_residue.models import bind
 from symbolic_residue.prompts import Regions
 
@@ -392,3 +393,22 @@ def test_the_interface_is_as_the_door_expects() -> None:
         "module", "query", "key", "value", "attention_mask", "dropout", "scaling",
     ]  # fmt: skip
     assert "mask_function" in inspect.signature(sdpa_mask).parameters
+
+
+def test_layers_are_gathered_where_they_belong() -> None:
+    """In whatever order they come, by their own numbers; what a layer leaves out is no number."""
+    stack = LayerStack([1, 3, 5])
+    for layer in (5, 1):
+        stack.add(layer, {"entropy": torch.full((1, 2, 4), float(layer)), "argmax": torch.full((1, 2, 4), layer)})
+    rows, valid = torch.arange(4), torch.tensor([[False, True, True, True]])
+    table = stack.table(rows, (), valid, "torch", "observe")
+    assert table.layers == (1, 5)
+    assert table["entropy"][:, 0, 0, 1:].tolist() == [[1.0] * 3, [5.0] * 3]
+    assert bool(table["entropy"][..., 0].isnan().all())
+    assert table["argmax"][..., 0].unique().tolist() == [-1]
+    with pytest.raises(AttentionError, match="reported entropy where others"):
+        stack.add(3, {"entropy": torch.zeros(1, 2, 4)})
+    with pytest.raises(ReadError, match="different size"):
+        stack.add(3, {"entropy": torch.zeros(1, 2, 5), "argmax": torch.zeros(1, 2, 5)})
+    with pytest.raises(AttentionError, match="No layer"):
+        LayerStack([0]).table(rows, (), valid, "torch", "observe")

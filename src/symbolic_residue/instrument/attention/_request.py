@@ -178,13 +178,17 @@ class LayerStack:
         """Take one layer's statistics, ``[batch, head, row, …]`` each.
 
         Raises:
+            AttentionError: other statistics than the first layer's.
             ReadError: a size differs from the first layer's.
         """
+        if not self._seen:
+            # Layers may live on several devices: the table is on the first one's.
+            self._values = {name: part.new_empty((len(self._places), *part.shape)) for name, part in stats.items()}
+        if stats.keys() != self._values.keys():  # a place that nobody writes would hold whatever memory held
+            raise AttentionError(
+                f"Layer {layer} reported {', '.join(sorted(stats))} where others reported {', '.join(sorted(self._values))}."
+            )
         for name, part in stats.items():
-            if name not in self._values:
-                self._values[name] = part.new_empty(
-                    (len(self._places), *part.shape)
-                )  # layers may live on several devices: the first one's
             whole = self._values[name]
             if whole.shape[1:] != part.shape:
                 raise ReadError(
