@@ -5,7 +5,7 @@ PY = $(VENV)/bin/python
 # What is installed. `EXTRAS=dev,gpu-test` adds triton (a large download): its kernels are then compiled and run in its interpreter, GPU or not.
 EXTRAS ?= dev
 export OMP_WAIT_POLICY ?= PASSIVE
-READY = $(VENV)/.ready
+READY = $(VENV)/.ready-$(EXTRAS)
 
 .PHONY: demo test check bench calibrate screenshot env clean
 
