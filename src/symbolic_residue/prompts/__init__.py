@@ -16,7 +16,7 @@ from symbolic_residue.prompts._regions import CHAT_REGIONS, Regions, TEXT_REGION
 from symbolic_residue.prompts._spans import find_span
 
 if TYPE_CHECKING:
-    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS
+    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, read_items, ShellItem
     from symbolic_residue.prompts._perturb import perturb, Variant
 
 __all__ = [
@@ -32,11 +32,13 @@ __all__ = [
     "PromptItem",
     "PromptSet",
     "Regions",
+    "ShellItem",
     "Variant",
     "benchmark",
     "build_prompt",
     "find_span",
     "perturb",
+    "read_items",
     "read_prompts",
     "segment_chat",
 ]
@@ -44,9 +46,11 @@ __all__ = [
 _LATER = {
     "BENCHMARKS": "_benchmark",
     "BenchmarkItem": "_benchmark",
+    "ShellItem": "_benchmark",
     "Variant": "_perturb",
     "benchmark": "_benchmark",
     "perturb": "_perturb",
+    "read_items": "_benchmark",
 }
 
 

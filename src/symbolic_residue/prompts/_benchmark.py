@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, model_validator, ValidationError
 
 from symbolic_residue.errors import ConfigError, PromptFileError
 
-__all__ = ["BENCHMARKS", "BenchmarkItem", "Split", "benchmark", "read_items"]
+__all__ = ["BENCHMARKS", "BenchmarkItem", "ShellItem", "Split", "benchmark", "read_items"]
 
 ItemT = TypeVar("ItemT", bound=BaseModel)
 
@@ -35,20 +35,40 @@ _MAX_WORDS_APART = 3
 _SENTENCE_BREAK = re.compile(r"[.?!]\s|\n")
 
 
-class BenchmarkItem(BaseModel):
-    """One item of a packaged benchmark."""
+class ShellItem(BaseModel):
+    """What the items of all packaged benchmarks share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     """Distinct within the benchmark: the kind and a number."""
     kind: str
-    """What plants the conflict (``witnesses``, ``tie``, …), or ``null`` for a plain prompt."""
+    """How the item was made; ``null``, or a name that begins with ``null-``, for one without a planted failure."""
     frame: str = ""
     """The sentence pattern, shared by items that differ in their words; the kind's own where it has one pattern only. Resample
     frames, not items, for an interval."""
     split: Split
     """Criteria are set on ``calibration`` and judged on ``held-out``."""
+
+    @property
+    def null(self) -> bool:
+        """Whether no failure is planted: every verdict that fires on it is a false one."""
+        return self.kind.split("-")[0] == "null"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The failure modes that the item was made to show; none where it is null, or where nothing is known beforehand."""
+        return ()
+
+    @property
+    def shown(self) -> str:
+        """The item as a reader sees it."""
+        raise NotImplementedError
+
+
+class BenchmarkItem(ShellItem):
+    """One item of a packaged value-ambiguity benchmark. ``kind`` says what plants the conflict: ``witnesses``, ``tie``, …"""
+
     prompt: str
     """The text whose next token is asked for."""
     control: str | None = None
@@ -59,9 +79,14 @@ class BenchmarkItem(BaseModel):
     """The candidate that is right for ``control``."""
 
     @property
-    def null(self) -> bool:
-        """Whether this is a plain prompt without a planted conflict."""
-        return self.kind == "null"
+    def modes(self) -> tuple[str, ...]:
+        """Flatness, where a conflict is planted."""
+        return () if self.null else ("flatness",)
+
+    @property
+    def shown(self) -> str:
+        """The prompt."""
+        return self.prompt
 
     @model_validator(mode="after")
     def _check(self) -> BenchmarkItem:

@@ -4,6 +4,7 @@ from symbolic_residue.shells._base import Progress, quiet, Result, ShellBase
 from symbolic_residue.shells._config import ShellConfig, ShellCriteria
 from symbolic_residue.shells._confirm import confirm_heads, HeadConfirmation, HeadTest, PairRuns
 from symbolic_residue.shells._findings import Findings
+from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.value_collapse import (
@@ -15,6 +16,7 @@ from symbolic_residue.shells.value_collapse import (
 )
 
 __all__ = [
+    "SHELLS",
     "Criteria",
     "Findings",
     "HeadConfirmation",
@@ -25,14 +27,18 @@ __all__ = [
     "ShellBase",
     "ShellConfig",
     "ShellCriteria",
+    "ShellEntry",
     "ShellResidue",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",
     "ValueCollapseShell",
     "Verdict",
+    "config_class",
     "confirm_heads",
     "judge",
+    "make_shell",
     "quiet",
+    "shell_class",
     "verdict_frame",
 ]

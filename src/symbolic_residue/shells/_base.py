@@ -21,6 +21,7 @@ from symbolic_residue.instrument import Instrument, verify
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
+    from symbolic_residue.prompts import ShellItem
 
 __all__ = ["Progress", "Result", "ShellBase", "quiet"]
 
@@ -64,6 +65,26 @@ class ShellBase(ABC, Generic[ResidueT, FindingsT]):
 
     operations: ClassVar[tuple[str, str, str]]
     """The command triple."""
+
+    benchmark: ClassVar[str | None] = None
+    """The packaged benchmark made for the shell, None where there is none."""
+
+    @classmethod
+    def items(cls) -> list[Any]:
+        """The items of the shell's benchmark, in file order, each a ``ShellItem``.
+
+        Raises:
+            ConfigError: the shell has no packaged benchmark.
+        """
+        raise ConfigError(f"{cls.name} has no packaged benchmark.", todo="Run it on prompts of your own.")
+
+    def run_item(self, item: ShellItem, *, seed: int = 0, progress: Progress = quiet) -> ResidueT:
+        """Collect the residue of one item of the shell's benchmark: its text, and whatever else it gives (control, answer …).
+
+        Raises:
+            PromptError, TemplateError: the item does not fit the model.
+        """
+        return self.run(item.shown, seed=seed, progress=progress)
 
     def __init__(self, model: Any = None, tokenizer: Any = None, config: Any = None, *, loaded: LoadedModel | None = None) -> None:
         if (model is None) == (loaded is None):

@@ -49,6 +49,9 @@ Pair = tuple[int, int]
 _TOKENS_AT_ONCE = 4096
 _BEST = 100
 _RANDOM_PAIRS = 200
+_CELLS_AT_ONCE = 32
+_CACHED_AT_ONCE = 16384
+_ROWS_AT_ONCE = 256
 _FEWEST = 6
 """Units below which no sign-flip p can reach 0.05."""
 
@@ -155,6 +158,45 @@ class PairRuns:
         """``[prompt, pair]``: log-odds of several pairs of each prompt, from one forward."""
         return _log_odds(self.logits(edits), pairs)
 
+    def heads(
+        self,
+        cells: Sequence[tuple[int, int, Tensor]],
+        pairs: Sequence[Sequence[Pair]],
+        told: Callable[[int], None] = lambda n: None,
+    ) -> Array:
+        """Log-odds ``[cell, prompt, pair]`` with one head's output at the last row replaced in each cell: many cells in one forward.
+
+        Args:
+            cells: (layer, head, value ``[d_head]``).
+            pairs: for each prompt as many as for any other.
+            told: called with the number of cells done since it was called last.
+        """
+        out = [np.zeros((len(cells), 0, len(pairs[0])))]
+        first = 0
+        for batch, row in zip(self.pieces, self.rows, strict=True):
+            n, width = batch.ids.shape
+            mine = pairs[first : first + n]
+            first += n
+            size = max(1, min(_CELLS_AT_ONCE, _CACHED_AT_ONCE // (n * width), _ROWS_AT_ONCE // n)) if row is not None else 1
+            found = []
+            for start in range(0, len(cells), size):
+                group = cells[start : start + size]
+                if row is None:
+                    layer, head, value = group[0]
+                    trace = self.instrument.run(batch, edits=[HeadReplace(layer, head, value, rows=(-1,))])
+                else:
+                    # Copy c of sequence i is batch index i · copies + c.
+                    edits = [
+                        HeadReplace(layer, head, value, rows=(-1,), batch=range(c, n * len(group), len(group)))
+                        for c, (layer, head, value) in enumerate(group)
+                    ]
+                    trace = row.run(edits, copies=len(group))
+                logits = trace["logits"][:, -1].double().cpu().reshape(n, len(group), -1)
+                found += [_log_odds(logits[:, c], mine) for c in range(len(group))]
+                told(len(group))
+            out.append(np.stack(found) if found else np.zeros((0, n, len(pairs[0]))))
+        return np.concatenate(out, 1)
+
     def logits(self, edits: Sequence[Edit] = ()) -> Tensor:
         """``[prompt, vocab]`` float64, on the CPU."""
         out = []
@@ -202,41 +244,34 @@ def confirm_heads(
         way = mean_way.value
         judged = abs(way) > 0.1 and mean_way.excludes(0.0)
 
-    def effect(layer: int, head: int, value: Tensor) -> Array:
-        """``[prompt]``: change of the log-odds."""
-        return runs([HeadReplace(layer, head, value, rows=(-1,))]) - base
+    done, jobs = 0, len(runs.pieces) * (len(chosen) * (3 if judged else 1) + len(drawn))
 
-    jobs = len(chosen) * (3 if judged else 1) + len(drawn)
-    done = 0
+    def many(what: str, heads: Sequence[tuple[int, int]], values: Tensor, of: Sequence[Sequence[Pair]]) -> Array:
+        """``[head, prompt, pair]``: change of the log-odds with each head replaced by its entry in ``values``."""
 
-    def tick(what: str) -> None:
-        nonlocal done
-        done += 1
-        progress(what, done / jobs)
+        def told(n: int) -> None:
+            nonlocal done
+            done += n
+            progress(what, done / jobs)
 
-    effects, specificity, recovered, recovered_control = [], [], [], []
-    for layer, head in chosen:
-        every = runs.of(asked, [HeadReplace(layer, head, means[layer, head], rows=(-1,))]) - bases
-        effects.append(every[:, 0])
-        moved = np.abs(every.mean(0))
-        specificity.append(empirical_p(float(moved[0]), moved[1:], "greater"))
-        tick("ablating heads")
-        if judged:  # ratios of means: a prompt that is there already would make its own ratio explode
-            assert settled is not None
-            assert unrelated is not None
-            recovered.append(float(effect(layer, head, settled[layer, head]).mean() / way))
-            tick("patching heads")
-            recovered_control.append(float(effect(layer, head, unrelated[layer, head]).mean() / way))
-            tick("patching heads")
-    random_sizes = []
-    for layer, head in drawn:
-        random_sizes.append(abs(float(effect(layer, head, means[layer, head]).mean())))
-        tick("ablating random heads")
+        return runs.heads([(layer, head, values[layer, head]) for layer, head in heads], of, told) - bases[:, : len(of[0])]
+
+    own = [[pair] for pair in runs.own]
+    every = many("ablating heads", chosen, means, asked)
+    moved = np.abs(every.mean(1))
+    specificity = [empirical_p(float(m[0]), m[1:], "greater") for m in moved]
+    recovered, recovered_control = [], []
+    if judged:  # ratios of means: a prompt that is there already would make its own ratio explode
+        assert settled is not None
+        assert unrelated is not None
+        recovered = (many("patching heads", chosen, settled, own)[:, :, 0].mean(1) / way).tolist()
+        recovered_control = (many("patching heads", chosen, unrelated, own)[:, :, 0].mean(1) / way).tolist()
+    random_sizes = np.abs(many("ablating random heads", drawn, means, own)[:, :, 0].mean(1)).tolist()
     limit = float(np.quantile(random_sizes, 0.95, method="higher")) if random_sizes else float("inf")
     if not chosen:
         return HeadConfirmation([], limit, len(drawn))
 
-    matrix = np.stack(effects, 1)
+    matrix = every[:, :, 0].T
     if clusters is None:
         value, low, high = bootstrap_columns(matrix, seed=seed)
         p = np.atleast_1d(sign_flip_test(matrix, seed=seed))

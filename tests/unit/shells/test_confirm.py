@@ -10,7 +10,7 @@ import torch
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.instrument import Instrument
+from symbolic_residue.instrument import HeadReplace, Instrument, LastRow
 from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt, Prompt
 from symbolic_residue.shells import confirm_heads, HeadConfirmation, PairRuns
@@ -72,11 +72,30 @@ def test_copies_of_a_cluster_are_no_evidence(instrument: Instrument, prompts: li
 
 def test_the_base_is_run_once(instrument: Instrument, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    logits = PairRuns.logits
-    monkeypatch.setattr(PairRuns, "logits", lambda self, edits=(): (seen.append(len(edits)), logits(self, edits))[1])
+    run = LastRow.run
+    monkeypatch.setattr(LastRow, "run", lambda self, edits=(), **o: (seen.append(len(edits)), run(self, edits, **o))[1])
     confirm(instrument, prompts)
-    assert seen.count(0) == 1
-    assert seen.count(1) == 3  # two heads and a random one
+    assert seen == [0, 2, 1]  # the base, two heads together, a random one
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3_next"])
+def test_heads_together_are_heads_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of one forward are plain forwards with one head replaced, whatever the size of the groups."""
+    instrument = Instrument(wrap(build(family), tiny_tokenizer()))
+    prompts = [build_prompt(instrument.loaded.tokenizer, f"the old {word} stands near the") for word in WORDS[:3]]
+    pairs = [[(a, b), (b + 1, a + 1)] for a, b in PAIRS[:3]]
+    parts = instrument.parts
+    at = instrument.attention_layers
+    cells = [(at[i % len(at)], i % parts.n_heads, torch.full((parts.d_head,), 0.3 * i)) for i in range(5)]
+    runs = PairRuns(instrument, prompts, PAIRS[:3])
+    want = np.stack([runs.of(pairs, [HeadReplace(*cell, rows=(-1,))]) for cell in cells])
+    for size in (1, 2, 5):
+        monkeypatch.setattr("symbolic_residue.shells._confirm._CELLS_AT_ONCE", size)
+        told: list[int] = []
+        got = runs.heads(cells, pairs, told.append)
+        assert np.allclose(got, want, atol=2e-4)
+        assert sum(told) == 5
+    assert runs.heads([], pairs).shape == (0, 3, 2)
 
 
 def test_nothing_to_test_or_to_compare_with(instrument: Instrument, prompts: list[Prompt]) -> None:

@@ -67,8 +67,8 @@ class ValueCollapseConfig(ShellConfig):
     variants: int = Field(default=12, ge=1, le=64)
     """Small edits of the prompt that keep its meaning; the verdicts' intervals are over these."""
 
-    top_heads: int = Field(default=12, ge=1, le=128)
-    """Heads (largest direct logit attribution, either sign) that are ablated and patched."""
+    top_heads: int = Field(default=12, ge=0, le=128)
+    """Heads (largest direct logit attribution, either sign) that are ablated and patched; with 0 there are no interventions."""
 
     random_heads: int = Field(default=40, ge=1, le=256)
     """Other heads, drawn at random, ablated as the control."""

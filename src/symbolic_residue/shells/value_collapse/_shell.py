@@ -8,15 +8,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from symbolic_residue.errors import ConfigError, UnsupportedModelError
-from symbolic_residue.prompts import benchmark, build_prompt, perturb, Prompt
-from symbolic_residue.shells._base import ShellBase
+from symbolic_residue.prompts import benchmark, BenchmarkItem, build_prompt, perturb, Prompt, ShellItem
+from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells.value_collapse._attribute import attribute, token_influence
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ValueCollapseShell"]
 
-Progress = Callable[[str, float], None]
 _REFERENCES = 24
 
 
@@ -52,7 +51,20 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
     name: ClassVar[str] = "value-collapse"
     operations: ClassVar[tuple[str, str, str]] = ("ISOLATE", "STABILIZE", "YIELD")
 
+    benchmark: ClassVar[str | None] = "value-ambiguity"
+
     config: ValueCollapseConfig
+
+    @classmethod
+    def items(cls) -> list[BenchmarkItem]:
+        """The items of ``value-ambiguity``: prompts torn between two tokens, each with a control, and settled ones."""
+        return benchmark("value-ambiguity")
+
+    def run_item(self, item: ShellItem, *, seed: int = 0, progress: Progress = quiet) -> ValueCollapseResidue:
+        """Collect the residue of one item, with its candidates and its control."""
+        if not isinstance(item, BenchmarkItem):
+            raise ConfigError(f"{item.id} is no item of value-ambiguity.", todo=f"Use one of {type(self).__name__}.items().")
+        return self.run(item.prompt, candidates=item.candidates, control=item.control, seed=seed, progress=progress)
 
     def __init__(
         self,
@@ -145,7 +157,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         candidates: Sequence[str | int] | None = None,
         control: str | None = None,
         seed: int = 0,
-        progress: Progress = lambda what, share: None,
+        progress: Progress = quiet,
     ) -> ValueCollapseResidue:
         """Collect the residue of one prompt.
 
@@ -168,9 +180,9 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         if turns and turns[-1]["role"] != "user":
             raise ConfigError("The conversation must end with a user's turn.", why="Its last turn is what gets varied.")
         given = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
-        quiet = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
+        bare = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
         progress("first reading", 0.0)
-        first = observe(self.instrument, [prompt], quiet, given)
+        first = observe(self.instrument, [prompt], bare, given)
         if given is not None:
             given = sorted(given, key=lambda t: -first.probability[0, t])
         ids = given or first.candidates
@@ -212,9 +224,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         progress("residue collected", 1.0)
         return ValueCollapseResidue(asked, self.config, provenance, frames)
 
-    def analyze_residue(
-        self, residue: ValueCollapseResidue, *, progress: Progress = lambda what, share: None
-    ) -> ValueCollapseFindings:
+    def analyze_residue(self, residue: ValueCollapseResidue, *, progress: Progress = quiet) -> ValueCollapseFindings:
         """Verdicts and attribution of a residue.
 
         Args:
@@ -300,8 +310,8 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
     def _unrelated_js(self, chat: bool) -> np.ndarray:
         """Jensen-Shannon divergence between the distributions of disjoint pairs of unrelated prompts (each prompt used once), ``[pair]``."""
         if chat not in self._unrelated:
-            quiet = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
-            p = observe(self.instrument, self._reference(chat), quiet, [0, 1]).probability
+            bare = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
+            p = observe(self.instrument, self._reference(chat), bare, [0, 1]).probability
             half = len(p) // 2
             self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
         return self._unrelated[chat]
