@@ -67,6 +67,9 @@ class ValueCollapseConfig(ShellConfig):
     variants: int = Field(default=12, ge=1, le=64)
     """Small edits of the prompt that keep its meaning; the verdicts' intervals are over these."""
 
+    control_variants: int | None = Field(default=None, ge=1, le=64)
+    """The same of the control; as many as of the prompt when left out."""
+
     top_heads: int = Field(default=12, ge=0, le=128)
     """Heads (largest direct logit attribution, either sign) that are ablated and patched; with 0 there are no interventions."""
 
@@ -84,5 +87,13 @@ class ValueCollapseConfig(ShellConfig):
 
     @classmethod
     def quick(cls, **options: Any) -> Self:
-        """The options of a suite: as many variants (the criteria were calibrated with them), the ``layers`` refiner alone, fewer heads."""
-        return cls.make(**{"refiners": ("layers",), "top_heads": 6, "random_heads": 24, "attributed_candidates": 2} | options)
+        """The options of a suite: fewer variants and heads, the ``layers`` refiner alone (the one that decides), a shorter lens map."""
+        few = {
+            "variants": 7,
+            "refiners": ("layers",),
+            "top_heads": 6,
+            "random_heads": 24,
+            "attributed_candidates": 2,
+            "lens_positions": 8,
+        }
+        return cls.make(**few | options)
