@@ -104,7 +104,8 @@ class HeadConfirmation:
 def head_means(instrument: Instrument, prompts: Sequence[Prompt], *, rows: LastRows | None = None) -> tuple[Tensor, Tensor]:
     """Heads' outputs at the last row over reference prompts: mean ``[layer, head, d_head]``, and each prompt's ``[prompt, layer, head, d_head]``.
 
-    ``rows``: the prompts' last rows, where they are cached already. Layers without softmax attention have no heads; NaN stands in their place, so that nothing can be patched from them unseen.
+    ``rows``: the prompts' last rows, where they are cached already.
+    Layers without softmax attention have no heads; NaN stands in their place, so that nothing can be patched from them unseen.
     """
     layers = instrument.attention_layers
     each = []

@@ -88,12 +88,6 @@ class ValueCollapseConfig(ShellConfig):
     @classmethod
     def quick(cls, **options: Any) -> Self:
         """The options of a suite: fewer variants and heads, the ``layers`` refiner alone (the one that decides), a shorter lens map."""
-        few = {
-            "variants": 7,
-            "refiners": ("layers",),
-            "top_heads": 6,
-            "random_heads": 24,
-            "attributed_candidates": 2,
-            "lens_positions": 8,
-        }
+        few: dict[str, Any] = {"variants": 7, "control_variants": 3, "refiners": ("layers",), "lens_positions": 4}
+        few |= {"top_heads": 6, "random_heads": 16, "attributed_candidates": 2}
         return cls.make(**few | options)

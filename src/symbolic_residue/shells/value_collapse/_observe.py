@@ -31,7 +31,7 @@ from symbolic_residue.shells.value_collapse._refine import (
 )
 from symbolic_residue.stats import entropy
 
-__all__ = ["Observation", "choose_candidates", "measure", "observe"]
+__all__ = ["Observation", "choose_candidates", "measure", "next_token", "observe"]
 
 Array = NDArray[np.float64]
 
@@ -65,6 +65,11 @@ def choose_candidates(probability: Array, config: ValueCollapseConfig) -> list[i
     enough = np.flatnonzero(held >= config.mass)
     size = max(2, int(enough[0]) + 1) if len(enough) else len(order)
     return order[:size].tolist()
+
+
+def next_token(rows: LastRows) -> Array:
+    """``[prompt, vocab]``: the next-token distributions."""
+    return np.concatenate([torch.softmax(trace["logits"][:, -1].double(), -1).cpu().numpy() for trace in rows.run()])
 
 
 def observe(

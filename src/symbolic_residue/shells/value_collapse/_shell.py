@@ -13,7 +13,6 @@ from typing import Any, ClassVar, TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.prompts import benchmark, BenchmarkItem, build_prompt, perturb, Prompt, ShellItem
@@ -24,7 +23,7 @@ from symbolic_residue.shells.value_collapse._attribute import attribute, token_i
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
 from symbolic_residue.shells.value_collapse._judge import quantity, verdicts
-from symbolic_residue.shells.value_collapse._observe import measure, observe
+from symbolic_residue.shells.value_collapse._observe import choose_candidates, measure, next_token, observe
 from symbolic_residue.shells.value_collapse._operations import commit, isolate, Isolation, resolve_candidates, token_text
 from symbolic_residue.shells.value_collapse._refine import Refinement
 from symbolic_residue.shells.value_collapse._residue import Asked, ValueCollapseResidue
@@ -181,12 +180,10 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         if turns and turns[-1]["role"] != "user":
             raise ConfigError("The conversation must end with a user's turn.", why="Its last turn is what gets varied.")
         given = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
-        bare = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
         progress("first reading", 0.0)
-        first = observe(self.instrument, [prompt], bare, given)
-        if given is not None:
-            given = sorted(given, key=lambda t: -first.probability[0, t])
-        ids = given or first.candidates
+        first = next_token(LastRows(self.instrument, [prompt]))[0]
+        ids = choose_candidates(first, self.config) if given is None else sorted(given, key=lambda t: -first[t])
+        given = None if given is None else ids
         names = [token_text(self.tokenizer, t) for t in ids]
         variants = [(v.kind, v.text) for v in perturb(text, seed=seed, protect=names, n=self.config.variants)]
         limit = self.instrument.parts.max_context
@@ -323,8 +320,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
     def _unrelated_js(self, chat: bool) -> np.ndarray:
         """Jensen-Shannon divergence between the distributions of disjoint pairs of unrelated prompts (each prompt used once), ``[pair]``."""
         if chat not in self._unrelated:
-            runs = LastRows(self.instrument, self._reference(chat)).run()
-            p = np.concatenate([torch.softmax(trace["logits"][:, -1].double(), -1).cpu().numpy() for trace in runs])
+            p = next_token(LastRows(self.instrument, self._reference(chat)))
             half = len(p) // 2
             self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
         return self._unrelated[chat]
