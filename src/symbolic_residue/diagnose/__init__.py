@@ -2,5 +2,6 @@
 
 from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, shell_item
 from symbolic_residue.diagnose._read import read_item
+from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
 
-__all__ = ["ItemResult", "diagnose_item", "failed_item", "read_item", "shell_item"]
+__all__ = ["ItemResult", "choose_items", "diagnose_item", "failed_item", "item_name", "read_item", "shell_item", "suite_item"]
