@@ -30,7 +30,9 @@ def blame_map(blame: polars.DataFrame) -> Any:
         ConfigError: missing columns, several items, no head that is blamed. MissingExtraError: no Altair.
     """
     alt = altair()
-    cells = [r for r in rows(blame, "blame", ("level", "layer", "unit", "shell", "blamed", "confirmed", "by")) if r["level"] == "head"]
+    cells = [
+        r for r in rows(blame, "blame", ("level", "layer", "unit", "shell", "blamed", "confirmed", "by")) if r["level"] == "head"
+    ]
     if not cells:
         raise ConfigError("No shell blames a head, so there is nothing to draw.")
     heads: dict[tuple[int, int], dict[str, Any]] = {}
@@ -52,7 +54,10 @@ def blame_map(blame: polars.DataFrame) -> Any:
     shades = [_SHADES[min(i, len(_SHADES) - 1)] for i in range(len(counts))]
     squares = base.mark_rect(stroke="white", strokeWidth=0.5, aria=False).encode(
         color=alt.Color(
-            "shells:N", title="shells that blame the head", scale=alt.Scale(domain=counts, range=shades), legend=alt.Legend(orient="top")
+            "shells:N",
+            title="shells that blame the head",
+            scale=alt.Scale(domain=counts, range=shades),
+            legend=alt.Legend(orient="top"),
         )
     )
     outline = base.mark_rect(fillOpacity=0, stroke=INK, strokeWidth=2, aria=False).transform_filter("datum.confirmed")

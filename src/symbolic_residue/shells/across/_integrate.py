@@ -21,7 +21,14 @@ from symbolic_residue.errors import ConfigError, InputError, PromptError
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._findings import listed
 from symbolic_residue.shells.across._blame import Blame, blames_of, LEVELS
-from symbolic_residue.shells.across._overlap import blamed, Mask, Overlap, overlap_in_a_row, overlap_of_several, overlap_within_layers
+from symbolic_residue.shells.across._overlap import (
+    blamed,
+    Mask,
+    Overlap,
+    overlap_in_a_row,
+    overlap_of_several,
+    overlap_within_layers,
+)
 from symbolic_residue.stats import benjamini_hochberg
 
 __all__ = ["SHARES", "IntegratedAttribution", "IntegratedRun", "ShellIntegrator"]
