@@ -201,8 +201,10 @@ def _needed(shell: ShellBase[Any, Any], text: str, given: Mapping[str, Any]) -> 
     Raises:
         ConfigError: some are missing.
     """
-    own = getattr(shell, "asks", None)
-    found = {**(own(text) if callable(own) and not given else {}), **given}
+    own: Any = getattr(shell, "asks", None)
+    found: dict[str, Any] = dict(given)
+    if callable(own) and not given:
+        found = dict(own(text))
     parameters = inspect.signature(shell.run).parameters.values()
     common = ("input_text", "seed", "progress")
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
