@@ -203,7 +203,7 @@ def _needed(shell: ShellBase[Any, Any], text: str, given: Mapping[str, Any]) -> 
     """
     own: Any = getattr(shell, "asks", None)
     found: dict[str, Any] = dict(given)
-    if callable(own) and not given:
+    if own is not None and not given:
         found = dict(own(text))
     parameters = inspect.signature(shell.run).parameters.values()
     common = ("input_text", "seed", "progress")
