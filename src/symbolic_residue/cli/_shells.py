@@ -1,7 +1,8 @@
 """``residue shells``: every shell on its benchmark, and runs of shells compared.
 
 1. ``list``: the shells, what each asks, its operations and its benchmark.
-2. ``run``: items of each shell's benchmark through the shell; verdict rates on planted items beside null ones, the heads confirmed, and a report.
+2. ``integrate``: several shells on one prompt, and what they blame together.
+3. ``run``: items of each shell's benchmark through the shell; verdict rates on planted items beside null ones, the heads confirmed, and a report.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._integrate import integrate
 
 __all__ = ["run_suite", "shells_app"]
 
@@ -33,6 +35,9 @@ shells_app = typer.Typer(help="Every shell on its benchmark; runs compared.", no
 @shells_app.callback()
 def _group() -> None:
     """Every shell on its benchmark; runs compared."""
+
+
+shells_app.command("integrate")(integrate)
 
 
 @shells_app.command("list")
