@@ -2,7 +2,10 @@
 
 1. ``LastRow`` runs every row but the last once, without edits, and keeps keys and values. An edit that acts on the last row only cannot
    change anything before it, so each further run needs just that one row. It equals the full forward with the same edit (tested).
-2. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token.
+2. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token. ``LastRow.decoder`` continues its sequences, the last row
+   being the first step.
+3. Sequences that begin alike may share that beginning (``shared``): it runs once, and its keys and values are copied. Tokens may be hidden (``hidden``) from
+   all rows after the shared beginning.
 
 Both use a cache that keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always
 position j of the padded sequence.
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
-from symbolic_residue.instrument._edits import Edit, Positions
+from symbolic_residue.instrument._edits import AttentionMask, Edit, Positions
 from symbolic_residue.instrument._instrument import cache_name, Instrument
 from symbolic_residue.instrument._trace import Trace
 
@@ -43,18 +47,93 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
+def _masks(spans: Sequence[tuple[int, int] | None], copies: int = 1) -> list[Edit]:
+    """Attention masks, one for all sequences that hide the same keys."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, span in enumerate(spans):
+        if span is not None:
+            groups.setdefault(span, []).extend(range(i * copies, (i + 1) * copies))
+    return [AttentionMask(range(*span), batch=rows) for span, rows in groups.items()]
+
+
+def _shared_prefill(
+    instrument: Instrument, ids: Tensor, mask: Tensor, shared: Sequence[int], hidden: Sequence[tuple[int, int] | None]
+) -> Any:
+    """Cache of every key but the last token's, each shared beginning run once.
+
+    The beginnings are padded on the left and what follows them on the right, so that real tokens stand side by side in every row; then keys and values are
+    moved to where left padding puts them, as windows count columns.
+    """
+    lengths = mask.sum(-1).tolist()
+    tokens = [row[-n:] for row, n in zip(ids.tolist(), lengths, strict=True)]
+    if len(shared) != len(tokens) or any(not 0 <= k < n for k, n in zip(shared, lengths, strict=True)):
+        raise InstrumentError("A shared beginning must be shorter than its sequence.", todo="Give one number a sequence.")
+    for k, span in zip(shared, hidden, strict=True):
+        if span is not None and not (0 <= span[0] < span[1] <= k and span != (0, k)):
+            raise EditError(f"Tokens {span[0]} to {span[1] - 1} cannot be hidden.", why=f"The shared beginning has {k} tokens.")
+    heads = [tuple(t[:k]) for t, k in zip(tokens, shared, strict=True)]
+    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
+    if hybrid or not all(heads):
+        if any(span is not None for span in hidden):
+            raise EditError("Nothing can be hidden from a part of the rows in a model that keeps a state.")
+        return _prefill(instrument, ids[:, :-1], mask[:, :-1], _positions(mask)[:, :-1])[0]
+    unique = list(dict.fromkeys(heads))
+    width = max(map(len, unique))
+    head_ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in unique], device=ids.device)
+    head_mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in unique], device=ids.device)
+    cache, _ = _prefill(instrument, head_ids, head_mask, _positions(head_mask))
+    own = torch.tensor([unique.index(h) for h in heads], device=ids.device)
+    cache.reorder_cache(own)
+    tails = [t[k:-1] for t, k in zip(tokens, shared, strict=True)]
+    size = max(map(len, tails))
+    if size:
+        tail_ids = torch.tensor([t + [0] * (size - len(t)) for t in tails], device=ids.device)
+        tail_mask = torch.tensor([[1] * len(t) + [0] * (size - len(t)) for t in tails], device=ids.device)
+        start = torch.tensor(list(shared), device=ids.device)
+        positions = start[:, None] + torch.arange(size, device=ids.device)
+        limit = instrument.parts.max_context
+        positions = positions if limit is None else positions.clamp_max(limit - 1)  # of padding only
+        spans = [None if h is None else (width - k + h[0], width - k + h[1]) for h, k in zip(hidden, shared, strict=True)]
+        call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
+        with torch.no_grad(), instrument.attached(edits=_masks(spans)) if any(hidden) else nullcontext():
+            instrument.model(
+                input_ids=tail_ids, attention_mask=torch.cat([head_mask[own], tail_mask], 1), position_ids=positions, **call
+            )
+    # Token t of a sequence stands in column width − shared + t now, and goes to column lead + t.
+    lead = torch.tensor([ids.shape[1] - n for n in lengths], device=ids.device)
+    column = torch.arange(ids.shape[1] - 1, device=ids.device)[None] - lead[:, None]
+    column = (column + width - torch.tensor(list(shared), device=ids.device)[:, None]).clamp_min(0)
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            kept = getattr(layer, name)
+            index = column.to(kept.device)[:, None, :, None].expand(-1, kept.shape[1], -1, kept.shape[3])
+            setattr(layer, name, kept.gather(2, index))
+    return cache
+
+
 class LastRow:
     """The last row of a left-padded batch, again and again under edits.
 
     Args:
         instrument: the model's instrument.
         batch: left-padded sequences of at least two tokens.
+        shared: for each sequence, how many of its first tokens may be run once together with those of sequences that begin with the same ones; less than
+            its length.
+        hidden: for each sequence a span (start, stop) of its shared tokens that no later row sees, or None. Every run hides it too.
 
     Raises:
-        InstrumentError: the batch is padded on the right, or has a single column.
+        InstrumentError: the batch is padded on the right, or has a single column; a shared beginning that is no beginning.
+        EditError: a hidden span that is not in the shared beginning, or is all of it.
     """
 
-    def __init__(self, instrument: Instrument, batch: Batch) -> None:
+    def __init__(
+        self,
+        instrument: Instrument,
+        batch: Batch,
+        *,
+        shared: Sequence[int] | None = None,
+        hidden: Sequence[tuple[int, int] | None] | None = None,
+    ) -> None:
         ids, mask = batch.ids.to(instrument.device), batch.mask.to(instrument.device)
         if ids.shape[1] < 2 or not bool(mask[:, -1].all()):
             raise InstrumentError("Edits of the last row need left padding and at least two tokens.")
@@ -63,7 +142,53 @@ class LastRow:
         self.width = ids.shape[1]
         self._mask, self._ids = mask, ids
         self._positions = _positions(mask)
-        self._cache, _ = _prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+        self._hidden = list(hidden) if hidden is not None else [None] * self.size
+        if shared is None and hidden is None:
+            self._cache, _ = _prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+        else:
+            self._cache = _shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
+
+    def _hiding(self, copies: int = 1) -> list[Edit]:
+        """Masks of the hidden spans in the whole padded sequence."""
+        lead = (self.width - self._mask.sum(-1)).tolist()
+        spans = [None if h is None else (lead[i] + h[0], lead[i] + h[1]) for i, h in enumerate(self._hidden)]
+        return _masks(spans, copies)
+
+    @property
+    def hides(self) -> list[Edit]:
+        """The edits that hide the hidden spans, as a decoder's caller attaches them; none where nothing is hidden."""
+        return self._hiding()
+
+    def select(self, sequences: Sequence[int]) -> LastRow:
+        """These sequences alone, in this order, as a last row of its own; nothing is run again."""
+        at = torch.tensor(list(sequences), device=self._ids.device)
+        row = copy.copy(self)
+        row.size = len(at)
+        row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
+        row._hidden = [self._hidden[i] for i in sequences]
+        if all(hasattr(layer, "keys") for layer in self._cache.layers) and not any(p.mixer for p in self.instrument.parts.layers):
+            row._cache = copy.copy(self._cache)
+            row._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+            for layer in row._cache.layers:
+                layer.keys, layer.values = layer.keys[at], layer.values[at]
+        else:
+            row._cache = copy.deepcopy(self._cache)
+            row._cache.reorder_cache(at)
+        return row
+
+    def decoder(self) -> Decoder:
+        """The sequences to be continued, without their last token: feed :attr:`last` as the first step, and its logits choose the first new token."""
+        decoder = Decoder.__new__(Decoder)
+        decoder.instrument, decoder._mask = self.instrument, self._mask[:, :-1]
+        decoder._next = decoder._mask.sum(-1)
+        decoder._cache = copy.deepcopy(self._cache)
+        decoder.logits = torch.empty(self.size, 0)
+        return decoder
+
+    @property
+    def last(self) -> Tensor:
+        """``[batch]``: the last token of each sequence."""
+        return self._ids[:, -1]
 
     def run(self, edits: Sequence[Edit] = (), *, reads: Sequence[str] = (), copies: int = 1) -> Trace:
         """One forward of the last row.
@@ -84,6 +209,7 @@ class LastRow:
                 raise EditError("Positions cannot be changed in the last row alone.")
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
+        edits = [*edits, *self._hiding(copies)]
         cache = copy.deepcopy(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
