@@ -47,6 +47,15 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
+def _fresh(cache: Any) -> Any:
+    """A copy that can be continued. Keys and values are never written into, only put together anew, so they need no copying; states do."""
+    if not all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers):
+        return copy.deepcopy(cache)
+    out = copy.copy(cache)
+    out.layers = [copy.copy(layer) for layer in cache.layers]
+    return out
+
+
 def _masks(spans: Sequence[tuple[int, int] | None], copies: int = 1) -> list[Edit]:
     """Attention masks, one for all sequences that hide the same keys."""
     groups: dict[tuple[int, int], list[int]] = {}
@@ -166,14 +175,8 @@ class LastRow:
         row.size = len(at)
         row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
         row._hidden = [self._hidden[i] for i in sequences]
-        if all(hasattr(layer, "keys") for layer in self._cache.layers) and not any(p.mixer for p in self.instrument.parts.layers):
-            row._cache = copy.copy(self._cache)
-            row._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-            for layer in row._cache.layers:
-                layer.keys, layer.values = layer.keys[at], layer.values[at]
-        else:
-            row._cache = copy.deepcopy(self._cache)
-            row._cache.reorder_cache(at)
+        row._cache = _fresh(self._cache)
+        row._cache.reorder_cache(at)
         return row
 
     def decoder(self) -> Decoder:
@@ -181,7 +184,7 @@ class LastRow:
         decoder = Decoder.__new__(Decoder)
         decoder.instrument, decoder._mask = self.instrument, self._mask[:, :-1]
         decoder._next = decoder._mask.sum(-1)
-        decoder._cache = copy.deepcopy(self._cache)
+        decoder._cache = _fresh(self._cache)
         decoder.logits = torch.empty(self.size, 0)
         return decoder
 
@@ -210,7 +213,7 @@ class LastRow:
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
         edits = [*edits, *self._hiding(copies)]
-        cache = copy.deepcopy(self._cache)
+        cache = _fresh(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
             # Recurrent layers have no batch_repeat_interleave, and those with attention beside repeat that part only.

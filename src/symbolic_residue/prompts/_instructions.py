@@ -307,13 +307,22 @@ def _first(answer: str, value: str) -> bool:
     return got[: len(want)] == want
 
 
-def _language(answer: str, value: str) -> bool:
-    """More function words of the language than of any other one; for English (short answers may hold none) no fewer, in plain letters."""
+def _spoken(answer: str) -> dict[str, int]:
+    """Function words of each language."""
     found = [w for word in _words(answer.lower()) for w in re.split(r"['’]", word)]
-    counts = {name: sum(w in words for w in found) for name, words in _FUNCTION_WORDS.items()}
+    return {name: sum(w in words for w in found) for name, words in _FUNCTION_WORDS.items()}
+
+
+def _language(answer: str, value: str, *, part: bool = False) -> bool:
+    """More function words of the language than of any other one; for English (short answers may hold none) no fewer, in plain letters.
+
+    Args:
+        part: only a part of an answer: English needs a function word too.
+    """
+    counts = _spoken(answer)
     others = max(n for name, n in counts.items() if name != value)
-    if value == "English":
-        return bool(found) and counts[value] >= others and answer.replace("’", "'").isascii()
+    if value == "English" and not part:
+        return bool(_words(answer)) and counts[value] >= others and answer.replace("’", "'").isascii()
     return counts[value] > others
 
 
@@ -677,7 +686,13 @@ def blends(one: Instruction, two: Instruction, answer: str) -> bool:
     for cut in (m.start() for m in re.finditer(r"\s+", answer)):
         left, right = answer[:cut], answer[cut:]
         if min(len(_letters(left)), len(_letters(right))) >= 4 and (
-            (one.check(left) and two.check(right)) or (two.check(left) and one.check(right))
+            (_in_part(one, left) and _in_part(two, right)) or (_in_part(two, left) and _in_part(one, right))
         ):
             return True
     return False
+
+
+def _in_part(instruction: Instruction, part: str) -> bool:
+    if instruction.kind == "language":
+        return _language(part, instruction.value, part=True)
+    return instruction.check(part)
