@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.models import wrap
 from symbolic_residue.instrument import Instrument
+from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt
 from symbolic_residue.shells import ValueCollapseConfig, ValueCollapseShell
 from symbolic_residue.shells.signatures import (
-    COMPONENTS,
     component_names,
+    COMPONENTS,
     read_signature,
     read_signatures,
     READABLE_GROUPS,
@@ -53,6 +54,12 @@ def test_components_are_named_once_and_have_a_range_unit_and_meaning() -> None:
     for c in COMPONENTS:
         assert c.low < c.high and c.unit and c.meaning and c.name.startswith(c.group + ".")
     assert component_names(READABLE_GROUPS) == [n for n in names if n.split(".")[0] in READABLE_GROUPS]
+
+
+def test_the_page_lists_every_component() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "signatures.md").read_text("utf-8")
+    for c in COMPONENTS:
+        assert f"| `{c.name}` | {c.unit} | {c.low:g} … {c.high:g} | {c.meaning} |" in page
 
 
 def test_values_outside_their_range_and_unknown_names_are_refused() -> None:
@@ -119,7 +126,14 @@ def test_a_head_that_sees_nothing_but_the_sink_says_nothing() -> None:
     assert found == {"attention.sink.early": 1.0}
     mixed = np.array([1.0, 0.0])
     found = attention_values(
-        np.zeros(2, int), 1, 9, total=one, sink=mixed, own=np.array([0.0, 0.25]), entropy=np.array([0.0, 1.0]), distance=np.array([8.0, 2.0])
+        np.zeros(2, int),
+        1,
+        9,
+        total=one,
+        sink=mixed,
+        own=np.array([0.0, 0.25]),
+        entropy=np.array([0.0, 1.0]),
+        distance=np.array([8.0, 2.0]),
     )
     assert found["attention.distance.early"] == pytest.approx(2 / 8) and found["attention.self.early"] == pytest.approx(0.25)
 
@@ -154,7 +168,9 @@ def test_spread_is_the_effective_number() -> None:
 
 
 @given(st.floats(-3, 3), st.floats(0, 2), st.floats(0, 2), st.floats(-3, 3), st.sampled_from(["above", "below"]))
-def test_a_margin_passes_one_half_where_the_verdict_fires(value: float, below: float, above: float, criterion: float, direction: Any) -> None:
+def test_a_margin_passes_one_half_where_the_verdict_fires(
+    value: float, below: float, above: float, criterion: float, direction: Any
+) -> None:
     from symbolic_residue.stats import decide, Estimate
 
     row = {"value": value, "low": value - below, "high": value + above, "criterion": criterion, "direction": direction}
@@ -215,7 +231,9 @@ def test_a_batch_reads_what_single_prompts_read(family: str) -> None:
 
 def test_a_run_and_a_reading_of_the_same_text_agree() -> None:
     """The point of one list: a shell's tables and a plain forward give the same components."""
-    shell = ValueCollapseShell(build("llama"), tiny_tokenizer(), ValueCollapseConfig.make(variants=3, steps=2, top_heads=2, random_heads=2))
+    shell = ValueCollapseShell(
+        build("llama"), tiny_tokenizer(), ValueCollapseConfig.make(variants=3, steps=2, top_heads=2, random_heads=2)
+    )
     findings = shell.analyze_residue(shell.run(TEXT))
     run, read = signature(findings, name="mill"), read_signature(shell.instrument, TEXT)
     assert run.name == "mill" and run.source == "tables"
@@ -275,18 +293,42 @@ def test_curves_maps_and_head_scores_of_any_shell() -> None:
     )
     maps = pl.DataFrame({"map": ["m"] * 4, "layer": [0, 0, 3, 3], "position": [0, 1, 0, 1], "value": [0.0, 0.0, -2.0, 2.0]})
     scores = pl.DataFrame(
-        {"layer": [0, 1, 3], "head": [0, 0, 0], "low": [0.5, 0.1, None], "control": [0.2, 0.2, 0.1], "control_high": [0.3, None, 0.2]}
+        {
+            "layer": [0, 1, 3],
+            "head": [0, 0, 0],
+            "low": [0.5, 0.1, None],
+            "control": [0.2, 0.2, 0.1],
+            "control_high": [0.3, None, 0.2],
+        }
     )
     found = signature({"curves": curves, "maps": maps, "head_scores": scores})
     assert found["curves.change"] == pytest.approx(-0.6) and found["curves.control_change"] == 0
     assert found["maps.depth"] == 1 and found["maps.spread"] == pytest.approx(1)
     assert found["heads.above_control"] == 0.5 and found["heads.depth"] == 0
-    assert set(found.measured) == {"curves.change", "curves.control_change", "maps.depth", "maps.spread", "heads.above_control", "heads.depth"}
+    assert set(found.measured) == {
+        "curves.change",
+        "curves.control_change",
+        "maps.depth",
+        "maps.spread",
+        "heads.above_control",
+        "heads.depth",
+    }
 
 
 def test_verdicts_of_a_shell_of_ones_own_have_a_place() -> None:
-    row = {"shell": "mine", "mode": "drift", "outcome": "fires", "value": 3.0, "low": 2.0, "high": 4.0, "criterion": 1.0, "direction": "above"}
-    found = signature({"verdicts": pl.DataFrame([row, row | {"shell": "temporal-inference", "value": 0.0, "low": -1.0, "high": 1.0}])})
+    row = {
+        "shell": "mine",
+        "mode": "drift",
+        "outcome": "fires",
+        "value": 3.0,
+        "low": 2.0,
+        "high": 4.0,
+        "criterion": 1.0,
+        "direction": "above",
+    }
+    found = signature(
+        {"verdicts": pl.DataFrame([row, row | {"shell": "temporal-inference", "value": 0.0, "low": -1.0, "high": 1.0}])}
+    )
     assert found["verdict.other"] == pytest.approx(2 / 3) and found["verdict.drift"] == pytest.approx(-0.5)
 
 

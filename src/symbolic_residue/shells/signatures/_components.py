@@ -3,8 +3,8 @@
 1. Each component is normalised by definition, not by data: shares stay shares, a quantity without an upper end ``x`` becomes ``x / (x + scale)`` with the scale
    named here. So a value means the same in every run, and nothing that is tested later takes part in its own scaling.
 2. What a run or a reading does not measure is NaN, never 0.
-3. Groups: ``attention``, ``lens``, ``output`` and ``attribution`` can be read from any prompt in one forward and are what maps compare; ``context`` describes the
-   text itself; the others need a shell's run.
+3. Groups: ``attention``, ``lens``, ``output`` and ``attribution`` can be read from any prompt in one forward and are what maps compare; ``context`` describes
+   the text itself; the others need a shell's run.
 4. Thirds of the depth: layer ``l`` of ``L`` is early where ``3 l < L``, late where ``3 l >= 2 L``, else middle.
 5. Attention is that of the last row. The sink has components of its own and enters no other: self, entropy and distance are of the weights on the other keys
    (see ``_measure``).
@@ -14,7 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["COMPONENTS", "LENGTH_SCALE", "MODES", "NATS_SCALE", "READABLE_GROUPS", "THIRDS", "Component", "component_names", "squash"]
+__all__ = [
+    "COMPONENTS",
+    "LENGTH_SCALE",
+    "MODES",
+    "NATS_SCALE",
+    "READABLE_GROUPS",
+    "THIRDS",
+    "Component",
+    "component_names",
+    "squash",
+]
 
 THIRDS = ("early", "middle", "late")
 NATS_SCALE = 2.0
@@ -58,7 +68,9 @@ def squash(x: float, scale: float) -> float:
 
 
 def _thirds(group: str, what: str, unit: str, meaning: str) -> list[Component]:
-    return [Component(f"{group}.{what}.{t}", group, unit, 0.0, 1.0, f"{meaning}, mean over the {t} third of the layers") for t in THIRDS]
+    return [
+        Component(f"{group}.{what}.{t}", group, unit, 0.0, 1.0, f"{meaning}, mean over the {t} third of the layers") for t in THIRDS
+    ]
 
 
 def _all() -> tuple[Component, ...]:
@@ -77,7 +89,7 @@ def _all() -> tuple[Component, ...]:
         Component("output.log_odds", "output", "nats / (nats + 2)", 0, 1, "log-odds between the two most probable next tokens"),
         Component("output.top", "output", "probability", 0, 1, "probability of the most probable next token"),
         Component("output.in_context", "output", "probability", 0, 1, "probability of the tokens that occur in the prompt"),
-        Component("attribution.depth", "attribution", "share of the depth", 0, 1, "mean layer of the heads that attribute to the two best tokens' log-odds, by size"),
+        Component("attribution.depth", "attribution", "share of the depth", 0, 1, "mean layer of the heads' attribution to the two best tokens' log-odds, by size"),
         Component("attribution.against", "attribution", share, 0, 1, "part of the heads' attribution that speaks against the best token"),
         Component("attribution.spread", "attribution", "share of the heads", 0, 1, "effective number of attributing heads, exp(entropy of their shares)"),
         Component("attribution.heads", "attribution", share, 0, 1, "heads' part of what heads and MLPs attribute, by size"),
@@ -98,7 +110,9 @@ def _all() -> tuple[Component, ...]:
     for shell, modes in MODES.items():
         for mode in modes:
             one.append(Component(f"verdict.{mode.replace(' ', '_')}", "verdict", side, -1, 1, f"{shell}: {mode}"))
-    one.append(Component("verdict.other", "verdict", side, -1, 1, "the largest margin among verdicts that are in no other component"))
+    one.append(
+        Component("verdict.other", "verdict", side, -1, 1, "the largest margin among verdicts that are in no other component")
+    )
     return tuple(one)
 
 

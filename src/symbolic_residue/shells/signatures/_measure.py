@@ -1,9 +1,9 @@
 """From numbers to components: the one place where a component is computed, for tables and readings alike.
 
-1. *Attention apart from the sink.* A row's weights sum to ``t`` over keys (1 but for models with a sink logit), ``s`` of it on the sink, the prompt's first token,
-   ``r = t − s`` on the others. With the row's entropy ``H = −Σ p ln p`` and mean distance ``d`` over all keys, the others alone have
-   ``r H' = H + s ln s + r ln r`` and ``r d' = t d − s (n − 1)``. Heads are averaged with weight ``r``, so a head that looks at nothing but the sink says nothing;
-   where all of a third do (mean ``r`` under 0.001) there is nothing to divide by, and the component is not measured.
+1. *Attention apart from the sink.* A row's weights sum to ``t`` over keys (1 but for models with a sink logit), ``s`` of it on the sink, the prompt's first
+   token, ``r = t − s`` on the others. With the row's entropy ``H = −Σ p ln p`` and mean distance ``d`` over all keys, the others alone have
+   ``r H' = H + s ln s + r ln r`` and ``r d' = t d − s (n − 1)``. Heads are averaged with weight ``r``, so a head that looks at nothing but the sink says
+   nothing; where all of a third do (mean ``r`` under 0.001) there is nothing to divide by, and the component is not measured.
 2. *Lens*: depth 0 is the embedding and belongs to no third; depth ``d`` is what layer ``d − 1`` left.
 3. *Margin of a verdict*: with ``x`` the distance of the value past its criterion and ``h`` the half of the interval that faces the criterion,
    ``x / (|x| + h)``: above one half exactly where the interval is wholly past the criterion. Without an interval it is not measured.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def lens_values(top: Sequence[object], probability: Array, entropy: Array, answe
     is_final = np.array([t == top[-1] for t in top])
     wrong = np.flatnonzero(~is_final)
     found["lens.answer_depth"] = float((wrong[-1] + 1 if len(wrong) else 0) / n_layers)
-    found["lens.changes"] = sum(a != b for a, b in zip(top[:-1], top[1:], strict=True)) / n_layers
+    found["lens.changes"] = sum(a != b for a, b in pairwise(top)) / n_layers
     others = probability[1:][~is_final[1:]]
     found["lens.overruled"] = _within(others.max()) if len(others) else 0.0
     where = third(np.arange(n_layers), n_layers)
@@ -101,7 +102,7 @@ def output_values(entropy: float, top: float) -> dict[str, float]:
 
 def context_values(ids: Sequence[int]) -> dict[str, float]:
     """The ``context`` group from the prompt's token ids."""
-    n, pairs = len(ids), list(zip(ids[:-1], ids[1:], strict=True))
+    n, pairs = len(ids), list(pairwise(ids))
     found = {"context.length": squash(n, LENGTH_SCALE), "context.repeated": 1 - len(set(ids)) / n}
     if pairs:
         found["context.repeated_pairs"] = 1 - len(set(pairs)) / len(pairs)

@@ -154,7 +154,9 @@ def _attribution(tables: Tables, n_layers: int) -> dict[str, float]:
     heads = tables["heads"]
     target = heads["target"][0]
     heads = heads.filter(pl.col("target") == target)
-    if len(heads) != heads["layer"].n_unique() * heads["head"].n_unique() or len(heads) < 2:  # a list of chosen heads is no attribution
+    if (
+        len(heads) != heads["layer"].n_unique() * heads["head"].n_unique() or len(heads) < 2
+    ):  # a list of chosen heads is no attribution
         return {}
     mlps = None
     if "components" in tables:
@@ -208,7 +210,9 @@ def _maps(tables: Tables, n_layers: int) -> dict[str, float]:
 def _heads(tables: Tables, n_layers: int) -> dict[str, float]:
     found: dict[str, float] = {}
     if "head_scores" in tables:
-        frame = tables["head_scores"].with_columns(bar=pl.coalesce("control_high", "control").fill_nan(None), low=pl.col("low").fill_nan(None))
+        frame = tables["head_scores"].with_columns(
+            bar=pl.coalesce("control_high", "control").fill_nan(None), low=pl.col("low").fill_nan(None)
+        )
         known = frame.drop_nulls(["bar", "low"])
         if len(known):
             above = known.filter(pl.col("low") > pl.col("bar"))
