@@ -89,7 +89,7 @@ def _all() -> tuple[Component, ...]:
         Component("output.log_odds", "output", "nats / (nats + 2)", 0, 1, "log-odds between the two most probable next tokens"),
         Component("output.top", "output", "probability", 0, 1, "probability of the most probable next token"),
         Component("output.in_context", "output", "probability", 0, 1, "probability of the tokens that occur in the prompt"),
-        Component("attribution.depth", "attribution", "share of the depth", 0, 1, "mean layer of the heads' attribution to the two best tokens' log-odds, by size"),
+        Component("attribution.depth", "attribution", "share of the depth", 0, 1, "mean layer of the heads' attribution to the best two's log-odds, by size"),
         Component("attribution.against", "attribution", share, 0, 1, "part of the heads' attribution that speaks against the best token"),
         Component("attribution.spread", "attribution", "share of the heads", 0, 1, "effective number of attributing heads, exp(entropy of their shares)"),
         Component("attribution.heads", "attribution", share, 0, 1, "heads' part of what heads and MLPs attribute, by size"),
