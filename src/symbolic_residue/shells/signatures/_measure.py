@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ Array = NDArray[np.float64]
 _LEAST_OFF_SINK = 1e-3
 
 
-def third(layers: Array, n_layers: int) -> Array:
+def third(layers: NDArray[Any], n_layers: int) -> Array:
     """0 early, 1 middle, 2 late, for layer numbers of a model of ``n_layers``."""
     return np.minimum(3 * np.asarray(layers) // n_layers, 2)
 
@@ -37,7 +38,7 @@ def _plogp(p: Array) -> Array:
 
 
 def attention_values(
-    layers: Array, n_layers: int, n_tokens: int, *, total: Array, sink: Array, own: Array | None, entropy: Array, distance: Array
+    layers: NDArray[Any], n_layers: int, n_tokens: int, *, total: Array, sink: Array, own: Array | None, entropy: Array, distance: Array
 ) -> dict[str, float]:
     """The ``attention`` group.
 
@@ -109,7 +110,7 @@ def context_values(ids: Sequence[int]) -> dict[str, float]:
     return found
 
 
-def attribution_values(layers: Array, dla: Array, n_layers: int, mlps: Array | None) -> dict[str, float]:
+def attribution_values(layers: NDArray[Any], dla: Array, n_layers: int, mlps: Array | None) -> dict[str, float]:
     """The ``attribution`` group.
 
     Args:
