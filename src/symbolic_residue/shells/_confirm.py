@@ -146,6 +146,14 @@ class PairRuns:
         # One token alone has no prefix to share.
         self.rows = [LastRow(instrument, batch) if batch.ids.shape[1] > 1 else None for batch in self.pieces]
 
+    @classmethod
+    def prepared(cls, row: LastRow, pair: Pair | Sequence[Pair]) -> PairRuns:
+        """From a last row whose other rows have run already."""
+        runs = cls.__new__(cls)
+        runs.own = [pair] * row.size if isinstance(pair[0], int) else list(pair)  # type: ignore[list-item, arg-type]
+        runs.instrument, runs.pieces, runs.rows = row.instrument, [row.batch], [row]
+        return runs
+
     def __call__(self, edits: Sequence[Edit] = ()) -> Array:
         """``[prompt]``: log-odds of each prompt's own pair."""
         return _log_odds(self.logits(edits), [[pair] for pair in self.own])[:, 0]
