@@ -42,6 +42,7 @@ bench: $(READY)
 
 calibrate: $(READY)
 	$(PY) benchmarks/calibrate_value_collapse.py --write
+	$(PY) benchmarks/calibration.py --write
 
 screenshot: $(READY)
 	$(PY) docs/make_pictures.py

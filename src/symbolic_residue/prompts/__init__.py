@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, read_items, ShellItem
     from symbolic_residue.prompts._memory import memory_items, MemoryItem
     from symbolic_residue.prompts._padding import Padding, padding_sentences
+    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._perturb import perturb, Variant
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Variant",
     "benchmark",
     "build_prompt",
+    "data_card",
     "find_span",
     "memory_items",
     "padding_sentences",
@@ -59,6 +61,7 @@ _LATER = {
     "benchmark": "_benchmark",
     "memory_items": "_memory",
     "padding_sentences": "_padding",
+    "data_card": "_benchmark",
     "perturb": "_perturb",
     "read_items": "_benchmark",
 }
