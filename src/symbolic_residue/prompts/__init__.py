@@ -16,10 +16,9 @@ from symbolic_residue.prompts._regions import CHAT_REGIONS, Regions, TEXT_REGION
 from symbolic_residue.prompts._spans import find_span
 
 if TYPE_CHECKING:
-    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, read_items, ShellItem
+    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._memory import memory_items, MemoryItem
     from symbolic_residue.prompts._padding import Padding, padding_sentences
-    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._perturb import perturb, Variant
 
 __all__ = [

@@ -119,6 +119,7 @@ def ask(
         fact=fact,
         question=question,
         fields=fields,
+        rival=rival,
         foil_source="given" if foils is not None else "model",
         token_type=token_type or token_type_of(answers[0].split()[-1] if answers[0].split() else ""),
         place=place,

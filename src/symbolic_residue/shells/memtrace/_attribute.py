@@ -13,7 +13,7 @@ What acts on the last row leaves earlier rows as they are: a fact that was carri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from symbolic_residue.instrument import AttentionBias, AttentionMask, collate, Edit, Instrument, LastRow, Prefix
-from symbolic_residue.prompts import Prompt
-from symbolic_residue.shells._confirm import confirm_heads, draw_heads, head_means, HeadConfirmation, PairRuns
+from symbolic_residue.shells._confirm import confirm_heads, draw_heads, HeadConfirmation, PairRuns
+from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells.memtrace._residue import MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import DIRECT, RETRIEVAL
 from symbolic_residue.shells.memtrace._text import Passage
@@ -56,18 +57,17 @@ def intervene(
     residue: MemtraceResidue,
     one: Passage,
     prefix: Prefix | None,
-    reference: Callable[[], Sequence[Prompt]],
+    means: tuple[Tensor, Tensor],
     foil: int,
     *,
-    means: Any = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Interventions:
     """Test the heads and the doses; see the module.
 
     Args:
         prefix: the fact's side with all its padding.
-        reference: unrelated prompts; called where ``means`` is not given.
-        means: what :func:`head_means` gave for them before.
+        means: of :func:`head_means` over unrelated prompts.
+        foil: the token that the answer is held against.
     """
     asked, config = residue.asked, residue.config
     tail = one.tail[: len(one.tail) + one.rows[0] + 1]
@@ -77,7 +77,7 @@ def intervene(
         last = LastRow(instrument, collate([near]))
     else:
         last = prefix.last_row(torch.tensor([tail] * len(one.pads[kind])), drop=asked.distances[-1] - d)
-    runs = PairRuns.prepared(last, (asked.fields[0].token, foil))
+    runs = PairRuns(instrument, last.size, (asked.fields[0].token, foil), rows=LastRows.prepared(last))
 
     scores = residue.frames["head_scores"]
     ranked = scores.filter(pl.col("score") == RETRIEVAL).with_columns(beyond=pl.col("value") - pl.col("control").fill_null(0.0))
@@ -87,8 +87,6 @@ def intervene(
     direct = {(r["layer"], r["head"]): r["value"] for r in scores.filter(pl.col("score") == DIRECT).iter_rows(named=True)}
     rng = np.random.default_rng(asked.seed)
     drawn = draw_heads([head for head in order if head not in chosen], config.random_heads, rng)
-    if means is None:
-        means = head_means(instrument, reference())
     mean, each = means
     settled = instrument.run(torch.tensor([near]), reads=("z.*",), keep_logits=1)
     at_near = mean.clone()

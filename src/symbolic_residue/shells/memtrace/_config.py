@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -14,6 +14,13 @@ __all__ = ["Criteria", "MemtraceConfig"]
 
 class Criteria(ShellCriteria):
     """Thresholds of the four verdicts; the defaults come from ``calibration.json``."""
+
+    thresholds: ClassVar[dict[str, str]] = {
+        "recall decay": "decay",
+        "hallucinated reconstruction": "wrong",
+        "partial recall": "partial",
+        "priority collision": "collision",
+    }
 
     decay: float
     """Recall decay: nats of memory lost between no distance and the judged one, above this."""

@@ -60,6 +60,12 @@ def _undecided(verdict: Verdict, note: str) -> Verdict:
     return replace(verdict, outcome="undecided", note=f"{note} {verdict.note}".strip())
 
 
+def _not_measured(verdict: Verdict, note: str) -> Verdict:
+    """Undecided for want of anything to measure: the number is none."""
+    none = Estimate(float("nan"), float("nan"), float("nan"), 0, method="not measured")
+    return replace(verdict, outcome="undecided", value=none, control_value=none, note=note)
+
+
 def _control_words(residue: MemtraceResidue) -> str:
     return "without the fact" if residue.asked.control_kind == "none" else "with another fact"
 
@@ -85,7 +91,7 @@ def _decay(residue: MemtraceResidue) -> Verdict:
         f"{np.exp(told[1]):.3f} (geometric means).",
     )
     if d == 0:
-        return _undecided(verdict, "There is no distance to lose anything over.")
+        return _not_measured(verdict, "There is no distance to lose anything over.")
     if near[0] <= criteria.memory:
         return _undecided(verdict, f"Stating the fact is worth no more than {criteria.memory:g} nats even without distance: nothing to lose.")
     return verdict
@@ -134,7 +140,7 @@ def _partial(residue: MemtraceResidue) -> Verdict:
         note=f"Shares: {each}.",
     )
     if len(asked.fields) < 2:
-        return _undecided(verdict, "The answer has one field: nothing can be partial.")
+        return _not_measured(verdict, "The answer has one field: nothing can be partial.")
     if verdict.outcome == "fires" and not far.mean(0).max() > 0.5 > far.mean(0).min():
         verdict = replace(verdict, outcome="absent", note=f"{verdict.note} Not one field above a half and one below.")
     return _without_distance(verdict)
@@ -148,11 +154,14 @@ def _collision(residue: MemtraceResidue) -> Verdict:
         return score(measures, side, kind, d, "answer")[:, 0] - score(measures, side, kind, d, "rival")[:, 0]
 
     there = asked.fields[0].rival is not None
+    side = asked.sides["fact"]
+    text = side.opening + side.closing
+    where = "nearer" if text.rfind(asked.rival or asked.fact) >= text.rfind(asked.fact) else "farther"
     far, near = (odds("fact"), odds("swapped")) if there else (np.zeros(1), np.zeros(1))
     verdict = judge(
         SHELL,
         "priority collision",
-        quantity="log-odds of the answer over the rival's value, the rival nearer",
+        quantity=f"log-odds of the answer over the rival's value, the rival {where} to the question",
         unit="nats",
         value=_mean(far, asked.seed),
         control="the same with fact and rival exchanged",
@@ -160,6 +169,6 @@ def _collision(residue: MemtraceResidue) -> Verdict:
         criterion=criteria.collision,
         direction="below",
         criterion_source=criteria.source,
-        note=f"Being nearer is worth {(near.mean() - far.mean()) / 2:.2f} nats." if there else "",
+        note=f"The order is worth {abs(near.mean() - far.mean()) / 2:.2f} nats." if there else "",
     )
-    return verdict if there else _undecided(replace(verdict, note=""), "There is no second fact to collide with.")
+    return verdict if there else _not_measured(verdict, "There is no second fact to collide with.")

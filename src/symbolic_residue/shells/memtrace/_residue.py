@@ -56,6 +56,8 @@ class Asked(BaseModel):
     """The end of the prompt, from the question on."""
     fields: list[Field]
     """The answers."""
+    rival: str | None
+    """Another fact of the same kind in the prompt."""
     foil_source: str
     """``given``, or ``model``: its best tokens of the same shape where the fact is not stated."""
     token_type: str

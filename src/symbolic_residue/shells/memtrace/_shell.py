@@ -18,6 +18,7 @@ from symbolic_residue.errors import ConfigError
 from symbolic_residue.prompts import build_prompt, find_span, memory_items, MemoryItem, Padding, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.memtrace._ask import ask
 from symbolic_residue.shells.memtrace._attribute import begin_again, heads_frame, intervene, Interventions
 from symbolic_residue.shells.memtrace._config import MemtraceConfig
@@ -237,6 +238,10 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             progress=progress,
         )
 
+    def verdicts(self, residue: MemtraceResidue) -> list[Verdict]:
+        """The four verdicts of a residue, from its measures alone."""
+        return verdicts(residue)
+
     def analyze_residue(self, residue: MemtraceResidue, *, progress: Progress = quiet) -> MemtraceFindings:
         """Verdicts and attribution of a residue.
 
@@ -256,9 +261,7 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             one = passage(self.tokenizer, asked, "fact")
             prefix = self._kept[1] if self._kept is not None and self._kept[0] is asked else begin_again(self.instrument, residue, one)
             foil = residue.frames["candidates"].filter(pl.col("source") == "foil").sort("logit", descending=True)["token_id"][0]
-            found = intervene(
-                self.instrument, residue, one, prefix, lambda: [], foil, means=self._reference_means(asked), progress=progress
-            )
+            found = intervene(self.instrument, residue, one, prefix, self._reference_means(asked), foil, progress=progress)
         self._kept = None  # keys and values of the beginnings are large
         frames = {"heads": heads_frame(residue, target, found), "changes": changes(residue, found)}
         if found is not None:
