@@ -4,6 +4,7 @@ from symbolic_residue.shells.memtrace._config import Criteria, MemtraceConfig
 from symbolic_residue.shells.memtrace._findings import MemtraceFindings, retrieval_by_type
 from symbolic_residue.shells.memtrace._fit import fit_decay
 from symbolic_residue.shells.memtrace._operations import Anchoring, Recall
+from symbolic_residue.shells.memtrace._question import MemtraceQuestion
 from symbolic_residue.shells.memtrace._residue import MemtraceResidue
 from symbolic_residue.shells.memtrace._shell import MemtraceShell
 
@@ -12,6 +13,7 @@ __all__ = [
     "Criteria",
     "MemtraceConfig",
     "MemtraceFindings",
+    "MemtraceQuestion",
     "MemtraceResidue",
     "MemtraceShell",
     "Recall",

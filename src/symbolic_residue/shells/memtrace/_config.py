@@ -92,9 +92,9 @@ class MemtraceConfig(ShellConfig):
 
     @classmethod
     def quick(cls, **options: Any) -> Self:
-        """Four distances up to 56 tokens, one kind of padding in six draws, six heads: some seconds a prompt."""
+        """Four distances up to 48 tokens, one kind of padding in six draws, six heads: some seconds a prompt."""
         few: dict[str, Any] = {
-            "distances": (0, 8, 24, 56),
+            "distances": (0, 8, 24, 48),
             "paddings": ("natural",),
             "draws": 6,
             "strengths": (0.0, 4.0),

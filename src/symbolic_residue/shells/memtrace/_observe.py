@@ -3,7 +3,7 @@
 1. Per side, kind of padding and draw, head and padding run once (``Prefix``); the tail runs after every cut. Scored are ln P(answer), ln P(rival), the
    probability of the strongest foil and of all foils, each at the row that predicts the field.
 2. Without distance all draws are one text, run once. The same run also shifts the tail's positions by each distance *without any text between*: what
-   position alone does, where the family has positions that can be shifted.
+   position alone does, where the family has positions that can be shifted. Draws that are the same text up to a distance count once there.
 3. At the judged distance, with the fact, the first kind of padding, all draws: attention weights of the question's rows, heads' outputs (direct logit
    attribution of answer − strongest foil), cached values, and the residual stream of the first draw.
 """
@@ -59,13 +59,15 @@ class Scores:
 
     rows: list[tuple[str, str, int, int, int, str, float]] = field(default_factory=list)
 
-    def take(self, asked: Asked, side: str, padding: str, distances: list[int], draws: list[int], logits: Tensor, rows: list[int]) -> None:
-        """Logits ``[sequence, row, vocab]`` whose last rows are those of the tail; each sequence has its distance and draw."""
+    def take(self, asked: Asked, side: str, padding: str, distances: list[int], draws: list[int], logits: Tensor, rows: list[int], kept: set[int] | None = None) -> None:
+        """Logits ``[sequence, row, vocab]`` whose last rows are those of the tail; each sequence has its distance and draw; ``kept``: draws that count."""
         for k, (row, asked_for) in enumerate(zip(rows, asked.fields, strict=True)):
             log_p = torch.log_softmax(logits[:, row].double(), -1).cpu()
             best = log_p.argmax(-1)
             foils = log_p[:, asked_for.foils].exp()
             for i, (distance, draw) in enumerate(zip(distances, draws, strict=True)):
+                if kept is not None and draw not in kept:
+                    continue
                 place = (side, padding, distance, draw, k)
                 self.rows.append((*place, "answer", float(log_p[i, asked_for.token])))
                 self.rows.append((*place, "foil", float(foils[i].max())))
@@ -107,6 +109,8 @@ def observe(
     judged: Trace | None = None
     prefix: Prefix | None = None
     early: list[Tensor] = []
+    texts = passages["fact"].pads
+    fresh = {(kind, d): _distinct([pad[:d] for pad in texts[kind]]) for kind in asked.paddings for d in asked.distances}
     for side, one in passages.items():
         _without_distance(instrument, asked, side, one, scores)
     progress("without distance", 1 / jobs)
@@ -135,7 +139,7 @@ def observe(
                     keep_logits=len(one.tail) if last else keep,
                 )
                 assert trace.logits is not None
-                scores.take(asked, side, kind, [d] * draws, list(range(draws)), trace.logits, one.rows)
+                scores.take(asked, side, kind, [d] * draws, list(range(draws)), trace.logits, one.rows, fresh[kind, d])
                 if main:
                     masses += _masses(trace, kind, d, one.rows[0])
                 if last:
@@ -154,6 +158,11 @@ def observe(
         masses, schema={"padding": pl.String, "distance": pl.Int64, "draw": pl.Int64, "region": pl.String, "mass": pl.Float64}, orient="row"
     )
     return Observed(scores.frame(), frame, judged, prefix, torch.stack(early) if early else torch.zeros(0))
+
+
+def _distinct(texts: list[list[int]]) -> set[int]:
+    """Draws whose text no earlier draw has: two that begin alike are one text at a short distance."""
+    return {i for i, text in enumerate(texts) if text not in texts[:i]}
 
 
 def _begin(instrument: Instrument, batch: Batch, one: Passage, early: list[Tensor] | None) -> Prefix:

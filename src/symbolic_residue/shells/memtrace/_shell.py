@@ -32,6 +32,8 @@ from symbolic_residue.shells.memtrace._tables import reading_frames
 from symbolic_residue.shells.memtrace._text import passage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from symbolic_residue.instrument import Prefix
     from symbolic_residue.models import LoadedModel
     from symbolic_residue.types import Span
@@ -63,7 +65,7 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
         self, model: Any = None, tokenizer: Any = None, config: MemtraceConfig | None = None, *, loaded: LoadedModel | None = None
     ) -> None:
         super().__init__(model, tokenizer, config or MemtraceConfig(), loaded=loaded)
-        self._means: dict[tuple[str, bool], Any] = {}
+        self._each: dict[bool, Tensor] = {}
         self._kept: tuple[Asked, Prefix | None] | None = None
 
     @classmethod
@@ -294,16 +296,15 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
     def _best(self, prompt: Prompt) -> int:
         return int(self.instrument.run(_ids(prompt), keep_logits=1)["logits"][0, -1].argmax())
 
-    def _reference_means(self, asked: Asked) -> Any:
-        """Heads' outputs at the last row of other facts with their questions, of the calibration split; the present question's left out."""
-        key = (asked.question, asked.chat)
-        items = [i for i in memory_items() if i.split == "calibration"][: _REFERENCES + 1]
-        texts = [i.control + i.question for i in items if i.question != asked.question]
-        if len(texts) > _REFERENCES:
-            key = ("", asked.chat)
-        if key not in self._means:
-            self._means[key] = head_means(self.instrument, [self._prompt(t, asked.chat) for t in texts[:_REFERENCES]])
-        return self._means[key]
+    def _reference_means(self, asked: Asked) -> tuple[Tensor, Tensor]:
+        """Heads' outputs at the last row of other facts with their questions (calibration split), the present question's left out."""
+        items = [i for i in memory_items() if i.split == "calibration"][:_REFERENCES]
+        if asked.chat not in self._each:
+            prompts = [self._prompt(i.control + i.question, asked.chat) for i in items]
+            self._each[asked.chat] = head_means(self.instrument, prompts)[1]
+        others = [n for n, item in enumerate(items) if item.question != asked.question]
+        each = self._each[asked.chat][others]
+        return each.mean(0), each
 
 
 def _ids(prompt: Prompt) -> Any:

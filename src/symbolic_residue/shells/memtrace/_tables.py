@@ -31,7 +31,7 @@ from symbolic_residue.readout import (
     DirectLogitAttribution,
     fold,
     frozen_scale,
-    logit_lens,
+    lens_logits,
     value_weighted_attention,
 )
 from symbolic_residue.shells.memtrace._observe import Observed
@@ -253,16 +253,20 @@ def _lens(parts: Parts, tokenizer: Any, asked: Asked, one: Passage, seen: Observ
     wanted = [len(positions) + one.rows[0]]
     if one.answer is not None:
         wanted.insert(0, positions.index(one.at([one.answer], asked.distance)[0]))
-    lens = logit_lens(stream, parts, tokens=(answer,), rows=wanted)
+    # All depths at once: the unembedding is read from memory once.
+    x = torch.stack([stream["resid_pre.0" if d == 0 else f"resid_post.{d - 1}"][0, wanted] for d in range(parts.n_layers + 1)])
+    log_p = torch.log_softmax(lens_logits(parts, x), -1).cpu()
+    best = log_p.max(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
     return pl.DataFrame(
         [
             (
                 depth,
                 positions[w],
-                _text(tokenizer, int(lens.top[depth, 0, i])),
-                float(lens.top_probability[depth, 0, i]),
-                float(lens.entropy[depth, 0, i]),
-                float(lens.log_probability[depth, 0, i, 0].exp()),
+                _text(tokenizer, int(best.indices[depth, i])),
+                float(best.values[depth, i].exp()),
+                float(entropy[depth, i]),
+                float(log_p[depth, i, answer].exp()),
             )
             for depth in range(parts.n_layers + 1)
             for i, w in enumerate(wanted)
