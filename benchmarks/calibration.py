@@ -53,7 +53,9 @@ def residues(shell: Any, work: Path) -> tuple[list[tuple[Any, Any]], dict[str, s
         folder = work / shell.name / item.id
         try:
             residue = residue_type.load(folder)
-            if residue.config != shell.config or residue.provenance["weights_sha256"] != shell.loaded.provenance.weights_sha256:
+            # Criteria judge a residue; they do not change what was observed.
+            same = residue.config.model_copy(update={"criteria": shell.config.criteria}) == shell.config
+            if not same or residue.provenance["weights_sha256"] != shell.loaded.provenance.weights_sha256:
                 raise RunDamagedError("of other options")
         except RunDamagedError:
             shutil.rmtree(folder, ignore_errors=True)

@@ -23,6 +23,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._shell_custom import custom
 from symbolic_residue.cli._shell_memtrace import memtrace
 
 __all__ = ["shell_app"]
@@ -35,6 +36,7 @@ def _group() -> None:
     """Run one controlled failure probe."""
 
 
+shell_app.command("custom")(custom)
 shell_app.command("memtrace")(memtrace)
 
 

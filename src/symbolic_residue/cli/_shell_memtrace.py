@@ -51,7 +51,7 @@ def memtrace(
     ] = None,
     draws: Annotated[int | None, typer.Option("--draws", help="Texts of padding of each kind; the intervals' n.")] = None,
     top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate and patch; 0: verdicts only.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The options of a suite: four distances up to 48 tokens.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The options of a suite: three distances up to 40 tokens.")] = False,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,

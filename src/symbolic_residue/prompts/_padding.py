@@ -81,6 +81,10 @@ REPETITIVE = (
     "The train was late again.",
     "The grass grew by the wall.",
     "A cloud passed over the hill.",
+    "The sheep stood in the shade.",
+    "The door creaked in the draught.",
+    "Water dripped from the roof.",
+    "The lane was empty that day.",
 )
 
 

@@ -48,8 +48,9 @@ class MemtraceConfig(ShellConfig):
     """Kinds of padding; the first decides the verdicts. ``adversarial`` is left out where no similar sentences are given. An item of the benchmark
     brings its own kind."""
 
-    draws: int = Field(default=8, ge=1, le=64)
-    """Texts of padding of each kind; the verdicts' intervals are over these."""
+    draws: int = Field(default=10, ge=1, le=64)
+    """Texts of padding of each kind; the verdicts' intervals are over these. With n draws no sign-flip p is below ``2 / 2^n``, so that k heads, of which one
+    acts, need ``k · 2 / 2^n ≤ 0.05``."""
 
     foils: int = Field(default=7, ge=1, le=64)
     """Wrong answers of the type, where they are not given."""
@@ -92,13 +93,13 @@ class MemtraceConfig(ShellConfig):
 
     @classmethod
     def quick(cls, **options: Any) -> Self:
-        """Four distances up to 48 tokens, one kind of padding in six draws, six heads: some seconds a prompt."""
+        """Three distances up to 40 tokens, one kind of padding in eight draws, six heads: some seconds a prompt."""
         few: dict[str, Any] = {
-            "distances": (0, 8, 24, 48),
+            "distances": (0, 12, 40),
             "paddings": ("natural",),
-            "draws": 6,
+            "draws": 8,
             "strengths": (0.0, 4.0),
             "top_heads": 6,
-            "random_heads": 12,
+            "random_heads": 10,
         }
         return cls.make(**(few | options))

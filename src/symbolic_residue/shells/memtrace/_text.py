@@ -121,7 +121,7 @@ def padding_text(tokenizer: Any, kind: Padding, tokens: int, *, seed: int, draw:
     n = max(1, tokens // 5)
     while True:
         text = start + " ".join(padding_sentences(kind, n, seed=(seed, draw), similar=similar))
-        if len(tokenizer.encode(text, add_special_tokens=False)) > tokens + 2:
+        if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > tokens + 2:
             return text
         n *= 2
 
