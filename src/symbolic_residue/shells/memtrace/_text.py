@@ -5,7 +5,7 @@
 2. At distance d stand the head, the first d tokens of the padding, and the tail; the padding is cut inside a sentence where d falls there. A prompt's own gap is
    the beginning of its first padding text, so at d = its length the sequence is the prompt itself.
 3. Answers and foils are tokenised behind the prompt. What they all begin with (a space before a digit, say) is put into the tail, and the first token in which
-   they differ is scored. Later fields are read behind the right answers of the fields before.
+   they differ is scored; foils that begin like the answer are left out, except the first, which the control states: it must differ. Later fields are read behind the right answers of the fields before.
 4. Found where it is not given: the question is the last sentence (with a question before it); the fact, the first earlier sentence that mentions the answer.
 """
 
@@ -221,7 +221,7 @@ def scored_fields(
     """Answers and foils as tokens behind a prompt (step 3); without ``foils`` the answers' first tokens are scored, and foils are left empty.
 
     Raises:
-        ConfigError: no answer; as many lists of foils as answers are needed; a foil that cannot be told from the answer at its first differing token.
+        ConfigError: no answer; as many lists of foils as answers are needed; the first foil or the rival cannot be told from the answer.
         PromptError: an answer that merges with what stands before it.
     """
     if not answers or (foils is not None and len(foils) != len(answers)):
@@ -244,10 +244,11 @@ def scored_fields(
         while all(len(i) > shared + 1 for i in ids) and len({i[shared] for i in ids}) == 1 and len(ids) > 1:
             shared += 1
         token, *rest = (i[shared] for i in ids)
-        if token in rest:
+        alike = [n for n, other in enumerate(rest) if other == token]
+        if any(n in (0, len(given)) for n in alike):  # the first foil, or the rival
             raise ConfigError(
-                f"{others[rest.index(token)]!r} begins like the answer {answer!r}, so their first tokens do not tell them apart.",
-                todo="Give foils that differ from the answer in their first token.",
+                f"{others[alike[0]]!r} begins like the answer {answer!r}, so their first tokens do not tell them apart.",
+                todo="Give a foil that differs from the answer in its first token.",
             )
         out.append(
             Field(
@@ -255,7 +256,7 @@ def scored_fields(
                 before=ids[0][:shared],
                 token=token,
                 after=ids[0][shared + 1 :],
-                foils=list(dict.fromkeys(rest)),
+                foils=list(dict.fromkeys(t for t in rest if t != token)),
                 rival=rest[-1] if rival is not None and k == 0 else None,
             )
         )

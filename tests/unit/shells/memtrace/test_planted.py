@@ -85,20 +85,27 @@ def test_padding_before_the_fact_is_no_distance() -> None:
 
 
 def test_a_nearer_rival_and_the_exchange_are_told_apart() -> None:
-    """The planted head does not know which thing was asked for: whatever the order, neither wins by more than rounding."""
+    """The planted head knows values, not things: with the values exchanged as well, the exchanged text is the first one over again."""
     model, tokenizer, words = planted()
     shell = MemtraceShell(model, tokenizer, CONFIG)
-    fact, rival = FACT.format(words[0]), f"the gate is{words[1]}."
-    residue = shell.run(
-        f"{fact} {rival}{QUESTION}", fact=fact, answer=words[0], foils=words[1:], rival=rival, rival_answer=words[1]
-    )
+
+    def run(one: str, two: str) -> Any:
+        fact, rival = FACT.format(one), f"the gate is{two}."
+        given: dict[str, Any] = {"answer": one, "foils": [two, *words[2:]], "rival": rival, "rival_answer": two}
+        return shell.run(f"{fact} {rival}{QUESTION}", fact=fact, **given)
+
+    residue, turned = run(words[0], words[1]), run(words[1], words[0])
     assert set(residue.asked.sides) == {"fact", "control", "swapped"}
-    assert residue.asked.sides["swapped"].opening == rival
-    assert residue.asked.sides["swapped"].closing == f" {fact}{QUESTION}"
-    verdict = shell.verdicts(residue)[3]
-    assert "nearer" in verdict.quantity
-    assert abs(verdict.value.value + verdict.control_value.value) < 1.5  # exchanged, the odds turn round
-    assert verdict.value.n == verdict.control_value.n == 8
+    assert residue.asked.sides["swapped"].opening == f"the gate is{words[1]}."
+    assert residue.asked.sides["swapped"].closing == f" {FACT.format(words[0])}{QUESTION}"
+    here, there = shell.verdicts(residue)[3], shell.verdicts(turned)[3]
+    assert "nearer" in here.quantity
+    assert here.value.n == here.control_value.n == 8
+    assert here.value.value == pytest.approx(-there.control_value.value, abs=0.5)
+    assert here.control_value.value == pytest.approx(-there.value.value, abs=0.5)
+    loser = min((here, there), key=lambda v: v.value.value)
+    assert loser.value.value < 0
+    assert loser.outcome == "undecided"  # it loses in either order, so nearness is not to blame
 
 
 def test_partial_recall_is_seen_where_one_field_is_carried_and_one_is_not() -> None:
