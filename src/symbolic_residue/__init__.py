@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import MemtraceConfig, MemtraceShell, ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
+    from symbolic_residue.shells import (
+        MemtraceConfig,
+        MemtraceShell,
+        ShellBase,
+        ShellIntegrator,
+        ValueCollapseConfig,
+        ValueCollapseShell,
+    )
     from symbolic_residue.store import RunFolder
 
 __version__ = "0.1.0"

@@ -37,7 +37,8 @@ def memtrace(
         typer.Option("--answer", help="What should come next; again for further fields. Default: what the model says."),
     ] = None,
     foil: Annotated[
-        list[str] | None, typer.Option("--foil", help="A wrong answer of the same type; again for more. Default: the model's guesses.")
+        list[str] | None,
+        typer.Option("--foil", help="A wrong answer of the same type; again for more. Default: the model's guesses."),
     ] = None,
     control: Annotated[str | None, typer.Option("--control", help="The fact with another value.")] = None,
     distance: Annotated[

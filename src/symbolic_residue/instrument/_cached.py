@@ -180,7 +180,9 @@ class Prefix:
         if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
             if attention is not None and attention.rows is None:
                 attention = replace(attention, rows=tuple(own))
-            acting: list[Edit] = [replace(e, rows=tuple(own)) if e.rows is None else e for e in edits]
+            acting: list[Edit] = [
+                replace(e, rows=tuple(own)) if not isinstance(e, Positions) and e.rows is None else e for e in edits
+            ]
             trace = self.instrument.run(
                 ids, attention_mask=mask, reads=reads, attention=attention, edits=acting, keep_logits=keep_logits or length
             )

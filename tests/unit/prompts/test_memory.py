@@ -41,7 +41,9 @@ def test_no_answer_stands_in_the_padding() -> None:
         for answer, foils in zip(item.answers, item.foils, strict=True):
             assert not {value.split()[-1].lower() for value in (answer, *foils)} & words, item.id
             value = answer.split()[-1]
-            assert all(value not in d.split() and value + "." not in d.split() for d in item.distractors if len(item.answers) == 1), item.id
+            assert all(
+                value not in d.split() and value + "." not in d.split() for d in item.distractors if len(item.answers) == 1
+            ), item.id
         assert item.rival is None or item.rival_answer in item.foils[0]
 
 

@@ -103,16 +103,14 @@ def ask(
     length, own = _length(tokenizer, sides["fact"], gap, chat)
     extra = sum(len(f.before) + 1 + len(f.after) for f in fields)
     limit = instrument.parts.max_context
-    asked_for = sorted({*config.distances, *([own] if own else [])})
-    distances = [d for d in asked_for if limit is None or length + extra + d <= limit]
+    wanted: set[int] = {*config.distances, *([own] if own else [])}
+    distances = [d for d in sorted(wanted) if limit is None or length + extra + d <= limit]
     if len(distances) < 2 or own > distances[-1]:
         raise PromptError(f"The prompt of {length} tokens leaves no room for padding in a context of {limit}.", todo="Shorten it.")
     kinds: list[Padding] = [k for k in paddings if k != "adversarial" or distractors]
     if not kinds:
         raise ConfigError("Adversarial padding needs sentences that look like the fact.", todo="Give distractors=[…].")
-    streams = {
-        k: _streams(tokenizer, k, distances[-1], config.draws, seed, distractors, gap, place) for k in kinds
-    }
+    streams = {k: _streams(tokenizer, k, distances[-1], config.draws, seed, distractors, gap, place) for k in kinds}
     return Asked(
         input_text=text,
         chat=chat,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
@@ -73,7 +74,7 @@ class MemtraceConfig(ShellConfig):
     @field_validator("distances")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(value) < 2 or value[0] != 0 or any(b <= a for a, b in zip(value, value[1:], strict=False)):
+        if len(value) < 2 or value[0] != 0 or any(b <= a for a, b in pairwise(value)):
             raise ValueError("distances begin with 0 and ascend, at least two")
         return value
 

@@ -76,7 +76,13 @@ def changes(residue: MemtraceResidue, found: Interventions | None) -> pl.DataFra
     if found is not None:
         for row in found.dose.filter((pl.col("curve") == DOSE) & (pl.col("series") == "fact")).iter_rows(named=True):
             rows.append(
-                ("anchor", f"Multiply the odds of the fact's keys by {row['x']:g}", row["value"], "log-odds answer over foil", "nats")
+                (
+                    "anchor",
+                    f"Multiply the odds of the fact's keys by {row['x']:g}",
+                    row["value"],
+                    "log-odds answer over foil",
+                    "nats",
+                )
             )
         for test in sorted(found.found.tests, key=lambda t: -abs(t.ablation))[:3]:
             said = "" if test.confirmed else " (not confirmed)"
@@ -111,8 +117,8 @@ def retrieval_by_type(findings: Sequence[MemtraceFindings], *, seed: int = 0) ->
         seed: of the bootstrap over facts.
 
     Returns:
-        ``token_type, layer, head, retrieval, low, high, attention, n, tested, confirmed``: retrieval beyond its control (nats) with its interval over facts, mean
-        attention to the answer's token, and in how many facts the head was tested and confirmed.
+        ``token_type, layer, head, retrieval, low, high, attention, n, tested, confirmed``: retrieval beyond its control (nats) with its interval over facts,
+        mean attention to the answer's token, and in how many facts the head was tested and confirmed.
 
     Raises:
         ConfigError: no findings.

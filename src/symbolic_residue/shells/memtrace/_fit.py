@@ -66,7 +66,9 @@ def _fit(model: str, x: Array, y: Array, weights: Array) -> tuple[Array, Array, 
     return a, b, np.maximum(rss, _SMALLEST * np.maximum((weights * y * y).sum(1), 1e-300))
 
 
-def fit_decay(x: ArrayLike, y: ArrayLike, draws: Sequence[int], *, seed: int, resamples: int = 200) -> list[dict[str, float | str | int | None]]:
+def fit_decay(
+    x: ArrayLike, y: ArrayLike, draws: Sequence[int], *, seed: int, resamples: int = 200
+) -> list[dict[str, float | str | int | None]]:
     """The three models on points ``(x, y)``; one row each, in the order of :data:`MODELS`.
 
     Args:

@@ -93,7 +93,9 @@ def _decay(residue: MemtraceResidue) -> Verdict:
     if d == 0:
         return _not_measured(verdict, "There is no distance to lose anything over.")
     if near[0] <= criteria.memory:
-        return _undecided(verdict, f"Stating the fact is worth no more than {criteria.memory:g} nats even without distance: nothing to lose.")
+        return _undecided(
+            verdict, f"Stating the fact is worth no more than {criteria.memory:g} nats even without distance: nothing to lose."
+        )
     return verdict
 
 

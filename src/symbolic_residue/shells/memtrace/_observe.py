@@ -59,8 +59,18 @@ class Scores:
 
     rows: list[tuple[str, str, int, int, int, str, float]] = field(default_factory=list)
 
-    def take(self, asked: Asked, side: str, padding: str, distances: list[int], draws: list[int], logits: Tensor, rows: list[int], kept: set[int] | None = None) -> None:
-        """Logits ``[sequence, row, vocab]`` whose last rows are those of the tail; each sequence has its distance and draw; ``kept``: draws that count."""
+    def take(
+        self,
+        asked: Asked,
+        side: str,
+        padding: str,
+        distances: list[int],
+        draws: list[int],
+        logits: Tensor,
+        rows: list[int],
+        kept: set[int] | None = None,
+    ) -> None:
+        """Logits ``[sequence, row, vocab]``, whose last rows are the tail's; each sequence has its distance and draw, and ``kept`` are the draws that count."""
         for k, (row, asked_for) in enumerate(zip(rows, asked.fields, strict=True)):
             log_p = torch.log_softmax(logits[:, row].double(), -1).cpu()
             best = log_p.argmax(-1)
@@ -95,7 +105,10 @@ def score(measures: pl.DataFrame, side: str, padding: str, distance: int, quanti
 
 
 def observe(
-    instrument: Instrument, asked: Asked, passages: dict[str, Passage], progress: Callable[[str, float], None] = lambda what, share: None
+    instrument: Instrument,
+    asked: Asked,
+    passages: dict[str, Passage],
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Observed:
     """Run everything; see the module.
 
@@ -155,7 +168,9 @@ def observe(
             if point.kind not in ("k", "v"):
                 judged.tensors[point] = tensor[:, begin:]
     frame = pl.DataFrame(
-        masses, schema={"padding": pl.String, "distance": pl.Int64, "draw": pl.Int64, "region": pl.String, "mass": pl.Float64}, orient="row"
+        masses,
+        schema={"padding": pl.String, "distance": pl.Int64, "draw": pl.Int64, "region": pl.String, "mass": pl.Float64},
+        orient="row",
     )
     return Observed(scores.frame(), frame, judged, prefix, torch.stack(early) if early else torch.zeros(0))
 

@@ -1,9 +1,10 @@
 """RECALL, ANCHOR, INHIBIT: the command triple, each usable by itself.
 
-1. RECALL reads a token at a position with the logit lens, depth by depth: how probable, how many tokens are better, and from which depth on it is among the best
-   to the end.
-2. ANCHOR multiplies the odds of a span's keys by ``strength`` (an attention bias of ln strength) for every row after the span, in chosen layers and heads; or, with
-   ``mode="embedding"``, scales the span's input embeddings. INHIBIT is the same with a strength below 1; 0 hides the span (in mode embedding: zeroes it).
+1. RECALL reads a token at a position with the logit lens, depth by depth: how probable, how many tokens are better, and from which depth on it is
+   among the best to the end.
+2. ANCHOR multiplies the odds of a span's keys by ``strength`` (an attention bias of ln strength) for every row after the span, in chosen layers and
+   heads; or, with ``mode="embedding"``, scales the span's input embeddings. INHIBIT is the same with a strength below 1; 0 hides the span (in mode
+   embedding: zeroes it).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from symbolic_residue.shells.memtrace._curves import curve_frame, decay_fits, ME
 from symbolic_residue.shells.memtrace._findings import changes, MemtraceFindings, summarise
 from symbolic_residue.shells.memtrace._judge import verdicts
 from symbolic_residue.shells.memtrace._observe import observe
-from symbolic_residue.shells.memtrace._operations import anchor, Anchoring, recall, Recall
+from symbolic_residue.shells.memtrace._operations import anchor, Anchoring, Recall, recall
 from symbolic_residue.shells.memtrace._residue import Asked, MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import reading_frames
 from symbolic_residue.shells.memtrace._text import passage
@@ -261,7 +261,9 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
         found: Interventions | None = None
         if residue.config.top_heads:
             one = passage(self.tokenizer, asked, "fact")
-            prefix = self._kept[1] if self._kept is not None and self._kept[0] is asked else begin_again(self.instrument, residue, one)
+            prefix = (
+                self._kept[1] if self._kept is not None and self._kept[0] is asked else begin_again(self.instrument, residue, one)
+            )
             foil = residue.frames["candidates"].filter(pl.col("source") == "foil").sort("logit", descending=True)["token_id"][0]
             found = intervene(self.instrument, residue, one, prefix, self._reference_means(asked), foil, progress=progress)
         self._kept = None  # keys and values of the beginnings are large

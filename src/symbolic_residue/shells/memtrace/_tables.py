@@ -146,13 +146,11 @@ def _scores(name: str, values: Array, control: Array | None, layers: tuple[int, 
     ]
 
 
-def _bound(x: float) -> float | None:
+def _bound(x: Any) -> float | None:
     return None if np.isnan(x) else float(x)
 
 
-def _head_scores(
-    parts: Parts, asked: Asked, one: Passage, trace: Trace, heads: Array, answer: int, foil: int
-) -> pl.DataFrame:
+def _head_scores(parts: Parts, asked: Asked, one: Passage, trace: Trace, heads: Array, answer: int, foil: int) -> pl.DataFrame:
     table = trace.attention
     assert table is not None
     seed, layers, row, d = asked.seed, table.layers, one.rows[0], asked.distance
@@ -233,7 +231,9 @@ def _maps(parts: Parts, asked: Asked, one: Passage, seen: Observed, answer: int,
             values = (parts.final_norm.module(x).float() @ pair.to(x.device)).double().cpu() + bias
         # Depth 0 is the embedding: the map's layers are those after which the stream was read.
         if depth:
-            rows += [("answer in the residual stream", depth - 1, p, float(v), "nats") for p, v in zip(positions, values, strict=True)]
+            rows += [
+                ("answer in the residual stream", depth - 1, p, float(v), "nats") for p, v in zip(positions, values, strict=True)
+            ]
     table = seen.judged.attention
     assert table is not None
     if all(parts.layers[i].qkv_layout != "gated" for i in table.layers):
@@ -318,5 +318,7 @@ def _components(dla: DirectLogitAttribution, target: str) -> tuple[pl.DataFrame,
     total, error = float(mean(dla.total)), float(mean(dla.error))
     return (
         pl.DataFrame([(target, *r) for r in rows], schema=["target", "component", "layer", "contribution"], orient="row"),
-        pl.DataFrame([(target, total, total + error, error)], schema=["target", "logit_difference", "sum_of_parts", "error"], orient="row"),
+        pl.DataFrame(
+            [(target, total, total + error, error)], schema=["target", "logit_difference", "sum_of_parts", "error"], orient="row"
+        ),
     )

@@ -1,11 +1,12 @@
 """From text to token sequences: fact, padding of exactly d tokens, question.
 
-1. A *side* is a text before the padding (opening) and one after it (closing). The whole text, padding included, is tokenised at once and cut by characters:
-   head, padding, tail. A token that straddles a border belongs to what comes later.
-2. At distance d stand the head, the first d tokens of the padding, and the tail; the padding is cut inside a sentence where d falls there. A prompt's own gap is
-   the beginning of its first padding text, so at d = its length the sequence is the prompt itself.
-3. Answers and foils are tokenised behind the prompt. What they all begin with (a space before a digit, say) is put into the tail, and the first token in which
-   they differ is scored; foils that begin like the answer are left out, except the first, which the control states: it must differ. Later fields are read behind the right answers of the fields before.
+1. A *side* is a text before the padding (opening) and one after it (closing). The whole text, padding included, is tokenised at once and cut by
+   characters: head, padding, tail. A token that straddles a border belongs to what comes later.
+2. At distance d stand the head, the first d tokens of the padding, and the tail; the padding is cut inside a sentence where d falls there. A prompt's own
+   gap is the beginning of its first padding text, so at d = its length the sequence is the prompt itself.
+3. Answers and foils are tokenised behind the prompt. What they all begin with (a space before a digit, say) is put into the tail, and the first token in
+   which they differ is scored. Foils that begin like the answer are left out, except the first, which the control states: it must differ. Later fields are
+   read behind the right answers of the fields before.
 4. Found where it is not given: the question is the last sentence (with a question before it); the fact, the first earlier sentence that mentions the answer.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, PromptError, SpanError
 from symbolic_residue.instrument import Batch, collate
-from symbolic_residue.prompts import build_prompt, padding_sentences, Padding, Prompt, Regions
+from symbolic_residue.prompts import build_prompt, Padding, padding_sentences, Prompt, Regions
 from symbolic_residue.shells.memtrace._residue import Asked, Field, Side
 
 __all__ = ["Passage", "find_fact", "find_question", "padding_text", "passage", "scored_fields", "sentences", "token_type_of"]
@@ -186,9 +187,7 @@ def _borders(prompt: Prompt, words: Side, stream: str) -> tuple[int, int]:
     return start, stop
 
 
-def _places(
-    prompt: Prompt, asked: Asked, words: Side, stream: str, start: int, stop: int
-) -> tuple[list[int], int | None, int]:
+def _places(prompt: Prompt, asked: Asked, words: Side, stream: str, start: int, stop: int) -> tuple[list[int], int | None, int]:
     """Places of the fact and of the answer (see :class:`Passage`), and the question's length in tokens."""
     base = prompt.text.rfind(words.opening + stream + words.closing)
     n = len(prompt)
@@ -216,7 +215,13 @@ def _places(
 
 
 def scored_fields(
-    tokenizer: Any, prompt: str, answers: Sequence[str], foils: Sequence[Sequence[str]] | None, *, chat: bool, rival: str | None = None
+    tokenizer: Any,
+    prompt: str,
+    answers: Sequence[str],
+    foils: Sequence[Sequence[str]] | None,
+    *,
+    chat: bool,
+    rival: str | None = None,
 ) -> list[Field]:
     """Answers and foils as tokens behind a prompt (step 3); without ``foils`` the answers' first tokens are scored, and foils are left empty.
 

@@ -23,7 +23,12 @@ QUESTION = "\nAs was said, the mill is"
 
 def value_words(tokenizer: Any, n: int = 6) -> list[str]:
     """Words of one token that no padding and no question holds."""
-    texts = [*NATURAL, *REPETITIVE, FACT + QUESTION, *(f" the {thing} is" for thing in ("gate", "door", "road", "cup", "hat", "hill"))]
+    texts = [
+        *NATURAL,
+        *REPETITIVE,
+        FACT + QUESTION,
+        *(f" the {thing} is" for thing in ("gate", "door", "road", "cup", "hat", "hill")),
+    ]
     used = {token for text in texts for token in (*tokenizer.encode(text), *tokenizer.encode(" " + text))}
     words = [tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in used]
     return [w for w in words if re.fullmatch(r" [a-z]{2,}", w) and len(tokenizer.encode(w)) == 1][:n]

@@ -135,7 +135,9 @@ def test_attention_to_the_fact_is_that_of_eager_attention() -> None:
     model.set_attn_implementation("eager")
     draws = len(one.pads["natural"])
     with torch.no_grad():
-        out = [model(input_ids=torch.tensor([one.ids("natural", r, d)]), use_cache=False, output_attentions=True) for r in range(draws)]
+        out = [
+            model(input_ids=torch.tensor([one.ids("natural", r, d)]), use_cache=False, output_attentions=True) for r in range(draws)
+        ]
     patterns = torch.stack([torch.stack(o.attentions)[:, 0, :, one.rows[0]] for o in out]).double().numpy()
     assert one.answer is not None
     at = one.at([one.answer], d)[0]
@@ -262,7 +264,10 @@ def test_a_residue_survives_the_disc_and_is_analysed_alike(llama: MemtraceShell,
         for column in frame.columns:
             if frame[column].dtype == pl.Float64:
                 np.testing.assert_allclose(
-                    frame[column].fill_null(-9).to_numpy(), again[column].fill_null(-9).to_numpy(), atol=1e-4, err_msg=f"{name}.{column}"
+                    frame[column].fill_null(-9).to_numpy(),
+                    again[column].fill_null(-9).to_numpy(),
+                    atol=1e-4,
+                    err_msg=f"{name}.{column}",
                 )
     (tmp_path / "r" / "measures.parquet").unlink()
     with pytest.raises(RunDamagedError):
@@ -329,7 +334,7 @@ def test_what_cannot_be_used_is_refused(llama: MemtraceShell) -> None:
         llama.run(TEXT, **{**ASKED, "foils": " two"})
     with pytest.raises(ConfigError, match="list of foils"):
         llama.run(TEXT, **{**ASKED, "foils": [[" one"], [" two"]]})
-    with pytest.raises(ConfigError, match="similar|look like"):
+    with pytest.raises(ConfigError, match="look like"):
         llama.run(TEXT, padding="adversarial", **ASKED)
     with pytest.raises(ConfigError, match="rival"):
         llama.run(TEXT, rival="Ben came home", **ASKED)

@@ -74,7 +74,10 @@ def test_similar_facts_plant_decay_and_reconstruction() -> None:
     assert decay.outcome == "fires"
     assert decay.value.low > 1
     assert decay.control_value.value < decay.criterion  # the same padding without the fact
-    assert lost.verdict("hallucinated reconstruction").value.value > 10 * lost.verdict("hallucinated reconstruction").control_value.value
+    assert (
+        lost.verdict("hallucinated reconstruction").value.value
+        > 10 * lost.verdict("hallucinated reconstruction").control_value.value
+    )
     assert "is lost" in lost.summary
 
 
