@@ -18,6 +18,7 @@ from symbolic_residue.shells.signatures import (
     signature_matrix,
     signatures,
 )
+from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -36,6 +37,10 @@ __all__ = [
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
+    "MemtraceConfig",
+    "MemtraceFindings",
+    "MemtraceResidue",
+    "MemtraceShell",
     "PairRuns",
     "Progress",
     "Result",
