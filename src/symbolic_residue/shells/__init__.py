@@ -8,6 +8,7 @@ from symbolic_residue.shells._registry import config_class, make_shell, shell_cl
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
     COMPONENTS,
@@ -18,7 +19,6 @@ from symbolic_residue.shells.signatures import (
     signature_matrix,
     signatures,
 )
-from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,

@@ -38,7 +38,15 @@ def _plogp(p: Array) -> Array:
 
 
 def attention_values(
-    layers: NDArray[Any], n_layers: int, n_tokens: int, *, total: Array, sink: Array, own: Array | None, entropy: Array, distance: Array
+    layers: NDArray[Any],
+    n_layers: int,
+    n_tokens: int,
+    *,
+    total: Array,
+    sink: Array,
+    own: Array | None,
+    entropy: Array,
+    distance: Array,
 ) -> dict[str, float]:
     """The ``attention`` group.
 
