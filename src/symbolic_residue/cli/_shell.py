@@ -24,6 +24,7 @@ from symbolic_residue.cli._common import (
     Seed,
 )
 from symbolic_residue.cli._shell_custom import custom
+from symbolic_residue.cli._shell_memtrace import memtrace
 
 __all__ = ["shell_app"]
 
@@ -36,6 +37,7 @@ def _group() -> None:
 
 
 shell_app.command("custom")(custom)
+shell_app.command("memtrace")(memtrace)
 
 
 @shell_app.command("value-collapse")
