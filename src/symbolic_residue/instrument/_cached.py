@@ -26,103 +26,14 @@ from torch import Tensor
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
-from symbolic_residue.instrument._edits import AttentionMask, Edit, Positions
+from symbolic_residue.instrument._edits import Edit, Positions
 from symbolic_residue.instrument._instrument import cache_name, Instrument
+from symbolic_residue.instrument._prefill import fresh, masks, positions_of, prefill, shared_prefill
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument.attention import AttentionRead
 from symbolic_residue.types import Point
 
 __all__ = ["Decoder", "LastRow", "Prefix"]
-
-
-def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
-    """Cache of every key, and the last row's logits ``[batch, vocab]``."""
-    from transformers import DynamicCache
-
-    # Without the config every layer keeps every key, also under a window. Layers that keep a state instead need the config to have a place for it.
-    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
-    cache = DynamicCache(config=instrument.model.config) if hybrid else DynamicCache()  # type: ignore[arg-type]
-    call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
-    with torch.no_grad():
-        out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
-    return cache, out.logits[:, -1]
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp_min(0)
-
-
-def _fresh(cache: Any) -> Any:
-    """A copy that can be continued. Keys and values are never written into, only put together anew, so they need no copying; states do."""
-    if not all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers):
-        return copy.deepcopy(cache)
-    out = copy.copy(cache)
-    out.layers = [copy.copy(layer) for layer in cache.layers]
-    return out
-
-
-def _masks(spans: Sequence[tuple[int, int] | None], copies: int = 1) -> list[Edit]:
-    """Attention masks, one for all sequences that hide the same keys."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, span in enumerate(spans):
-        if span is not None:
-            groups.setdefault(span, []).extend(range(i * copies, (i + 1) * copies))
-    return [AttentionMask(range(*span), batch=rows) for span, rows in groups.items()]
-
-
-def _shared_prefill(
-    instrument: Instrument, ids: Tensor, mask: Tensor, shared: Sequence[int], hidden: Sequence[tuple[int, int] | None]
-) -> Any:
-    """Cache of every key but the last token's, each shared beginning run once.
-
-    The beginnings are padded on the left and what follows them on the right, so that real tokens stand side by side in every row; then keys and values are
-    moved to where left padding puts them, as windows count columns.
-    """
-    lengths = mask.sum(-1).tolist()
-    tokens = [row[-n:] for row, n in zip(ids.tolist(), lengths, strict=True)]
-    if len(shared) != len(tokens) or any(not 0 <= k < n for k, n in zip(shared, lengths, strict=True)):
-        raise InstrumentError("A shared beginning must be shorter than its sequence.", todo="Give one number a sequence.")
-    for k, span in zip(shared, hidden, strict=True):
-        if span is not None and not (0 <= span[0] < span[1] <= k and span != (0, k)):
-            raise EditError(f"Tokens {span[0]} to {span[1] - 1} cannot be hidden.", why=f"The shared beginning has {k} tokens.")
-    heads = [tuple(t[:k]) for t, k in zip(tokens, shared, strict=True)]
-    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
-    if hybrid or not all(heads):
-        if any(span is not None for span in hidden):
-            raise EditError("Nothing can be hidden from a part of the rows in a model that keeps a state.")
-        return _prefill(instrument, ids[:, :-1], mask[:, :-1], _positions(mask)[:, :-1])[0]
-    unique = list(dict.fromkeys(heads))
-    width = max(map(len, unique))
-    head_ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in unique], device=ids.device)
-    head_mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in unique], device=ids.device)
-    cache, _ = _prefill(instrument, head_ids, head_mask, _positions(head_mask))
-    own = torch.tensor([unique.index(h) for h in heads], device=ids.device)
-    cache.reorder_cache(own)
-    tails = [t[k:-1] for t, k in zip(tokens, shared, strict=True)]
-    size = max(map(len, tails))
-    if size:
-        tail_ids = torch.tensor([t + [0] * (size - len(t)) for t in tails], device=ids.device)
-        tail_mask = torch.tensor([[1] * len(t) + [0] * (size - len(t)) for t in tails], device=ids.device)
-        start = torch.tensor(list(shared), device=ids.device)
-        positions = start[:, None] + torch.arange(size, device=ids.device)
-        limit = instrument.parts.max_context
-        positions = positions if limit is None else positions.clamp_max(limit - 1)  # of padding only
-        spans = [None if h is None else (width - k + h[0], width - k + h[1]) for h, k in zip(hidden, shared, strict=True)]
-        call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
-        with torch.no_grad(), instrument.attached(edits=_masks(spans)) if any(hidden) else nullcontext():
-            instrument.model(
-                input_ids=tail_ids, attention_mask=torch.cat([head_mask[own], tail_mask], 1), position_ids=positions, **call
-            )
-    # Token t of a sequence stands in column width − shared + t now, and goes to column lead + t.
-    lead = torch.tensor([ids.shape[1] - n for n in lengths], device=ids.device)
-    column = torch.arange(ids.shape[1] - 1, device=ids.device)[None] - lead[:, None]
-    column = (column + width - torch.tensor(list(shared), device=ids.device)[:, None]).clamp_min(0)
-    for layer in cache.layers:
-        for name in ("keys", "values"):
-            kept = getattr(layer, name)
-            index = column.to(kept.device)[:, None, :, None].expand(-1, kept.shape[1], -1, kept.shape[3])
-            setattr(layer, name, kept.gather(2, index))
-    return cache
 
 
 class LastRow:
@@ -158,20 +69,20 @@ class LastRow:
         self.size = ids.shape[0]
         self.width = ids.shape[1]
         self._mask, self._ids = mask, ids
-        self._positions = _positions(mask)
+        self._positions = positions_of(mask)
         self._hidden = list(hidden) if hidden is not None else [None] * self.size
         if cache is not None:
             self._cache = cache
         elif shared is None and hidden is None:
-            self._cache, _ = _prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+            self._cache, _ = prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
         else:
-            self._cache = _shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
+            self._cache = shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
 
     def _hiding(self, copies: int = 1) -> list[Edit]:
         """Masks of the hidden spans in the whole padded sequence."""
         lead = (self.width - self._mask.sum(-1)).tolist()
         spans = [None if h is None else (lead[i] + h[0], lead[i] + h[1]) for i, h in enumerate(self._hidden)]
-        return _masks(spans, copies)
+        return masks(spans, copies)
 
     @property
     def hides(self) -> list[Edit]:
@@ -183,9 +94,17 @@ class LastRow:
         at = torch.tensor(list(sequences), device=self._ids.device)
         row = copy.copy(self)
         row.size = len(at)
+        row.batch = replace(
+            self.batch,
+            ids=self.batch.ids[at.cpu()],
+            mask=self.batch.mask[at.cpu()],
+            regions=None if self.batch.regions is None else tuple(self.batch.regions[i] for i in sequences),
+            lead=tuple(self.batch.lead[i] for i in sequences),
+            last=tuple(self.batch.last[i] for i in sequences),
+        )
         row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
         row._hidden = [self._hidden[i] for i in sequences]
-        row._cache = _fresh(self._cache)
+        row._cache = fresh(self._cache)
         row._cache.reorder_cache(at)
         return row
 
@@ -194,7 +113,7 @@ class LastRow:
         decoder = Decoder.__new__(Decoder)
         decoder.instrument, decoder._mask = self.instrument, self._mask[:, :-1]
         decoder._next = decoder._mask.sum(-1)
-        decoder._cache = _fresh(self._cache)
+        decoder._cache = fresh(self._cache)
         decoder.logits = torch.empty(self.size, 0)
         return decoder
 
@@ -223,7 +142,7 @@ class LastRow:
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
         edits = [*edits, *self._hiding(copies)]
-        cache = _fresh(self._cache)
+        cache = fresh(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
             # Recurrent layers have no batch_repeat_interleave, and those with attention beside repeat that part only.
@@ -266,7 +185,7 @@ class Prefix:
         self.size, self.width = self._ids.shape
         self._cache: Any = None
         with instrument.attached(reads=reads, on_read=on_read) if reads else nullcontext():
-            cache, _ = _prefill(instrument, self._ids, self._mask, _positions(self._mask))
+            cache, _ = prefill(instrument, self._ids, self._mask, positions_of(self._mask))
         if all(layer.mixer is None for layer in instrument.parts.layers):
             self._cache = cache
 
@@ -329,7 +248,7 @@ class Prefix:
             call["logits_to_keep"] = keep_logits
         with torch.no_grad(), self.instrument.attached(reads=reads, attention=attention, edits=edits) as trace:
             out = self.instrument.model(
-                input_ids=ids[:, kept:], attention_mask=mask, position_ids=_positions(mask)[:, kept:], **call
+                input_ids=ids[:, kept:], attention_mask=mask, position_ids=positions_of(mask)[:, kept:], **call
             )
             trace.logits = out.logits
         return trace
@@ -349,7 +268,7 @@ class Prefix:
             call: dict[str, Any] = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
             with torch.no_grad():
                 self.instrument.model(
-                    input_ids=ids[:, kept:-1], attention_mask=mask[:, :-1], position_ids=_positions(mask)[:, kept:-1], **call
+                    input_ids=ids[:, kept:-1], attention_mask=mask[:, :-1], position_ids=positions_of(mask)[:, kept:-1], **call
                 )
         return LastRow(self.instrument, batch, cache=cache)
 
@@ -386,7 +305,7 @@ class Decoder:
         self._mask = batch.mask.to(instrument.device)
         self._next = self._mask.sum(-1)
         """``[batch]``: the position of the token to come."""
-        self._cache, logits = _prefill(instrument, batch.ids.to(instrument.device), self._mask, _positions(self._mask))
+        self._cache, logits = prefill(instrument, batch.ids.to(instrument.device), self._mask, positions_of(self._mask))
         self.logits = logits.float()
 
     @property
