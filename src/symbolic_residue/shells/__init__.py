@@ -9,6 +9,16 @@ from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
+from symbolic_residue.shells.signatures import (
+    Component,
+    COMPONENTS,
+    read_signature,
+    read_signatures,
+    Signature,
+    signature,
+    signature_matrix,
+    signatures,
+)
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -18,7 +28,9 @@ from symbolic_residue.shells.value_collapse import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "SHELLS",
+    "Component",
     "Criteria",
     "Findings",
     "HeadConfirmation",
@@ -38,6 +50,7 @@ __all__ = [
     "ShellEntry",
     "ShellIntegrator",
     "ShellResidue",
+    "Signature",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",
@@ -48,6 +61,11 @@ __all__ = [
     "judge",
     "make_shell",
     "quiet",
+    "read_signature",
+    "read_signatures",
     "shell_class",
+    "signature",
+    "signature_matrix",
+    "signatures",
     "verdict_frame",
 ]
