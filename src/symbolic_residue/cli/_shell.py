@@ -24,6 +24,7 @@ from symbolic_residue.cli._common import (
     Seed,
 )
 from symbolic_residue.cli._shell_custom import custom
+from symbolic_residue.cli._shell_instruction import instruction_disruption
 from symbolic_residue.cli._shell_memtrace import memtrace
 
 __all__ = ["shell_app"]
@@ -37,6 +38,7 @@ def _group() -> None:
 
 
 shell_app.command("custom")(custom)
+shell_app.command("instruction-disruption")(instruction_disruption)
 shell_app.command("memtrace")(memtrace)
 
 

@@ -8,6 +8,13 @@ from symbolic_residue.shells._registry import config_class, make_shell, shell_cl
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.instruction_disruption import (
+    conflict_predicts_failure,
+    InstructionDisruptionConfig,
+    InstructionDisruptionFindings,
+    InstructionDisruptionResidue,
+    InstructionDisruptionShell,
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -35,6 +42,10 @@ __all__ = [
     "Findings",
     "HeadConfirmation",
     "HeadTest",
+    "InstructionDisruptionConfig",
+    "InstructionDisruptionFindings",
+    "InstructionDisruptionResidue",
+    "InstructionDisruptionShell",
     "IntegratedAttribution",
     "IntegratedRun",
     "MemtraceConfig",
@@ -58,6 +69,7 @@ __all__ = [
     "Verdict",
     "config_class",
     "confirm_heads",
+    "conflict_predicts_failure",
     "judge",
     "make_shell",
     "quiet",

@@ -42,6 +42,12 @@ SHELLS: dict[str, ShellEntry] = {
         "ValueCollapseConfig",
         "Can it decide between competing next tokens?",
     ),
+    "instruction-disruption": ShellEntry(
+        "symbolic_residue.shells.instruction_disruption",
+        "InstructionDisruptionShell",
+        "InstructionDisruptionConfig",
+        "What does it do with two orders at once?",
+    ),
 }
 """Every packaged shell by its name."""
 

@@ -49,6 +49,10 @@ _COLUMNS = {
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "signatures": "component group value:f? unit source",
+    "instruction_answers": "condition order arrangement task:i question answer ended:b follows_a:b follows_b:b follows_x:b blended:b",
+    "instruction_rates": "condition order arrangement outcome share:f low:f high:f n:i",
+    "instruction_pairs": "one two one_text two_text relation layer:i cosine:f conflict:f",
+    "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}

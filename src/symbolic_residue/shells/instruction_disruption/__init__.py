@@ -1,5 +1,6 @@
 """INSTRUCTION-DISRUPTION: what does a model do with two orders at once?"""
 
+from symbolic_residue.shells.instruction_disruption._ask import InstructionQuestion
 from symbolic_residue.shells.instruction_disruption._attribute import HeadAttribution, SpanEffect
 from symbolic_residue.shells.instruction_disruption._config import InstructionCriteria, InstructionDisruptionConfig
 from symbolic_residue.shells.instruction_disruption._findings import InstructionDisruptionFindings
@@ -16,6 +17,7 @@ __all__ = [
     "InstructionDisruptionResidue",
     "InstructionDisruptionShell",
     "InstructionItem",
+    "InstructionQuestion",
     "SpanEffect",
     "Splice",
     "conflict_predicts_failure",

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.prompts._instructions import Instruction, joint, make_instruction, PLAIN, read_instruction, relation, TASKS
 from symbolic_residue.shells.instruction_disruption._residue import Asked, Task
 
-__all__ = ["choose_control", "make_asked", "read_lines"]
+__all__ = ["InstructionQuestion", "choose_control", "make_asked", "read_lines"]
+
+
+class InstructionQuestion(BaseModel):
+    """One pair to ask about, as a line of a file: ``{"id", "first", "second", "tasks"?, "control"?}``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    first: str
+    second: str
+    tasks: list[str] | None = None
+    """Questions; the packaged ones when left out."""
+    control: str | None = None
+    """Compatible with ``first``; chosen when left out."""
+
+    @property
+    def shown(self) -> str:
+        """Both instructions, a line each."""
+        return f"{self.first}\n{self.second}"
+
+    def asked(self) -> dict[str, Any]:
+        """Arguments of the shell's ``run``."""
+        return {"instructions": [self.first, self.second], "task": self.tasks, "control": self.control}
+
 
 WORDINGS = (
     "{}", "Please answer: {}", "Tell me this: {}", "I have a question. {}", "Here is what I ask: {}", "One more thing. {}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -16,6 +16,13 @@ Arrangement = Literal["user+user", "system+user"]
 
 class InstructionCriteria(ShellCriteria):
     """Thresholds of the four verdicts and of NULLIFY; the packaged ones are in ``calibration.json``."""
+
+    thresholds: ClassVar[dict[str, str]] = {
+        "nullification": "nullification",
+        "partial execution": "partial",
+        "blended execution": "blended",
+        "priority inversion": "inversion",
+    }
 
     followed: float = Field(gt=0, le=1)
     """Each instruction must be followed alone in at least this share of the answers; otherwise nothing is judged."""

@@ -42,7 +42,7 @@ class InstructionDisruptionFindings(Findings[InstructionDisruptionResidue]):
         """Whether most answers to the pair did not follow both; None where an instruction alone is not followed, so nothing can be said."""
         if any(v.outcome == "undecided" and v.note.startswith("Not judged") for v in self.verdicts):
             return None
-        answers = self.residue.frames["answers"].filter(pl.col("condition") == "conflict")
+        answers = self.residue.frames["instruction_answers"].filter(pl.col("condition") == "conflict")
         return share_over_tasks(answers, ~(pl.col("follows_a") & pl.col("follows_x"))).value > 0.5
 
     @property
@@ -59,7 +59,7 @@ class InstructionDisruptionFindings(Findings[InstructionDisruptionResidue]):
 
 def summarise(residue: InstructionDisruptionResidue, verdicts: list[Verdict], effects: list[SpanEffect], conflict: float) -> str:
     """One sentence that can be quoted."""
-    asked, answers = residue.asked, residue.frames["answers"]
+    asked, answers = residue.asked, residue.frames["instruction_answers"]
     a, b = quoted(asked.a.text), quoted(asked.b.text)
     alone = followed_alone(answers)
     if any(v.note.startswith("Not judged") for v in verdicts):
@@ -80,7 +80,7 @@ def summarise(residue: InstructionDisruptionResidue, verdicts: list[Verdict], ef
 
 def rates_frame(residue: InstructionDisruptionResidue) -> pl.DataFrame:
     """Rows of ``instruction_rates``: shares of answers by condition, with Wilson intervals over questions."""
-    answers = residue.frames["answers"]
+    answers = residue.frames["instruction_answers"]
     a, x = pl.col("follows_a"), pl.col("follows_x")
     rows: list[dict[str, Any]] = []
     for (condition, order, arrangement), part in answers.group_by("condition", "order", "arrangement", maintain_order=True):

@@ -62,7 +62,7 @@ def followed_alone(answers: pl.DataFrame) -> dict[str, Estimate]:
 
 def verdicts(residue: InstructionDisruptionResidue) -> list[Verdict]:
     """The four verdicts, in the order of :data:`MODES`."""
-    criteria, answers = residue.config.criteria, residue.frames["answers"]
+    criteria, answers = residue.config.criteria, residue.frames["instruction_answers"]
     conflict = answers.filter(pl.col("condition") == "conflict")
     control = answers.filter(pl.col("condition") == "control")
     alone = answers.filter(pl.col("condition").str.starts_with("alone"))
@@ -113,6 +113,7 @@ def verdicts(residue: InstructionDisruptionResidue) -> list[Verdict]:
         )
         if weak:
             why = f"Not judged: {' and '.join(weak)} alone must be followed in {criteria.followed:.0%} of the answers."
-            verdict = replace(verdict, outcome="undecided", note=f"{why} {verdict.note}")
+            value = replace(verdict.value, low=math.nan, high=math.nan, method="none: the instructions alone are not followed")
+            verdict = replace(verdict, outcome="undecided", value=value, note=f"{why} {said}")
         out.append(verdict)
     return out

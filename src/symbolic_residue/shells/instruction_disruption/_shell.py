@@ -21,6 +21,7 @@ from symbolic_residue.prompts import ShellItem
 from symbolic_residue.prompts._instructions import Instruction, TASKS
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.instruction_disruption._answers import answer_frames, read_answers, SharedRows
 from symbolic_residue.shells.instruction_disruption._ask import make_asked, read_lines
 from symbolic_residue.shells.instruction_disruption._attribute import attribute_heads, HeadAttribution, span_effects, SpanEffect
@@ -178,7 +179,7 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
             cells = cells_of(frames, answer_pairs(asked, frames, answers.ids), hide=hide)
             if cells:
                 rows, at = self._rows([], cells)
-        tables = {"answers": answers_frame(asked, frames, answers), "mass": mass_frame(frames, reading)}
+        tables = {"instruction_answers": answers_frame(asked, frames, answers), "mass": mass_frame(frames, reading)}
         progress("preference", 0.8)
         self._kept = None
         if cells:
@@ -198,6 +199,10 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
         return InstructionDisruptionResidue(asked, self.config, provenance, tables)
+
+    def verdicts(self, residue: InstructionDisruptionResidue) -> list[Verdict]:
+        """The four verdicts of a residue, from its answers alone."""
+        return verdicts(residue)
 
     def analyze_residue(
         self, residue: InstructionDisruptionResidue, *, progress: Progress = quiet
