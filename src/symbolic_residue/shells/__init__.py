@@ -7,7 +7,15 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.across import (
+    IntegratedAttribution,
+    IntegratedRun,
+    MetaConfig,
+    MetaFindings,
+    MetaResidue,
+    MetaShell,
+    ShellIntegrator,
+)
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -24,6 +32,10 @@ __all__ = [
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
     "PairRuns",
     "Progress",
     "Result",
