@@ -15,6 +15,17 @@ from symbolic_residue.shells.across import (
     MetaResidue,
     MetaShell,
     ShellIntegrator,
+from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
+from symbolic_residue.shells.signatures import (
+    Component,
+    COMPONENTS,
+    read_signature,
+    read_signatures,
+    Signature,
+    signature,
+    signature_matrix,
+    signatures,
 )
 from symbolic_residue.shells.value_collapse import (
     Criteria,
@@ -25,7 +36,9 @@ from symbolic_residue.shells.value_collapse import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "SHELLS",
+    "Component",
     "Criteria",
     "Findings",
     "HeadConfirmation",
@@ -36,6 +49,10 @@ __all__ = [
     "MetaFindings",
     "MetaResidue",
     "MetaShell",
+    "MemtraceConfig",
+    "MemtraceFindings",
+    "MemtraceResidue",
+    "MemtraceShell",
     "PairRuns",
     "Progress",
     "Result",
@@ -45,6 +62,7 @@ __all__ = [
     "ShellEntry",
     "ShellIntegrator",
     "ShellResidue",
+    "Signature",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",
@@ -55,6 +73,11 @@ __all__ = [
     "judge",
     "make_shell",
     "quiet",
+    "read_signature",
+    "read_signatures",
     "shell_class",
+    "signature",
+    "signature_matrix",
+    "signatures",
     "verdict_frame",
 ]
