@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import MetaShell, ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
     from symbolic_residue.shells import (
         MemtraceConfig,
         MemtraceShell,
+        MetaShell,
         ShellBase,
         ShellIntegrator,
         ValueCollapseConfig,
@@ -28,9 +28,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRead",
     "Instrument",
-    "MetaShell",
     "MemtraceConfig",
     "MemtraceShell",
+    "MetaShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",

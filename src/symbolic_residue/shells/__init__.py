@@ -15,7 +15,7 @@ from symbolic_residue.shells.across import (
     MetaResidue,
     MetaShell,
     ShellIntegrator,
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -45,14 +45,14 @@ __all__ = [
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
-    "MetaConfig",
-    "MetaFindings",
-    "MetaResidue",
-    "MetaShell",
     "MemtraceConfig",
     "MemtraceFindings",
     "MemtraceResidue",
     "MemtraceShell",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
     "PairRuns",
     "Progress",
     "Result",

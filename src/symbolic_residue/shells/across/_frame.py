@@ -64,5 +64,7 @@ def scrambled(frame: str, n_tokens: Callable[[str], int], seed: int) -> str:
         if text != frame and n_tokens(text) == wanted:
             return text
     raise PromptError(
-        f"No shuffle of the frame has {wanted} tokens.", why="The control must be as long as the frame.", todo="Word the frame otherwise."
+        f"No shuffle of the frame has {wanted} tokens.",
+        why="The control must be as long as the frame.",
+        todo="Word the frame otherwise.",
     )

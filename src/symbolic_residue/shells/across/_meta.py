@@ -5,8 +5,8 @@
    entropy of the next token, log-probability of the unframed best token, KL(unframed ‖ this), and attention on the frame (mean over heads of its share
    of what the sink leaves).
 3. Intervals are bootstraps over texts, p sign flips over texts, q Benjamini-Hochberg over the quantities of one contrast. With one text there is no interval.
-4. A mode is *shifted* where framed − unframed is (q ≤ 0.05, interval off 0) and framed − scrambled has its interval off 0 on the same side: the description does it,
-   not the length. It is *absent* where no text changed at all; else *undecided*.
+4. A mode is *shifted* where framed − unframed is (q ≤ 0.05, interval off 0) and framed − scrambled has its interval off 0 on the same side: the description
+   does it, not the length. It is *absent* where no text changed at all; else *undecided*.
 """
 
 from __future__ import annotations
@@ -122,12 +122,12 @@ class MetaShell(ShellBase[MetaResidue, MetaFindings]):
         rows: list[dict[str, Any]] = []
         for i, text in enumerate(every):
             given = more[i] | ({"chat": True} if chat else {})
-            prefixes = dict(zip(CONDITIONS, ("", self.frame, scrambles[i]), strict=True))
+            prefixes: dict[str, str] = dict(zip(CONDITIONS, ("", self.frame, scrambles[i]), strict=True))
             rows += self._readouts(i, text, prefixes, chat)
             for j, (condition, prefix) in enumerate(prefixes.items()):
                 told = (3 * i + j) / (3 * len(every))
                 progress(f"text {i + 1}, {condition}", told)
-                arguments = {
+                arguments: dict[str, Any] = {
                     key: prefix + value if key in self.config.framed_arguments and isinstance(value, str) else value
                     for key, value in given.items()
                 }
@@ -191,7 +191,15 @@ class MetaShell(ShellBase[MetaResidue, MetaFindings]):
                 ("attention on the frame", float(share.mean()), "share"),
             )
             rows += [
-                {"text": i, "condition": condition, "quantity": name, "kind": "readout", "value": value, "outcome": None, "unit": unit}
+                {
+                    "text": i,
+                    "condition": condition,
+                    "quantity": name,
+                    "kind": "readout",
+                    "value": value,
+                    "outcome": None,
+                    "unit": unit,
+                }
                 for name, value, unit in values
             ]
         return rows
@@ -199,7 +207,9 @@ class MetaShell(ShellBase[MetaResidue, MetaFindings]):
 
 def _contrast(frame: pl.DataFrame, quantity: str, to: str, of: str, seed: int) -> dict[str, Any]:
     sides = [
-        frame.filter((pl.col("quantity") == quantity) & (pl.col("condition") == c)).sort("text").select("text", "value", "outcome", "unit")
+        frame.filter((pl.col("quantity") == quantity) & (pl.col("condition") == c))
+        .sort("text")
+        .select("text", "value", "outcome", "unit")
         for c in (to, of)
     ]
     both = sides[0].join(sides[1], on="text", suffix="_of").drop_nulls(["value", "value_of"])
@@ -226,9 +236,7 @@ def _contrast(frame: pl.DataFrame, quantity: str, to: str, of: str, seed: int) -
 def _verdict(shifts: pl.DataFrame, mode: str, unit: str) -> Verdict:
     by = {row["contrast"]: row for row in shifts.filter(pl.col("quantity") == mode).to_dicts()}
     found = [by[f"{to} − {of}"] for to, of in CONTRASTS]
-    framed, length, description = (
-        Estimate(row["value"], row["low"], row["high"], row["n"], 0.95, row["method"]) for row in found
-    )
+    framed, length, description = (Estimate(row["value"], row["low"], row["high"], row["n"], 0.95, row["method"]) for row in found)
     up = framed.value >= 0
     sided = [e.above(0.0) if up else e.below(0.0) for e in (framed, description)]
     same = framed.n > 0 and framed.value == framed.low == framed.high == 0.0

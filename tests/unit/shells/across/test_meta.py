@@ -17,7 +17,16 @@ from tiny_models import build, tiny_tokenizer
 from symbolic_residue import build_prompt, MetaShell
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.models import wrap
-from symbolic_residue.shells import judge, MetaResidue, Progress, quiet, ShellBase, ValueCollapseConfig, ValueCollapseShell, verdict_frame
+from symbolic_residue.shells import (
+    judge,
+    MetaResidue,
+    Progress,
+    quiet,
+    ShellBase,
+    ValueCollapseConfig,
+    ValueCollapseShell,
+    verdict_frame,
+)
 from symbolic_residue.shells.across._frame import frame_of, scrambled
 from symbolic_residue.stats import bootstrap_mean
 from symbolic_residue.store._schema import conform
@@ -88,7 +97,11 @@ def test_a_frame_whose_words_act_is_named(loaded: Any) -> None:
     assert verdict.value.value == pytest.approx(2.0, abs=0.02)
     assert abs(verdict.control_value.value) < 0.02
     assert "8 of 8" in verdict.note
-    row = found.frames["frame_shifts"].filter((pl.col("quantity") == "size") & (pl.col("contrast") == "framed − unframed")).row(0, named=True)
+    row = (
+        found.frames["frame_shifts"]
+        .filter((pl.col("quantity") == "size") & (pl.col("contrast") == "framed − unframed"))
+        .row(0, named=True)
+    )
     assert row["changed"] == 8
     assert row["q"] <= 0.05
 
@@ -112,7 +125,7 @@ def test_one_text_decides_nothing(loaded: Any) -> None:
 
 
 def test_the_scrambled_frame_has_the_same_words_and_tokens(loaded: Any) -> None:
-    framed, residue = meta(loaded)
+    _, residue = meta(loaded)
     asked = residue.asked
     assert len(set(asked.scrambles)) > 1
     for text, scramble in zip(asked.texts, asked.scrambles, strict=True):
@@ -137,7 +150,7 @@ def test_no_scramble_of_equal_length_is_refused() -> None:
 
 @torch.no_grad()
 def test_readouts_are_those_of_plain_forwards(loaded: Any) -> None:
-    framed, residue = meta(loaded)
+    _, residue = meta(loaded)
     rows = residue.frames["conditions"].filter((pl.col("text") == 1) & (pl.col("kind") == "readout"))
     model = build("llama")
     model.set_attn_implementation("eager")
