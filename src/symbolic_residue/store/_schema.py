@@ -50,6 +50,9 @@ _COLUMNS = {
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
     "signatures": "component group value:f? unit source",
+    "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
+    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
+    "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
