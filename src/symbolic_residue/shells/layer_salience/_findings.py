@@ -1,0 +1,136 @@
+"""Findings of LAYER-SALIENCE: verdicts, carriers, and the tables that a run folder and a report are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from symbolic_residue.shells._findings import Findings, quoted, state_of
+from symbolic_residue.shells._verdict import Verdict
+from symbolic_residue.shells.layer_salience._attribute import CarrierTest
+from symbolic_residue.shells.layer_salience._judge import log_effective, tests_of
+from symbolic_residue.shells.layer_salience._residue import LayerSalienceResidue
+from symbolic_residue.shells.layer_salience._tokens import KINDS
+from symbolic_residue.stats import bootstrap_mean
+
+__all__ = ["LayerSalienceFindings", "curve_frame", "head_frame", "summarise"]
+
+_CURVES = {
+    "curve": pl.String,
+    "series": pl.String,
+    "x": pl.Float64,
+    "x_unit": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n": pl.Int64,
+    "unit": pl.String,
+}
+CONTROLS = {"random": "control: random positions", "matched": "control: matched distance"}
+
+
+@dataclass(frozen=True)
+class LayerSalienceFindings(Findings[LayerSalienceResidue]):
+    """What LAYER-SALIENCE found on one text.
+
+    Attributes:
+        blamed: positions of the tokens whose CANCEL mattered.
+        carriers: heads and layers that carry them.
+    """
+
+    blamed: tuple[int, ...] = field(default=(), kw_only=True)
+    carriers: tuple[CarrierTest, ...] = field(default=(), repr=False, kw_only=True)
+
+
+def summarise(residue: LayerSalienceResidue, verdicts: Sequence[Verdict], blamed: Sequence[int]) -> str:
+    """One sentence that can be quoted."""
+    tokens = residue.frames["tokens"]["token"].to_list()
+    by_mode = {v.mode: v for v in verdicts}
+    needed = by_mode["premature deprioritization"]
+    share = by_mode["salience collapse"].value
+    if needed.outcome == "fires":
+        names = ", ".join(quoted(tokens[j]) for j in blamed)
+        head = f"Looks away from {names}, which {quoted(residue.asked.answer_text)} needs"
+    elif by_mode["ghosts"].outcome == "fires":
+        head = "Cells with nearly no attention move the output"
+    else:
+        head = f"Nothing needed was found among the tokens that it neglects ({share.value:.0%} of {share.n})"
+    return f"{head}: {state_of(verdicts)}."
+
+
+def curve_frame(residue: LayerSalienceResidue) -> pl.DataFrame:
+    """Table ``curves``: dose and response, layer flow, effective number, and attention by kind of word. Bands of controls are quantiles of their draws."""
+    rows: list[tuple[str, str, float, str, float, float | None, float | None, int, str]] = []
+    frames, seed = residue.frames, residue.asked.seed
+    for quantity, curve in (("kl", "KL when cancelled"), ("fall", "fall of ln P(answer) when cancelled")):
+        for dose in sorted(frames["cancels"].filter(pl.col("kind") == "dose")["threshold"].unique()):
+            value = tests_of(frames["cancels"], "dose", "none", threshold=dose)[quantity][0]
+            rows.append((curve, "under the threshold", dose, "threshold (of the uniform share)", value, None, None, 1, "nats"))
+            for control, name in CONTROLS.items():
+                drawn = tests_of(frames["cancels"], "dose", control, threshold=dose)[quantity].to_numpy()
+                if len(drawn):
+                    low, high = np.quantile(drawn, (0.025, 0.975))
+                    rows.append((curve, name, dose, "threshold (of the uniform share)", float(drawn.mean()), float(low), float(high), len(drawn), "nats"))
+    cells = frames["cells"].filter(pl.col("counted"))
+    kinds = dict(frames["salience"].select("position", "kind").iter_rows())
+    n = cells["position"].n_unique()
+    for layer in sorted(cells["layer"].unique()):
+        here = cells.filter(pl.col("layer") == layer)
+        relative = here["relative"].to_numpy()
+        flow = frames["layers"].filter(pl.col("layer") == layer).row(0, named=True)
+        for series, value in (("sink", flow["sink"]), ("own key", flow["own"]), ("other tokens", 1 - flow["sink"] - flow["own"])):
+            rows.append(("layer flow", series, layer, "layer", max(0.0, value), None, None, 1, "share of attention"))
+        for series, q in (("lowest tenth", 0.1), ("median", 0.5), ("highest tenth", 0.9)):
+            rows.append(("distribution over tokens", series, layer, "layer", float(np.quantile(relative, q)), None, None, n, "of the uniform share"))
+        rows.append(
+            ("tokens under the threshold", "this text", layer, "layer", float((relative < residue.config.threshold).mean()), None, None, n, "share")
+        )
+        number = bootstrap_mean(
+            log_effective(frames["rows"].filter(pl.col("layer") == layer)["effective"].to_numpy()), seed=seed, n_resamples=500
+        )
+        low, high = (None, None) if np.isnan(number.low) else (float(np.exp(number.low)), float(np.exp(number.high)))
+        rows.append(("effective number of attended tokens", "this text", layer, "layer", float(np.exp(number.value)), low, high, number.n, "tokens"))
+        of_kind = np.array([kinds[p] for p in here["position"]])
+        for kind in KINDS:
+            mine = relative[of_kind == kind]
+            if len(mine):
+                mean = bootstrap_mean(mine, seed=seed, n_resamples=200)
+                # Attention is not negative; with few tokens the interval is a t interval, which does not know it.
+                bounds = (None, None) if np.isnan(mean.low) else (max(0.0, mean.low), mean.high)
+                rows.append(("attention received by kind of word", kind, layer, "layer", mean.value, *bounds, len(mine), "of the uniform share"))
+    return pl.DataFrame(rows, schema=_CURVES, orient="row")
+
+
+def head_frame(tests: Sequence[CarrierTest], carry: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Table ``head_scores``: share of attention on the blamed tokens (all heads), and the effect of hiding them (heads tested); ``carriers``: all tests."""
+    rows = [
+        (r["layer"], r["head"], "attention on the cancelled tokens", r["share"], None, None, None, None, None, 1, "share")
+        for r in carry.iter_rows(named=True)
+    ]
+    for t in tests:
+        if t.head is not None:
+            low, high = np.quantile(t.drawn, (0.025, 0.975))
+            rows.append(
+                (t.layer, t.head, "fall of ln P(answer) when hidden from the head", t.fall, None, None, float(t.drawn.mean()), float(low), float(high), 1, "nats")
+            )
+    schema = {"layer": pl.Int64, "head": pl.Int64, "score": pl.String, **dict.fromkeys(("value", "low", "high", "control", "control_low", "control_high"), pl.Float64), "n": pl.Int64, "unit": pl.String}
+    carriers = pl.DataFrame(
+        [
+            (t.layer, t.head, t.share, t.fall, float(t.drawn.mean()), *map(float, np.quantile(t.drawn, (0.025, 0.975))), len(t.drawn), t.random_effect, t.p, t.confirmed)
+            for t in tests
+        ],
+        schema={
+            "layer": pl.Int64,
+            "head": pl.Int64,
+            **dict.fromkeys(("share", "fall", "control", "control_low", "control_high"), pl.Float64),
+            "control_n": pl.Int64,
+            "random_effect": pl.Float64,
+            "p": pl.Float64,
+            "confirmed": pl.Boolean,
+        },
+        orient="row",
+    )
+    return {"head_scores": pl.DataFrame(rows, schema=schema, orient="row"), "carriers": carriers}
