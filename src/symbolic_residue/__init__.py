@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import ShellBase, ValueCollapseConfig, ValueCollapseShell
+    from symbolic_residue.shells import ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
     from symbolic_residue.store import RunFolder
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "Instrument",
     "RunFolder",
     "ShellBase",
+    "ShellIntegrator",
     "ValueCollapseConfig",
     "ValueCollapseShell",
     "__version__",
@@ -35,6 +36,7 @@ _ROOMS = {
     "Instrument": "instrument",
     "RunFolder": "store",
     "ShellBase": "shells",
+    "ShellIntegrator": "shells",
     "ValueCollapseConfig": "shells",
     "ValueCollapseShell": "shells",
     "build_prompt": "prompts",

@@ -36,6 +36,8 @@ class LazyCommand(NamedTuple):
 COMMANDS: dict[str, LazyCommand] = {
     "diagnose": LazyCommand("symbolic_residue.cli._diagnose", "diagnose", "Find out why a model fails on a prompt."),
     "shell": LazyCommand("symbolic_residue.cli._shell", "shell_app", "Run one controlled failure probe."),
+    "shells": LazyCommand("symbolic_residue.cli._shells", "shells_app", "Run every shell on its benchmark; compare runs."),
+    "benchmark": LazyCommand("symbolic_residue.cli._benchmark", "benchmark", "Run or show a packaged benchmark."),
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),
     "runs": LazyCommand("symbolic_residue.cli._runs", "runs_app", "List, show and validate runs."),

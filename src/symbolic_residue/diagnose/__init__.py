@@ -1,6 +1,17 @@
 """Diagnosis: run the shells over prompts and return everything as tables, one prompt at a time."""
 
-from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, shell_item
+from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, items_row, shell_item
 from symbolic_residue.diagnose._read import read_item
+from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
 
-__all__ = ["ItemResult", "diagnose_item", "failed_item", "read_item", "shell_item"]
+__all__ = [
+    "ItemResult",
+    "choose_items",
+    "diagnose_item",
+    "failed_item",
+    "item_name",
+    "items_row",
+    "read_item",
+    "shell_item",
+    "suite_item",
+]

@@ -6,7 +6,8 @@ Every figure function takes polars frames of one item, in the columns of the tab
 
 from __future__ import annotations
 
-from symbolic_residue.figures._curves import curves, layer_token_map
+from symbolic_residue.figures._across import blame_map
+from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
@@ -16,8 +17,10 @@ from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
 
 __all__ = [
+    "MOST_SERIES",
     "OUTCOME_SIGNS",
     "attention_by_region",
+    "blame_map",
     "cards_css",
     "components",
     "curves",

@@ -16,9 +16,11 @@ from symbolic_residue.figures._text import fit, visible
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["MAP_POSITIONS", "curves", "layer_token_map"]
+__all__ = ["MAP_POSITIONS", "MOST_SERIES", "curves", "layer_token_map"]
 
 MAP_POSITIONS = 24
+MOST_SERIES = len(CANDIDATES)
+"""Lines that one figure of curves holds, controls not counted."""
 _CELL, _ROW = 26, 14
 _COLUMNS = ("curve", "series", "x", "x_unit", "value", "low", "high", "n", "unit")
 

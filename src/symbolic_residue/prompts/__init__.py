@@ -16,7 +16,7 @@ from symbolic_residue.prompts._regions import CHAT_REGIONS, Regions, TEXT_REGION
 from symbolic_residue.prompts._spans import find_span
 
 if TYPE_CHECKING:
-    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, read_items, ShellItem
+    from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._perturb import perturb, Variant
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Variant",
     "benchmark",
     "build_prompt",
+    "data_card",
     "find_span",
     "perturb",
     "read_items",
@@ -49,6 +50,7 @@ _LATER = {
     "ShellItem": "_benchmark",
     "Variant": "_perturb",
     "benchmark": "_benchmark",
+    "data_card": "_benchmark",
     "perturb": "_perturb",
     "read_items": "_benchmark",
 }

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, model_validator, ValidationError
 
 from symbolic_residue.errors import ConfigError, PromptFileError
 
-__all__ = ["BENCHMARKS", "BenchmarkItem", "ShellItem", "Split", "benchmark", "read_items"]
+__all__ = ["BENCHMARKS", "BenchmarkItem", "ShellItem", "Split", "benchmark", "data_card", "read_items"]
 
 ItemT = TypeVar("ItemT", bound=BaseModel)
 
@@ -151,6 +151,19 @@ def read_items(name: str, model: type[ItemT]) -> list[ItemT]:
         PromptFileError: the packaged file is missing or damaged.
     """
     return list(_read(name, model))
+
+
+def data_card(name: str) -> str:
+    """The data card of a packaged benchmark (``data/NAME.md``): what is in it, how it was made, what was looked at; Markdown.
+
+    Raises:
+        PromptFileError: the packaged file is missing.
+    """
+    file = files("symbolic_residue.prompts").joinpath("data", f"{name.replace('-', '_')}.md")
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptFileError(f"The benchmark {name!r} has no data card.", todo="Install the package again.") from error
 
 
 @cache

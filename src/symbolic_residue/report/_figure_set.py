@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -48,6 +50,12 @@ def item_figures(run: Run, item: str) -> dict[str, Figure]:
                 lambda: figures.lens_heatmap(lens, tokens, colour="answer_probability"),
             )
         )
+    found += _curves(run.of("curves", item))
+    maps = run.of("maps", item)
+    if maps is not None and tokens is not None:
+        for which in maps["map"].unique(maintain_order=True):
+            draw = partial(figures.layer_token_map, maps, tokens, which)
+            found.append(Figure(f"map_{_slug(which)}", f"{which}, by layer and token", draw))
     add("head_map", "Direct logit attribution by layer and head; confirmed heads outlined", "heads", figures.head_map)
     attention = last_row_attention(run, item)
     if attention is not None:
@@ -56,6 +64,31 @@ def item_figures(run: Run, item: str) -> dict[str, Figure]:
     add("components", "Contribution of attention and MLP to the logit difference, by layer", "components", figures.components)
     add("ov_strength", "OV strength toward each candidate, by layer", "ov", figures.ov_strength)
     return {figure.name: figure for figure in found}
+
+
+def _curves(frame: pl.DataFrame | None) -> list[Figure]:
+    """One figure a curve; a curve of more lines than a figure holds is cut into several, each with all its controls."""
+    if frame is None:
+        return []
+    found = []
+    for curve in frame["curve"].unique(maintain_order=True):
+        mine = frame.filter(pl.col("curve") == curve)
+        series = mine["series"].unique(maintain_order=True).to_list()
+        controls = [name for name in series if name.startswith("control")]
+        main = [name for name in series if name not in controls]
+        for start in range(0, max(1, len(main)), figures.MOST_SERIES):
+            part = mine.filter(pl.col("series").is_in([*main[start : start + figures.MOST_SERIES], *controls]))
+            name = f"curve_{_slug(curve)}{'' if start == 0 else f'_{start // figures.MOST_SERIES + 1}'}"
+            # Distances go over three powers of ten, layers and steps do not.
+            x = part["x"]
+            log = bool(x.min() >= 0 and x.max() >= 100)  # type: ignore[operator]
+            label = f"{curve} by {part['x_unit'][0]}"
+            found.append(Figure(name, label, partial(figures.curves, part, curve, log_x=log)))
+    return found
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"
 
 
 def last_row_attention(run: Run, item: str) -> pl.DataFrame | None:

@@ -27,6 +27,8 @@ from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
 from symbolic_residue.report._prompt import prompt_view
 from symbolic_residue.report._sections import flatten, head_rows, sensitivity_rows, sink_mass
 from symbolic_residue.report._sentence import ORDER, verdict_sentence
+from symbolic_residue.report._suite import suite_heads, suite_rows
+from symbolic_residue.report._tables import OTHER_ROWS, other_tables, score_rows
 
 __all__ = ["render_html", "render_report"]
 
@@ -59,6 +61,8 @@ def render_html(run: Run) -> str:
         items=[_item(run, item, index) for index, item in enumerate(run.shown)],
         overview=_overview(run),
         modes=_modes(run),
+        suite=_suite(run),
+        other_rows=OTHER_ROWS,
         failed=_failed(run),
         full_items=FULL_ITEMS,
         blocks=[
@@ -73,13 +77,24 @@ def _item(run: Run, item: str, index: int) -> dict[str, Any]:
     facts = run.rows("items", item)[0]
     verdicts, candidates = run.of("verdicts", item), run.rows("candidates", item)
     attention = last_row_attention(run, item)
+    found = item_figures(run, item)
     drawn = {
         name: Markup(figures.to_svg(figure.draw(), label=f"{figure.label}; item {figures.visible(item)}"))
-        for name, figure in item_figures(run, item).items()
+        for name, figure in found.items()
         if name != "verdict_intervals"  # the cards show the same, one by one
     }
+    shells = [] if verdicts is None else verdicts["shell"].unique(maintain_order=True).to_list()
     return {
         "index": index,
+        "shells": shells,
+        # A question that reads next tokens has all sections, so that one sees what was not measured; other shells show what they bring.
+        "whole": not shells or "value-collapse" in shells,
+        "curves": [name for name in drawn if name.startswith("curve_")],
+        "maps": [name for name in drawn if name.startswith("map_")],
+        "labels": {name: figure.label for name, figure in found.items()},
+        "scores": score_rows(run.of("head_scores", item)),
+        "others": other_tables(run, item),
+        "planted": next(iter(run.rows("shell_items", item)), None),
         "anchor": f"item-{index + 1}",
         "facts": facts,
         "sentence": verdict_sentence(facts["summary"], run.rows("verdicts", item), candidates),
@@ -97,6 +112,26 @@ def _item(run: Run, item: str, index: int) -> dict[str, Any]:
         "checks": run.rows("dla_check", item),
         "sensitivity": sensitivity_rows(run.rows("sensitivity", item), facts["prompt"]),
         "changes": sorted(run.rows("changes", item), key=lambda row: row["rank"]),
+    }
+
+
+def _suite(run: Run) -> dict[str, Any] | None:
+    """Rates of every verdict over the items of packaged benchmarks, and the heads confirmed on several; None where there are no such items."""
+    if "shell_items" not in run.tables or "verdicts" not in run.tables:
+        return None
+    items = run.tables["shell_items"]
+    rows = suite_rows(run.tables["verdicts"], items)
+    heads = suite_heads(run.tables["heads"], items) if "heads" in run.tables else []
+    return {
+        "shells": [
+            {
+                "shell": shell,
+                "rows": [row for row in rows if row["shell"] == shell],
+                "heads": [row for row in heads if row["shell"] == shell][:8],
+            }
+            for shell in dict.fromkeys(row["shell"] for row in rows)
+        ],
+        "n_heads": 0 if "heads" not in run.tables else run.tables["heads"].select("layer", "head").n_unique(),
     }
 
 

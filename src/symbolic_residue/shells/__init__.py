@@ -7,6 +7,7 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
+from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -21,6 +22,8 @@ __all__ = [
     "Findings",
     "HeadConfirmation",
     "HeadTest",
+    "IntegratedAttribution",
+    "IntegratedRun",
     "PairRuns",
     "Progress",
     "Result",
@@ -28,6 +31,7 @@ __all__ = [
     "ShellConfig",
     "ShellCriteria",
     "ShellEntry",
+    "ShellIntegrator",
     "ShellResidue",
     "ValueCollapseConfig",
     "ValueCollapseFindings",

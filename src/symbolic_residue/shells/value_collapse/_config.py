@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -81,3 +81,8 @@ class ValueCollapseConfig(ShellConfig):
 
     criteria: Criteria = Field(default_factory=Criteria.calibrated)
     """Thresholds of the verdicts."""
+
+    @classmethod
+    def quick(cls, **options: Any) -> Self:
+        """The options of a suite: as many variants (the criteria were calibrated with them), the ``layers`` refiner alone, fewer heads."""
+        return cls.make(**{"refiners": ("layers",), "top_heads": 6, "random_heads": 24, "attributed_candidates": 2} | options)

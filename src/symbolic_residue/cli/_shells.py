@@ -1,0 +1,171 @@
+"""``residue shells``: every shell on its benchmark, and runs of shells compared.
+
+1. ``list``: the shells, what each asks, its operations and its benchmark.
+2. ``integrate``: several shells on one prompt, and what they blame together.
+3. ``run``: items of each shell's benchmark through the shell; verdict rates on planted items beside null ones, the heads confirmed, and a report.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from symbolic_residue.cli._common import (
+    Adapter,
+    Device,
+    Dtype,
+    echo_json,
+    Json,
+    measure_items,
+    Model,
+    NoReport,
+    open_for_cli,
+    Output,
+    Resume,
+    Seed,
+)
+from symbolic_residue.cli._integrate import integrate
+
+__all__ = ["run_suite", "shells_app"]
+
+shells_app = typer.Typer(help="Every shell on its benchmark; runs compared.", no_args_is_help=True, add_completion=False)
+
+
+@shells_app.callback()
+def _group() -> None:
+    """Every shell on its benchmark; runs compared."""
+
+
+shells_app.command("integrate")(integrate)
+
+
+@shells_app.command("list")
+def list_command(json: Json = False) -> None:
+    """List the shells: what each asks, its operations, its benchmark."""
+    from symbolic_residue.shells import shell_class, SHELLS
+
+    rows = []
+    for name, entry in SHELLS.items():
+        shell = shell_class(name)
+        rows.append(
+            {
+                "shell": name,
+                "question": entry.question,
+                "operations": list(shell.operations),
+                "benchmark": shell.benchmark,
+                "items": len(shell.items()) if shell.benchmark else 0,
+            }
+        )
+    if json:
+        echo_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("shell", "question", "operations", "benchmark", "items"):
+        table.add_column(title, overflow="fold", justify="right" if title == "items" else "left")
+    for row in rows:
+        table.add_row(row["shell"], row["question"], " ".join(row["operations"]), row["benchmark"] or "none", str(row["items"]))
+    Console().print(table)
+
+
+@shells_app.command("run")
+def run_command(
+    model: Model = "demo",
+    shell: Annotated[
+        list[str] | None,
+        typer.Option("--shell", "-s", help="Only this shell; may be given again. Default: all.", show_default=False),
+    ] = None,
+    items: Annotated[
+        int, typer.Option("--items", "-n", help="Items of each shell's benchmark: half planted, half null. 0 takes all.")
+    ] = 8,
+    split: Annotated[str, typer.Option("--split", help="held-out, calibration or all.")] = "held-out",
+    full: Annotated[
+        bool, typer.Option("--full", help="Each shell's full options instead of those of a suite: slower, narrower intervals.")
+    ] = False,
+    no_attribution: Annotated[bool, typer.Option("--no-attribution", help="Verdicts only: no heads are tested.")] = False,
+    adapter: Adapter = None,
+    output: Output = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    resume: Resume = False,
+    no_report: NoReport = False,
+    json: Json = False,
+) -> None:
+    """Which failures does this model have, how strong, against which control, and what is to blame?"""
+    from symbolic_residue.shells import SHELLS
+
+    code = run_suite(
+        "shells",
+        shell or list(SHELLS),
+        n=items or None,
+        split=split,
+        full=full,
+        attribution=not no_attribution,
+        model=model,
+        adapter=adapter,
+        output=output,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        resume=resume,
+        report=not no_report,
+        as_json=json,
+    )
+    raise typer.Exit(code)
+
+
+def run_suite(
+    kind: str,
+    names: list[str],
+    *,
+    n: int | None,
+    split: str,
+    full: bool,
+    attribution: bool,
+    model: str,
+    adapter: Any,
+    output: Any,
+    seed: int,
+    dtype: str,
+    device: str,
+    resume: bool,
+    report: bool,
+    as_json: bool,
+) -> int:
+    """Items of the benchmarks of several shells into one run folder; returns the exit code."""
+    from symbolic_residue.diagnose import choose_items, item_name, suite_item
+    from symbolic_residue.prompts import PromptItem, PromptSet
+    from symbolic_residue.shells import config_class, make_shell
+
+    names = list(dict.fromkeys(names))
+    chosen = {item_name(name, item): (name, item) for name in names for item in choose_items(name, n, split=split)}
+    options = {} if attribution else {"top_heads": 0}
+    configs = {name: (config_class(name).make if full else config_class(name).quick)(**options) for name in names}
+    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
+    shells = {name: make_shell(name, loaded, configs[name]) for name in names}
+
+    def work(asked: PromptItem, progress: Any) -> Any:
+        name, item = chosen[asked.id]
+        return suite_item(shells[name], item, seed=seed, progress=progress)
+
+    return measure_items(
+        kind=kind,
+        loaded=loaded,
+        prompts=PromptSet([PromptItem(id=key, prompt=item.shown) for key, (_, item) in chosen.items()], []),
+        config={
+            "shells": {name: config.model_dump(mode="json") for name, config in configs.items()},
+            "split": split,
+            "items_each": n,
+            "seed": seed,
+        },
+        output=output,
+        resume=resume,
+        seed=seed,
+        report=report,
+        as_json=as_json,
+        work=work,
+    )

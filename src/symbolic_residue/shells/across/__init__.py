@@ -1,0 +1,17 @@
+"""Across shells: what several of them blame, and measures that any of them can use."""
+
+from symbolic_residue.shells.across._blame import Blame, blames_of
+from symbolic_residue.shells.across._integrate import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.across._overlap import Overlap, overlap_in_a_row, overlap_of_several, overlap_within_layers
+
+__all__ = [
+    "Blame",
+    "IntegratedAttribution",
+    "IntegratedRun",
+    "Overlap",
+    "ShellIntegrator",
+    "blames_of",
+    "overlap_in_a_row",
+    "overlap_of_several",
+    "overlap_within_layers",
+]

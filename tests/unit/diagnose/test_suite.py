@@ -1,0 +1,158 @@
+"""Items chosen from a benchmark, and several shells in one run folder: planted and null items side by side, counted by hand."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tiny_models import build, tiny_tokenizer
+
+from symbolic_residue.cli import main
+from symbolic_residue.diagnose import choose_items, item_name
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.report._suite import suite_heads, suite_rows
+from symbolic_residue.shells import config_class, make_shell, shell_class, ShellBase, SHELLS
+from symbolic_residue.store import RunFolder, validate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build("llama", max_position_embeddings=4096).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_every_registered_shell_keeps_the_common_shape(name: str) -> None:
+    kind, config = shell_class(name), config_class(name)
+    assert issubclass(kind, ShellBase)
+    assert kind.name == name
+    assert len(kind.operations) == 3
+    assert all(callable(getattr(kind, f"{operation.lower()}_operation")) for operation in kind.operations)
+    assert config.quick(top_heads=0).top_heads == 0  # type: ignore[attr-defined]
+    assert all(field.description or _documented(config, option) for option, field in config.model_fields.items())
+    items = kind.items()
+    assert len(items) >= 40
+    assert len({item.id for item in items}) == len(items)
+    for split in ("calibration", "held-out"):
+        mine = [item for item in items if item.split == split]
+        assert sum(item.null for item in mine) >= 20
+        assert sum(not item.null for item in mine) >= 20
+    assert not any(item.modes for item in items if item.null)
+
+
+def _documented(config: type, option: str) -> bool:
+    """Whether a string stands under the field, in the class or one it comes from."""
+    import ast
+    import inspect
+
+    for kind in config.__mro__:
+        if not kind.__module__.startswith("symbolic_residue"):
+            continue
+        body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and getattr(field.target, "id", "") == option:
+                return isinstance(text, ast.Expr) and isinstance(getattr(text.value, "value", None), str)
+    return False
+
+
+def test_items_are_half_planted_half_null_spread_and_always_the_same() -> None:
+    first = choose_items("value-collapse", 8)
+    assert first == choose_items("value-collapse", 8)
+    assert [item.null for item in first].count(True) == 4
+    assert {item.split for item in first} == {"held-out"}
+    assert len({item.kind for item in first if not item.null}) > 1
+    assert len(choose_items("value-collapse", 1)) == 1
+    assert not choose_items("value-collapse", 1)[0].null
+    every = choose_items("value-collapse", split="all")
+    assert len(every) == len(choose_items("value-collapse")) + len(choose_items("value-collapse", split="calibration"))
+    assert choose_items("value-collapse", 10_000) == choose_items("value-collapse")
+
+
+@pytest.mark.parametrize(("options", "said"), [({"split": "test"}, "split"), ({"n": 0}, "at least one")])
+def test_what_cannot_be_chosen_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        choose_items("value-collapse", **options)
+    with pytest.raises(ConfigError, match="no shell"):
+        choose_items("mirror")
+    with pytest.raises(ConfigError, match="no shell"):
+        make_shell("mirror", None)  # type: ignore[arg-type]
+
+
+def test_a_run_of_shells_from_the_command_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["shells", "run", "--model", model, "--shell", "value-collapse", "-n", "2", "--no-attribution", "--output", "run"]
+    assert main(words) == 1  # the tiny tokenizer lacks the planted item's words: failed, with its reason; the null item is done
+    assert "report.html" in capsys.readouterr().out
+    assert validate("run") == []
+    run = RunFolder.open("run")
+    items = run.table("shell_items")
+    assert items["null"].to_list().count(True) == 1
+    assert items["item"].to_list() == [item_name("value-collapse", item) for item in choose_items("value-collapse", 2)]
+    assert run.table("heads")["ablation"].is_null().all()
+    assert run.table("items")["status"].to_list().count("failed") == 1
+    rows = suite_rows(run.table("verdicts"), items)
+    assert {row["side"] for row in rows} == {"null"}
+    assert len(rows) == 4
+    assert main([*words, "--resume"]) == 1  # nothing left to do but what cannot be done
+    assert main(["shells", "run", "--model", model, "--shell", "mirror"]) not in (0, 70)
+
+
+def test_lists_cards_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shells", "list", "--json"]) == 0
+    assert [row["shell"] for row in json.loads(capsys.readouterr().out)] == list(SHELLS)
+    assert main(["benchmark", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["shell"] for row in rows} == set(SHELLS)
+    for row in rows:
+        assert row["items"] == sum(count for name, count in row.items() if " " in name)
+        assert main(["benchmark", row["benchmark"], "--card"]) == 0
+        assert len(capsys.readouterr().out) > 500
+    path = tmp_path / "items.jsonl"
+    assert main(["benchmark", "value-collapse", "--export", str(path)]) == 0
+    assert len(path.read_text("utf-8").splitlines()) == rows[[r["shell"] for r in rows].index("value-collapse")]["items"]
+    assert main(["benchmark", "value-collapse", "--export", str(path)]) != 0
+    assert main(["benchmark", "no-such"]) not in (0, 70)
+
+
+def _verdicts(outcomes: list[tuple[str, str, str, float]]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {"item": item, "shell": "s", "mode": mode, "outcome": outcome, "value": value, "quantity": "q", "unit": "nats",
+             "criterion": 1.0, "direction": "above"}
+            for item, mode, outcome, value in outcomes
+        ]
+    )  # fmt: skip
+
+
+def test_sides_are_never_pooled() -> None:
+    items = pl.DataFrame(
+        {"item": ["a", "b", "c", "d"], "shell": "s", "null": [False, False, False, True], "planted": ["m", "m", "k, l", ""]}
+    )
+    verdicts = _verdicts(
+        [("a", "m", "fires", 2.0), ("b", "m", "undecided", 4.0), ("c", "m", "fires", 9.0), ("d", "m", "absent", 0.0)]
+    )
+    rows = {row["side"]: row for row in suite_rows(verdicts, items)}
+    assert (rows["planted"]["n"], rows["planted"]["fires"], rows["planted"]["undecided"]) == (2, 1, 1)
+    assert rows["planted"]["value"] == pytest.approx(3.0)
+    assert (rows["null"]["n"], rows["null"]["rate"]) == (1, 0.0)
+    assert (rows["other"]["n"], rows["other"]["rate"]) == (1, 1.0)
+    assert rows["null"]["value_low"] is None  # one item has no interval
+    assert rows["null"]["high"] > 0.5  # and Wilson knows how little it is
+
+
+def test_heads_are_listed_from_two_items_on() -> None:
+    items = pl.DataFrame({"item": ["a", "b", "c"], "shell": "s", "null": False, "planted": "m"})
+    heads = pl.DataFrame(
+        [("a", 1, 2, 0.3, True), ("b", 1, 2, 0.2, True), ("c", 1, 2, 0.1, False), ("a", 0, 0, 0.3, True), ("b", 0, 0, None, True)],
+        schema=["item", "layer", "head", "ablation", "confirmed"],
+        orient="row",
+    )
+    assert suite_heads(heads, items) == [{"shell": "s", "layer": 1, "head": 2, "items": 2, "tested": 3}]

@@ -1,0 +1,187 @@
+"""ShellIntegrator: every shell is run or refused with its reason; planted overlap is named, unrelated blame is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_models import build, tiny_tokenizer
+
+from symbolic_residue import ShellIntegrator
+from symbolic_residue.errors import ConfigError, PromptError
+from symbolic_residue.models import wrap
+from symbolic_residue.shells import Progress, quiet, ShellBase, ValueCollapseConfig, ValueCollapseShell
+from symbolic_residue.shells.across import blames_of
+
+LAYERS, HEADS = 12, 8
+TEXT = "The mill stands where the river turns. The mill stands where the"
+
+
+@dataclass(frozen=True)
+class Said:
+    frames: dict[str, pl.DataFrame]
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        return self.frames
+
+
+class Scores(ShellBase[dict[str, pl.DataFrame], Said]):
+    """Blames random heads, and the planted ones most; its scores depend on the text."""
+
+    name, operations = "scores", ("A", "B", "C")
+    planted: tuple[tuple[int, int], ...] = ()
+
+    def run(self, input_text: str, *, seed: int = 0, progress: Progress = quiet) -> dict[str, pl.DataFrame]:
+        rng = np.random.default_rng([seed, len(input_text), self.config])
+        value = rng.random((LAYERS, HEADS))
+        for at in self.planted:
+            value[at] += 10
+        cells = [(i, j, "effect", float(value[i, j]), 0.0) for i in range(LAYERS) for j in range(HEADS)]
+        return {"head_scores": pl.DataFrame(cells, schema=["layer", "head", "score", "value", "control"], orient="row")}
+
+    def analyze_residue(self, residue: dict[str, pl.DataFrame], *, progress: Progress = quiet) -> Said:
+        return Said(residue)
+
+
+class Needy(Scores):
+    name = "needy"
+
+    def run(self, input_text: str, fact: str, *, seed: int = 0, progress: Progress = quiet) -> dict[str, pl.DataFrame]:  # type: ignore[override]
+        assert fact in input_text
+        return super().run(input_text, seed=seed)
+
+
+class Finds(Needy):
+    def asks(self, input_text: str) -> dict[str, Any]:
+        if "." not in input_text:
+            raise PromptError("There is no sentence here.")
+        return {"fact": input_text.split(".")[0]}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return wrap(build("llama"), tiny_tokenizer())
+
+
+def shells(loaded: Any, planted: tuple[tuple[int, int], ...] = (), kind: type[Scores] = Scores) -> dict[str, Scores]:
+    made = {f"s{i}": kind(config=i, loaded=loaded) for i in range(3)}
+    for shell in made.values():
+        shell.planted = planted
+    return made
+
+
+def test_planted_heads_are_named_and_unrelated_blame_is_not(loaded: Any) -> None:
+    planted = ((2, 3), (5, 1), (9, 7))
+    joint = ShellIntegrator(shells(loaded, planted))
+    found = joint.integrated_attribution(joint.run_all(TEXT), n_draws=999)
+    table = found.overlap
+    assert len(table) == 4  # three pairs, and all
+    assert (table["q"] <= 0.05).all()
+    assert (table["low"] <= table["expected"]).all() and (table["expected"] <= table["high"]).all()
+    for row in table.to_dicts():
+        assert {"2.3", "5.1", "9.7"} <= set(row["shared_units"].split(", "))
+    assert "share" in found.summary
+    top = found.blame.filter(pl.col("by") == 3)
+    assert {(r["layer"], int(r["unit"])) for r in top.to_dicts()} >= set(planted)
+    alone = ShellIntegrator(shells(loaded))
+    none = alone.integrated_attribution(alone.run_all(TEXT), n_draws=999)
+    assert (none.overlap["q"] > 0.05).all()
+    assert none.summary == "No overlap beyond chance."
+
+
+def test_the_crossed_control_shows_heads_that_are_blamed_anywhere(loaded: Any) -> None:
+    joint = ShellIntegrator(shells(loaded, ((2, 3), (5, 1), (9, 7))))
+    here, there = joint.run_all(TEXT), joint.run_all("Another text.")
+    row = joint.integrated_attribution(here, elsewhere=[there], n_draws=99).overlap.row(0, named=True)
+    assert row["crossed"] >= 3
+    assert row["crossed_n"] == 2
+    assert joint.integrated_attribution(here, n_draws=99).overlap["crossed"].null_count() == 4
+
+
+def test_a_shell_that_needs_more_is_asked_given_or_refused_by_name(loaded: Any) -> None:
+    some = {**shells(loaded), "needy": Needy(config=9, loaded=loaded)}
+    joint = ShellIntegrator(some)
+    refused = joint.run_all(TEXT)
+    assert set(refused.findings) == {"s0", "s1", "s2"}
+    assert "fact" in refused.refused["needy"]
+    found = joint.integrated_attribution(refused, n_draws=99)
+    assert found.refused == refused.refused
+    assert "needy was not run" in found.summary
+    assert set(joint.run_all(TEXT, asked={"needy": {"fact": "mill"}}).findings) == set(some)
+    finds = ShellIntegrator({**shells(loaded), "needy": Finds(config=9, loaded=loaded)})
+    assert set(finds.run_all(TEXT).findings) == set(some)
+    assert "no sentence" in finds.run_all("no stop").refused["needy"]
+
+
+def test_what_cannot_be_integrated_is_refused(loaded: Any) -> None:
+    other = Scores(config=0, loaded=wrap(build("llama", seed=5), tiny_tokenizer()))
+    with pytest.raises(ConfigError, match="two shells"):
+        ShellIntegrator({"a": other})
+    with pytest.raises(ConfigError, match="different models"):
+        ShellIntegrator({"a": other, "b": Scores(config=0, loaded=loaded)})
+    joint = ShellIntegrator(shells(loaded))
+    with pytest.raises(ConfigError, match="no shell 'x'"):
+        joint.run_all(TEXT, asked={"x": {}})
+    with pytest.raises(ConfigError, match="level"):
+        joint.integrated_attribution(joint.run_all(TEXT), shares={"soul": 0.1})
+    needy = ShellIntegrator({"a": Needy(config=1, loaded=loaded), "b": Needy(config=2, loaded=loaded)})
+    with pytest.raises(PromptError, match="a: needy needs more"):
+        needy.run_all(TEXT)
+    mixed = ShellIntegrator({"a": Needy(config=1, loaded=loaded), "b": Scores(config=2, loaded=loaded)})
+    with pytest.raises(ConfigError, match="needs two"):
+        mixed.integrated_attribution(mixed.run_all(TEXT))
+
+
+def test_levels_are_read_from_the_tables() -> None:
+    heads = pl.DataFrame(
+        {"layer": [0, 0, 0], "head": [0, 1, 0], "target": ["a", "a", "b"], "dla": [-2.0, 1.0, 9.0], "confirmed": [True, None, None]}
+    )
+    components = pl.DataFrame(
+        {
+            "target": ["a"] * 4,
+            "component": ["embedding", "attention", "mlp", "mlp"],
+            "layer": [-1, 0, 0, 1],
+            "contribution": [5.0, 1.0, -3.0, 0.5],
+        }
+    )
+    tokens = pl.DataFrame({"position": [0, 1, 2], "token": ["x", " y", " z"], "influence": [4.0, -0.5, 0.0]})
+    found = blames_of(Said({"heads": heads, "components": components, "tokens": tokens}))
+    assert found["head"].units == ((0, "0"), (0, "1"))
+    assert found["head"].score.tolist() == [2.0, 1.0]
+    assert found["head"].confirmed is not None and found["head"].confirmed.tolist() == [True, False]
+    assert found["layer"].score.tolist() == [2.0, 0.5]
+    assert found["token"].units == ((-1, "1  y"), (-1, "2  z"))  # the sink is left out
+
+    class Own(Said):
+        def blame(self) -> dict[str, pl.DataFrame]:
+            return {"feature": pl.DataFrame({"layer": [3], "unit": ["f7"], "score": [-1.5]})}
+
+    assert blames_of(Own({}))["feature"].score.tolist() == [1.5]
+
+    class Wrong(Said):
+        def blame(self) -> dict[str, pl.DataFrame]:
+            return {"feature": pl.DataFrame({"unit": ["f7"], "score": [-1.5]})}
+
+    with pytest.raises(ConfigError, match="lacks layer"):
+        blames_of(Wrong({}))
+
+
+def test_value_collapse_is_integrated_and_drawn(loaded: Any) -> None:
+    from symbolic_residue.figures import to_svg
+    from symbolic_residue.store._schema import conform
+
+    config = ValueCollapseConfig(variants=3, steps=2, top_heads=2, random_heads=2)
+    joint = ShellIntegrator({"vc": ValueCollapseShell(loaded=loaded, config=config), "s": Scores(config=1, loaded=loaded)})
+    told: list[float] = []
+    results = joint.run_all(TEXT, progress=lambda what, share: told.append(share))
+    assert told == sorted(told)
+    assert len(results.tables()["verdicts"]) == 4
+    found = joint.integrated_attribution(results)
+    head = found.overlap.filter(pl.col("level") == "head").row(0, named=True)
+    assert head["units"] == 8  # only heads that both score
+    for name, frame in found.tables().items():
+        conform(name, frame, "x")
+    assert "shells that blame the head" in to_svg(joint.visualize_integrated(found), label="blame")
