@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
+    from symbolic_residue.shells import LayerSalienceConfig, LayerSalienceShell, ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
     from symbolic_residue.store import RunFolder
 
 __version__ = "0.1.0"
@@ -20,6 +20,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRead",
     "Instrument",
+    "LayerSalienceConfig",
+    "LayerSalienceShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
@@ -34,6 +36,8 @@ __all__ = [
 _ROOMS = {
     "AttentionRead": "instrument",
     "Instrument": "instrument",
+    "LayerSalienceConfig": "shells",
+    "LayerSalienceShell": "shells",
     "RunFolder": "store",
     "ShellBase": "shells",
     "ShellIntegrator": "shells",

@@ -23,6 +23,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._shell_layer_salience import register as register_layer_salience
 
 __all__ = ["shell_app"]
 
@@ -82,3 +83,6 @@ def value_collapse(
         work=lambda item, progress: diagnose_item(shell, item, chat=chat, seed=seed, progress=progress),
     )
     raise typer.Exit(code)
+
+
+register_layer_salience(shell_app)

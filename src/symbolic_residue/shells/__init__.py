@@ -8,6 +8,12 @@ from symbolic_residue.shells._registry import config_class, make_shell, shell_cl
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.layer_salience import (
+    LayerSalienceConfig,
+    LayerSalienceFindings,
+    LayerSalienceResidue,
+    LayerSalienceShell,
+)
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -22,6 +28,10 @@ __all__ = [
     "Findings",
     "HeadConfirmation",
     "HeadTest",
+    "LayerSalienceConfig",
+    "LayerSalienceFindings",
+    "LayerSalienceResidue",
+    "LayerSalienceShell",
     "IntegratedAttribution",
     "IntegratedRun",
     "PairRuns",

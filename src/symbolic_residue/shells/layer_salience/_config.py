@@ -66,8 +66,8 @@ class LayerSalienceConfig(ShellConfig):
     @field_validator("doses")
     @classmethod
     def _doses(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(not 0 < dose < 10 for dose in value) or len(set(value)) < len(value):
-            raise ValueError("doses are distinct numbers above 0 and below 10, at least one")
+        if any(not 0 < dose < 10 for dose in value) or len(set(value)) < len(value):
+            raise ValueError("doses are distinct numbers above 0 and below 10")
         return tuple(sorted(value))
 
     @property
@@ -77,9 +77,9 @@ class LayerSalienceConfig(ShellConfig):
 
     @classmethod
     def quick(cls, **options: Any) -> Self:
-        """The options of a suite: two doses, eight draws, six tokens, four heads."""
+        """The options of a suite: the ghosts' dose only, eight draws, six tokens, four heads."""
         fewer: dict[str, Any] = {
-            "doses": (0.3,),
+            "doses": (),
             "draws": 8,
             "matched_doses": False,
             "max_tokens": 6,

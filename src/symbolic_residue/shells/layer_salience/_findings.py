@@ -29,6 +29,8 @@ _CURVES = {
     "n": pl.Int64,
     "unit": pl.String,
 }
+_FEWEST = 6
+"""Values below which an interval is not drawn."""
 CONTROLS = {"random": "control: random positions", "matched": "control: matched distance"}
 
 
@@ -43,6 +45,25 @@ class LayerSalienceFindings(Findings[LayerSalienceResidue]):
 
     blamed: tuple[int, ...] = field(default=(), kw_only=True)
     carriers: tuple[CarrierTest, ...] = field(default=(), repr=False, kw_only=True)
+
+    def blame(self) -> dict[str, pl.DataFrame]:
+        """Heads and layers by the effect of hiding the tokens from them (untested ones do not say), tokens by the fall of ln P(answer) under CANCEL."""
+        out: dict[str, pl.DataFrame] = {}
+        for level in ("head", "layer"):
+            mine = [t for t in self.carriers if (t.head is None) == (level == "layer")]
+            if mine:
+                out[level] = pl.DataFrame(
+                    [(t.layer, "" if t.head is None else str(t.head), abs(t.fall), t.confirmed) for t in mine],
+                    schema={"layer": pl.Int64, "unit": pl.String, "score": pl.Float64, "confirmed": pl.Boolean},
+                    orient="row",
+                )
+        tested = self.residue.frames["salience"].filter(pl.col("fall").is_not_null())
+        if len(tested):
+            unit = pl.format("{} {}", pl.col("position"), pl.col("token"))
+            out["token"] = tested.select(
+                pl.lit(-1, pl.Int64).alias("layer"), unit.alias("unit"), pl.col("fall").clip(lower_bound=0.0).alias("score")
+            )
+        return out
 
 
 def summarise(residue: LayerSalienceResidue, verdicts: Sequence[Verdict], blamed: Sequence[int]) -> str:
@@ -81,34 +102,38 @@ def curve_frame(residue: LayerSalienceResidue) -> pl.DataFrame:
         here = cells.filter(pl.col("layer") == layer)
         relative = here["relative"].to_numpy()
         flow = frames["layers"].filter(pl.col("layer") == layer).row(0, named=True)
-        for series, value in (("sink", flow["sink"]), ("own key", flow["own"]), ("other tokens", 1 - flow["sink"] - flow["own"])):
-            rows.append(("layer flow", series, layer, "layer", max(0.0, value), None, None, 1, "share of attention"))
+        for series, value in (("sink", flow["sink"]), ("own key", flow["own"]), ("other tokens", flow["others"])):
+            rows.append(("layer flow", series, layer, "layer", value, None, None, 1, "share of attention"))
         for series, q in (("lowest tenth", 0.1), ("median", 0.5), ("highest tenth", 0.9)):
             rows.append(("distribution over tokens", series, layer, "layer", float(np.quantile(relative, q)), None, None, n, "of the uniform share"))
         rows.append(
             ("tokens under the threshold", "this text", layer, "layer", float((relative < residue.config.threshold).mean()), None, None, n, "share")
         )
-        number = bootstrap_mean(
-            log_effective(frames["rows"].filter(pl.col("layer") == layer)["effective"].to_numpy()), seed=seed, n_resamples=500
-        )
-        low, high = (None, None) if np.isnan(number.low) else (float(np.exp(number.low)), float(np.exp(number.high)))
-        rows.append(("effective number of attended tokens", "this text", layer, "layer", float(np.exp(number.value)), low, high, number.n, "tokens"))
+        logs = log_effective(frames["rows"].filter(pl.col("layer") == layer)["effective"].to_numpy())
+        if len(logs):
+            number = bootstrap_mean(logs, seed=seed, n_resamples=500) if len(logs) >= _FEWEST else None
+            low, high = (None, None) if number is None else (float(np.exp(number.low)), float(np.exp(number.high)))
+            rows.append(
+                ("effective number of attended tokens", "this text", layer, "layer", float(np.exp(logs.mean())), low, high, len(logs), "tokens")
+            )
         of_kind = np.array([kinds[p] for p in here["position"]])
         for kind in KINDS:
             mine = relative[of_kind == kind]
             if len(mine):
-                mean = bootstrap_mean(mine, seed=seed, n_resamples=200)
-                # Attention is not negative; with few tokens the interval is a t interval, which does not know it.
-                bounds = (None, None) if np.isnan(mean.low) else (max(0.0, mean.low), mean.high)
-                rows.append(("attention received by kind of word", kind, layer, "layer", mean.value, *bounds, len(mine), "of the uniform share"))
+                # A t interval of few values would reach below 0; the resampled means of six or more do not.
+                mean = bootstrap_mean(mine, seed=seed, n_resamples=200) if len(mine) >= _FEWEST else None
+                bounds = (None, None) if mean is None else (mean.low, mean.high)
+                rows.append(
+                    ("attention received by kind of word", kind, layer, "layer", float(mine.mean()), *bounds, len(mine), "of the uniform share")
+                )
     return pl.DataFrame(rows, schema=_CURVES, orient="row")
 
 
-def head_frame(tests: Sequence[CarrierTest], carry: pl.DataFrame) -> dict[str, pl.DataFrame]:
+def head_frame(tests: Sequence[CarrierTest], carry: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
     """Table ``head_scores``: share of attention on the blamed tokens (all heads), and the effect of hiding them (heads tested); ``carriers``: all tests."""
     rows = [
         (r["layer"], r["head"], "attention on the cancelled tokens", r["share"], None, None, None, None, None, 1, "share")
-        for r in carry.iter_rows(named=True)
+        for r in (carry.iter_rows(named=True) if carry is not None else ())
     ]
     for t in tests:
         if t.head is not None:

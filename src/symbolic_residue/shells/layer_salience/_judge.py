@@ -3,7 +3,7 @@
 1. **salience collapse**: share of the counted tokens that are under the threshold in at least half of the layers, with Wilson's interval over tokens; control: the
    same share in eight ordinary texts of this length.
 2. **premature deprioritization**: of the neglected tokens, the one whose CANCEL lowers ln P(answer) most: its fall minus that of random tokens cancelled in the same
-   layers, bootstrapped over these draws. It fires only if the fall is past the criterion beyond tokens of matched distance as well. The worst of several tokens is
+   layers; median with its bootstrap over these draws (a draw may hit another word of the same fact, which a mean would follow). It fires only if the fall is past the criterion beyond tokens of matched distance as well. The worst of several tokens is
    compared with single draws; the criterion is set on texts without a planted failure that went through the same choice.
 3. **bottleneck**: the largest fall of the mean log effective number of attended tokens from one layer to the next, bootstrapped over rows; control: the largest fall
    in each of the ordinary texts.
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from symbolic_residue.shells._verdict import judge, Verdict
 from symbolic_residue.shells.layer_salience._residue import LayerSalienceResidue
-from symbolic_residue.stats import bootstrap_mean, decide, Estimate, wilson
+from symbolic_residue.stats import bootstrap_mean, bootstrap_median, decide, Estimate, wilson
 
-__all__ = ["MODES", "largest_fall", "log_effective", "neglected_share", "tests_of", "verdicts"]
+__all__ = ["MODES", "NEEDED", "largest_fall", "log_effective", "neglected_share", "tests_of", "verdicts"]
 
 Array = NDArray[np.float64]
 MODES = ("salience collapse", "premature deprioritization", "bottleneck", "ghosts")
 SHELL = "layer-salience"
+NEEDED = MODES[1]
 _FLOOR = 1e-4
 """KL (nats) below which the output counts as unchanged: well above the rounding of float32 logits."""
 
@@ -97,18 +98,18 @@ def _deprioritization(residue: LayerSalienceResidue) -> Verdict:
         worst = alone.sort("fall", "position", descending=[True, False]).row(0, named=True)
         drawn = tests_of(cancels, "token", "random")["fall"].to_numpy()
         near = tests_of(cancels, "token", "matched")["fall"].to_numpy()
-        value, control = bootstrap_mean(worst["fall"] - drawn, seed=seed), bootstrap_mean(drawn, seed=seed)
-        matched = bootstrap_mean(worst["fall"] - near, seed=seed)
+        value, control = bootstrap_median(worst["fall"] - drawn, seed=seed), bootstrap_median(drawn, seed=seed)
+        matched = bootstrap_median(worst["fall"] - near, seed=seed)
         token = residue.frames["tokens"].filter(pl.col("position") == worst["position"])["token"][0]
         note = (
             f"Token {worst['position']} “{token}”, hidden in {worst['cells']} layers, costs {about} {worst['fall']:.2f} nats; "
-            f"tokens of matched distance {near.mean():.2f} nats (n = {len(near)}). The worst of {len(alone)} neglected tokens."
+            f"tokens of matched distance {np.median(near):.2f} nats (median, n = {len(near)}). The worst of {len(alone)} neglected tokens."
         )
         outcome = None
     verdict = judge(
         SHELL,
         MODES[1],
-        quantity=f"fall of ln P({about}) when a neglected token is cancelled, beyond random tokens",
+        quantity=f"fall of ln P({about}) when a neglected token is cancelled, beyond random tokens (median)",
         unit="nats",
         value=value,
         control="the fall itself when random tokens are cancelled in the same layers",

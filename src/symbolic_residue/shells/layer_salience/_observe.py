@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,6 @@ def hidden_from_last(row: LastRow, edits: Sequence[Sequence[Edit]]) -> torch.Ten
 
 
 def _at(edit: Any, sequence: int) -> Any:
-    from dataclasses import replace
-
     return replace(edit, batch=(sequence,))
 
 
@@ -134,16 +133,9 @@ def _only(under: Cells, token: int) -> Cells:
 
 
 def blamed(cancels: pl.DataFrame) -> list[int]:
-    """The tokens that matter: the worst one, and those whose CANCEL costs at least half as much and more than every random control."""
-    alone = cancels.filter((pl.col("kind") == "token") & (pl.col("control") == "none"))
-    if not len(alone):
-        return []
-    control = cancels.filter((pl.col("kind") == "token") & (pl.col("control") == "random"))["fall"].to_list()
-    top = alone.sort("fall", "position", descending=[True, False])
-    worst = top.row(0, named=True)
-    limit = max([worst["fall"] / 2, *control])
-    also = top.filter((pl.col("fall") >= limit) & (pl.col("fall") > 0))["position"].to_list()
-    return sorted({worst["position"], *also})
+    """The tokens that may matter: the one whose CANCEL costs most, and those that cost at least half as much; none where nothing costs anything."""
+    alone = cancels.filter((pl.col("kind") == "token") & (pl.col("control") == "none") & (pl.col("fall") > 0))
+    return [] if alone.is_empty() else sorted(alone.filter(pl.col("fall") >= pl.col("fall").max() / 2)["position"].to_list())
 
 
 def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, cancels: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -166,10 +158,11 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
     effect = {row["position"]: row for row in alone.iter_rows(named=True)}
     kinds = token_kinds(prompt.text, prompt.offsets)
     attended = pattern.mean(0)
-    maps = cells.select(
+    looked_at = cells.filter(pl.col("position") > 0)
+    maps = looked_at.select(
         pl.lit("attention received").alias("map"), "layer", "position", pl.col("relative").alias("value"), pl.lit("of the uniform share").alias("unit")
     )
-    twin = cells.filter(pl.col("weighted").is_not_null()).select(
+    twin = looked_at.filter(pl.col("weighted").is_not_null()).select(
         pl.lit("value-weighted attention received").alias("map"),
         "layer",
         "position",
@@ -179,7 +172,8 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
     return {
         "cells": cells,
         "layers": pl.DataFrame(
-            {"layer": list(salience.layers), "sink": salience.sink.tolist(), "own": salience.own.tolist()}, schema_overrides={"layer": pl.Int64}
+            {"layer": list(salience.layers), "sink": salience.sink.tolist(), "own": salience.own.tolist(), "others": salience.others.tolist()},
+            schema_overrides={"layer": pl.Int64},
         ),
         "rows": pl.DataFrame(effective, schema={"layer": pl.Int64, "row": pl.Int64, "effective": pl.Float64}, orient="row"),
         "carry": pl.DataFrame(

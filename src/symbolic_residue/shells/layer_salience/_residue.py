@@ -36,7 +36,7 @@ class Asked(BaseModel):
 class LayerSalienceResidue(ShellResidue[Asked, LayerSalienceConfig]):
     """Everything observed on one text.
 
-    Tables of its own, none in a run folder: ``cells`` (layer, position, received, uniform, relative, weighted, counted), ``layers`` (layer, sink, own), ``rows``
+    Tables of its own, none in a run folder: ``cells`` (layer, position, received, uniform, relative, weighted, counted), ``layers`` (layer, sink, own, others), ``rows``
     (layer, row, effective), ``references`` (text, share, drop, drop_layer), ``cancels`` (kind, threshold, position, control, draw, cells, kl, fall), ``carry`` (layer,
     head, share of the last row's value-weighted attention on the tokens that matter), ``pattern`` (layer, position: the last row's mean attention).
     """

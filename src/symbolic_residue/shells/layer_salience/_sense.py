@@ -47,6 +47,7 @@ class Salience:
         weighted: ``[layer, token]``: the value-weighted twin, relative; NaN in gated layers.
         sink: ``[layer]``: mean attention of rows ≥ 1 on the first token.
         own: ``[layer]``: mean attention of rows ≥ 1 on their own key.
+        others: ``[layer]``: mean attention of rows ≥ 1 on all other tokens.
         effective: ``[layer, row]``: effective number of attended tokens; NaN in the first rows.
         counted: positions that a token's share is counted over: no sink, no frame of a chat, not the last.
         last: ``[layer, head, token]``: value-weighted attention of the last row; NaN in gated layers.
@@ -62,6 +63,7 @@ class Salience:
     weighted: Array
     sink: Array
     own: Array
+    others: Array
     effective: Array
     counted: tuple[int, ...]
     last: Array = field(repr=False)
@@ -206,6 +208,7 @@ def sense(
         weighted=np.stack(of_values) / uniform,
         sink=mean[:, 1:, 0].mean(1),
         own=mean[:, rows, rows].mean(1),
+        others=np.tril(mean[:, 1:, 1:], -1).sum(2).mean(1),
         effective=np.stack(number),
         counted=tuple(counted),
         last=np.concatenate(last),
