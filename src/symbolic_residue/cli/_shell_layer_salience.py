@@ -44,7 +44,7 @@ def layer_salience(
         str | None,
         typer.Option("--answer", help="The next word to follow, with its leading space; default the model's own best."),
     ] = None,
-    threshold: Annotated[float, typer.Option("--threshold", help="WEIGHT: part of the uniform share.")] = 0.3,
+    threshold: Annotated[float, typer.Option("--threshold", help="WEIGHT: part of the uniform share.")] = 0.5,
     dose: Annotated[
         list[float] | None, typer.Option("--dose", help="Threshold under which everything is cancelled; may be given again.")
     ] = None,

@@ -29,7 +29,7 @@ def salience_heatmap(
     salience: polars.DataFrame,
     which: str = "attention received",
     *,
-    threshold: float = 0.3,
+    threshold: float = 0.5,
     last: int = SALIENCE_POSITIONS,
 ) -> Any:
     """Attention received by layer and token, and what cancelling a token costs.

@@ -30,13 +30,13 @@ class Criteria(ShellCriteria):
 class LayerSalienceConfig(ShellConfig):
     """Options of LAYER-SALIENCE. All are checked; unknown names are refused."""
 
-    threshold: float = Field(default=0.3, gt=0, lt=1)
+    threshold: float = Field(default=0.5, gt=0, lt=1)
     """WEIGHT: a token is under the threshold in a layer where it receives less than this part of its uniform share."""
 
     ghost_threshold: float = Field(default=0.1, gt=0, lt=1)
     """Attention at most this part of the uniform share counts as nearly none."""
 
-    doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.75)
+    doses: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.75)
     """Thresholds at which every position under them is cancelled; ``ghost_threshold`` is always among them."""
 
     draws: int = Field(default=12, ge=8, le=256)
