@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
     from symbolic_residue.shells import LayerSalienceConfig, LayerSalienceShell, ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
+    from symbolic_residue.shells import (
+        MemtraceConfig,
+        MemtraceShell,
+        ShellBase,
+        ShellIntegrator,
+        ValueCollapseConfig,
+        ValueCollapseShell,
+    )
     from symbolic_residue.store import RunFolder
 
 __version__ = "0.1.0"
@@ -22,6 +30,8 @@ __all__ = [
     "Instrument",
     "LayerSalienceConfig",
     "LayerSalienceShell",
+    "MemtraceConfig",
+    "MemtraceShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
@@ -38,6 +48,8 @@ _ROOMS = {
     "Instrument": "instrument",
     "LayerSalienceConfig": "shells",
     "LayerSalienceShell": "shells",
+    "MemtraceConfig": "shells",
+    "MemtraceShell": "shells",
     "RunFolder": "store",
     "ShellBase": "shells",
     "ShellIntegrator": "shells",

@@ -23,7 +23,9 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
-from symbolic_residue.cli._shell_layer_salience import register as register_layer_salience
+from symbolic_residue.cli._shell_custom import custom
+from symbolic_residue.cli._shell_layer_salience import layer_salience
+from symbolic_residue.cli._shell_memtrace import memtrace
 
 __all__ = ["shell_app"]
 
@@ -33,6 +35,11 @@ shell_app = typer.Typer(help="Run one controlled failure probe.", no_args_is_hel
 @shell_app.callback()
 def _group() -> None:
     """Run one controlled failure probe."""
+
+
+shell_app.command("custom")(custom)
+shell_app.command("memtrace")(memtrace)
+shell_app.command("layer-salience")(layer_salience)
 
 
 @shell_app.command("value-collapse")
@@ -83,6 +90,3 @@ def value_collapse(
         work=lambda item, progress: diagnose_item(shell, item, chat=chat, seed=seed, progress=progress),
     )
     raise typer.Exit(code)
-
-
-register_layer_salience(shell_app)

@@ -24,12 +24,7 @@ from symbolic_residue.cli._common import (
     Seed,
 )
 
-__all__ = ["layer_salience", "register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``residue shell``."""
-    app.command("layer-salience")(layer_salience)
+__all__ = ["layer_salience"]
 
 
 def layer_salience(

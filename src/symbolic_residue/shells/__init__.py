@@ -13,6 +13,16 @@ from symbolic_residue.shells.layer_salience import (
     LayerSalienceFindings,
     LayerSalienceResidue,
     LayerSalienceShell,
+from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
+from symbolic_residue.shells.signatures import (
+    Component,
+    COMPONENTS,
+    read_signature,
+    read_signatures,
+    Signature,
+    signature,
+    signature_matrix,
+    signatures,
 )
 from symbolic_residue.shells.value_collapse import (
     Criteria,
@@ -23,7 +33,9 @@ from symbolic_residue.shells.value_collapse import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "SHELLS",
+    "Component",
     "Criteria",
     "Findings",
     "HeadConfirmation",
@@ -34,6 +46,10 @@ __all__ = [
     "LayerSalienceShell",
     "IntegratedAttribution",
     "IntegratedRun",
+    "MemtraceConfig",
+    "MemtraceFindings",
+    "MemtraceResidue",
+    "MemtraceShell",
     "PairRuns",
     "Progress",
     "Result",
@@ -43,6 +59,7 @@ __all__ = [
     "ShellEntry",
     "ShellIntegrator",
     "ShellResidue",
+    "Signature",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",
@@ -53,6 +70,11 @@ __all__ = [
     "judge",
     "make_shell",
     "quiet",
+    "read_signature",
+    "read_signatures",
     "shell_class",
+    "signature",
+    "signature_matrix",
+    "signatures",
     "verdict_frame",
 ]

@@ -29,8 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symbolic_residue.instrument import collate, Edit, HeadReplace, Instrument, LastRow
+from symbolic_residue.instrument import Edit, HeadReplace, Instrument
 from symbolic_residue.prompts import Prompt
+from symbolic_residue.shells._rows import in_pieces, LastRows
 from symbolic_residue.stats import (
     benjamini_hochberg,
     bootstrap_columns,
@@ -46,7 +47,6 @@ __all__ = ["HeadConfirmation", "HeadTest", "PairRuns", "confirm_heads", "draw_he
 Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 Pair = tuple[int, int]
-_TOKENS_AT_ONCE = 4096
 _BEST = 100
 _RANDOM_PAIRS = 200
 _CELLS_AT_ONCE = 32
@@ -101,23 +101,17 @@ class HeadConfirmation:
         return [(t.layer, t.head) for t in self.tests if t.confirmed]
 
 
-def in_pieces(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Prompts in batches of bounded memory."""
-    size = max(1, _TOKENS_AT_ONCE // max(map(len, prompts)))
-    return [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-
-
-def head_means(instrument: Instrument, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+def head_means(instrument: Instrument, prompts: Sequence[Prompt], *, rows: LastRows | None = None) -> tuple[Tensor, Tensor]:
     """Heads' outputs at the last row over reference prompts: mean ``[layer, head, d_head]``, and each prompt's ``[prompt, layer, head, d_head]``.
 
+    ``rows``: the prompts' last rows, where they are cached already.
     Layers without softmax attention have no heads; NaN stands in their place, so that nothing can be patched from them unseen.
     """
     layers = instrument.attention_layers
     each = []
-    for piece in in_pieces(prompts):
-        trace = instrument.run(collate(piece), reads=("z.*",), keep_logits=1)
+    for trace in (rows or LastRows(instrument, prompts)).run(reads=("z.*",)):
         found = torch.stack([trace[f"z.{i}"][:, -1] for i in layers], 1)
-        whole = found.new_full((len(piece), instrument.parts.n_layers, *found.shape[2:]), float("nan"))
+        whole = found.new_full((len(found), instrument.parts.n_layers, *found.shape[2:]), float("nan"))
         whole[:, list(layers)] = found
         each.append(whole)
     joined = torch.cat(each)
@@ -134,17 +128,23 @@ class PairRuns:
 
     Args:
         instrument: the model's instrument.
-        prompts: the prompts.
+        prompts: the prompts, or how many there are where their rows are cached.
         pair: (a, b) for all prompts, or one for each; the log-odds is logit(a) − logit(b).
+        rows: the prompts' last rows, where they are cached already.
     """
 
-    def __init__(self, instrument: Instrument, prompts: Sequence[Prompt], pair: Pair | Sequence[Pair]) -> None:
+    def __init__(
+        self, instrument: Instrument, prompts: Sequence[Prompt] | int, pair: Pair | Sequence[Pair], *, rows: LastRows | None = None
+    ) -> None:
+        if isinstance(prompts, int):
+            assert rows is not None, "the rows of prompts that are not given must be cached"
+            self.last, n = rows, prompts
+        else:
+            self.last, n = rows or LastRows(instrument, prompts), len(prompts)
         single = isinstance(pair[0], int)
-        self.own: list[Pair] = [pair] * len(prompts) if single else list(pair)  # type: ignore[list-item, arg-type]
+        self.own: list[Pair] = [pair] * n if single else list(pair)  # type: ignore[list-item, arg-type]
         self.instrument = instrument
-        self.pieces = [collate(piece) for piece in in_pieces(prompts)]
-        # One token alone has no prefix to share.
-        self.rows = [LastRow(instrument, batch) if batch.ids.shape[1] > 1 else None for batch in self.pieces]
+        self.pieces, self.rows = self.last.pieces, self.last.rows
 
     def __call__(self, edits: Sequence[Edit] = ()) -> Array:
         """``[prompt]``: log-odds of each prompt's own pair."""
@@ -199,11 +199,7 @@ class PairRuns:
 
     def logits(self, edits: Sequence[Edit] = ()) -> Tensor:
         """``[prompt, vocab]`` float64, on the CPU."""
-        out = []
-        for batch, row in zip(self.pieces, self.rows, strict=True):
-            trace = row.run(edits) if row is not None else self.instrument.run(batch, edits=edits)
-            out.append(trace["logits"][:, -1].double().cpu())
-        return torch.cat(out)
+        return torch.cat([trace["logits"][:, -1].double().cpu() for trace in self.last.run(edits)])
 
 
 def confirm_heads(

@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import build, tiny_tokenizer
 
-from symbolic_residue.errors import UnsupportedModelError
 from symbolic_residue.instrument import HeadReplace, Instrument
 from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt, Prompt
-from symbolic_residue.shells import ValueCollapseShell
+from symbolic_residue.shells import ValueCollapseConfig, ValueCollapseShell
 from symbolic_residue.shells._confirm import head_means, PairRuns
 from symbolic_residue.shells.value_collapse import _attribute
 from symbolic_residue.shells.value_collapse._attribute import attribute, Attribution, token_influence
@@ -146,7 +145,14 @@ class Case:
         return build_prompt(self.instrument.loaded.tokenizer, text)
 
     def attribute(self, candidates: Sequence[int] = CANDIDATES) -> Attribution:
-        return attribute(self.instrument, self.prompts, self.control, self.reference, candidates, **self.options)
+        return attribute(
+            self.instrument,
+            self.prompts,
+            self.control,
+            lambda: head_means(self.instrument, self.reference),
+            candidates,
+            **self.options,
+        )
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -467,10 +473,28 @@ def test_hiding_a_token_that_carries_the_lead_changes_the_order() -> None:
     assert "changes order" in changes_frame(changed).filter(pl.col("kind") == "token")["effect"][0]
 
 
-def test_capped_logits_are_refused_not_half_attributed() -> None:
-    """The parts add up to the uncapped difference, which is not what the model puts out."""
-    with pytest.raises(UnsupportedModelError, match="soft-caps its logits at 4"):
-        ValueCollapseShell(build("gemma3", final_logit_softcapping=4.0), tiny_tokenizer())
+def test_capped_logits_are_judged_and_the_uncapped_attributed() -> None:
+    """Verdicts and interventions are of what the model puts out; the parts add up to what goes into the cap."""
+    cap = 4.0
+    model = build("gemma3", final_logit_softcapping=cap)
+    shell = ValueCollapseShell(model, tiny_tokenizer(), ValueCollapseConfig.make(variants=3, steps=2, top_heads=2, random_heads=3))
+    findings = shell.analyze_residue(residue := shell.run("the mill stands where the river turns, and the"))
+    a, b = residue.asked.candidates[:2]
+    ids = shell._family(residue.asked)[0][0].ids
+    put_out = difference(model, ids, (a, b))
+    candidates = residue.frames["candidates"]
+    assert candidates["logit"][0] - candidates["logit"][1] == pytest.approx(put_out, abs=1e-4)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+    uncapped = cap * (torch.atanh(logits[a] / cap) - torch.atanh(logits[b] / cap))
+    check = findings.frames["dla_check"].row(0, named=True)
+    assert check["logit_difference"] == pytest.approx(float(uncapped), rel=1e-2)
+    assert abs(check["error"]) < 1e-3
+    assert float(uncapped) != pytest.approx(put_out, rel=0.02)
+    head = findings.attribution.tests[0]
+    edit = HeadReplace(head.layer, head.head, shell._means[False][0][head.layer, head.head], rows=(-1,))
+    runs = PairRuns(shell.instrument, shell._family(residue.asked)[0], (a, b))
+    assert head.ablation == pytest.approx(float((runs([edit]) - runs()).mean()), abs=1e-4)
 
 
 def test_specificity_is_the_rank_among_random_pairs(case: Case, found: Attribution) -> None:

@@ -14,8 +14,8 @@ import torch
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.errors import ConfigError, PromptError, RunDamagedError, RunExistsError
-from symbolic_residue.shells import Result, ShellBase, ValueCollapseConfig, ValueCollapseResidue, ValueCollapseShell
-from symbolic_residue.shells.value_collapse import _attribute, _observe
+from symbolic_residue.shells import _rows, Result, ShellBase, ValueCollapseConfig, ValueCollapseResidue, ValueCollapseShell
+from symbolic_residue.shells.value_collapse import _attribute
 from symbolic_residue.shells.value_collapse._refine import count_returns, leader_loss
 
 SENTENCE = "The mill stands where the river turns, and the miller keeps the key to the gate. The mill stands where the"
@@ -272,7 +272,7 @@ def test_small_pieces_change_nothing_but_rounding(
     shell: ValueCollapseShell, residue: ValueCollapseResidue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tests = shell.analyze_residue(residue).attribution.tests
-    monkeypatch.setattr(_observe, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(_rows, "_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(_attribute, "_TOKENS_AT_ONCE", 1)
     apart = ValueCollapseShell(loaded=shell.loaded, config=SMALL).run(SENTENCE)
     assert apart.asked == residue.asked
@@ -282,6 +282,31 @@ def test_small_pieces_change_nothing_but_rounding(
     for a, b in zip(shell.analyze_residue(apart).attribution.tests, tests, strict=True):
         assert (a.layer, a.head) == (b.layer, b.head)
         assert a.ablation == pytest.approx(b.ablation, abs=3e-4)
+
+
+@torch.no_grad()
+def test_no_prompt_is_run_twice(shell: ValueCollapseShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Analysing right after the run costs single rows, beside what is run once a shell (unrelated prompts) and the control and the prompt alone."""
+    seen: list[int] = []
+    fresh = ValueCollapseShell(loaded=shell.loaded, config=SMALL)
+    residue = fresh.run(SENTENCE)
+    fresh.analyze_residue(residue)  # the unrelated prompts' means are there from now on
+    residue = fresh.run(SENTENCE)
+    model = shell.loaded.model
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    again = fresh.analyze_residue(residue)
+    hook.remove()
+    family = sum(len(p) for p in fresh._family(residue.asked)[0])
+    long = [n for n in seen if n > 64]
+    assert sum(long) < family
+    assert len(long) <= 1  # the control alone; the prompt alone is shorter
+    seen.clear()
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    later = ValueCollapseShell(loaded=shell.loaded, config=SMALL).analyze_residue(residue)  # a shell that did not run it
+    hook.remove()
+    assert sum(n for n in seen if n > 64) > family
+    for a, b in zip(again.attribution.tests, later.attribution.tests, strict=True):
+        assert a.ablation == pytest.approx(b.ablation, abs=1e-6)
 
 
 # -- saved and loaded --------------------------------------------------------------------------------------------------------

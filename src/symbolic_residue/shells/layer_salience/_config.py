@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,13 @@ __all__ = ["Criteria", "LayerSalienceConfig"]
 
 class Criteria(ShellCriteria):
     """Thresholds of the four verdicts; the defaults come from ``calibration.json``."""
+
+    thresholds: ClassVar[dict[str, str]] = {
+        "salience collapse": "collapse",
+        "premature deprioritization": "deprioritization",
+        "bottleneck": "bottleneck",
+        "ghosts": "ghosts",
+    }
 
     collapse: float
     """Salience collapse: share of tokens under the threshold in at least half of the layers, above this."""

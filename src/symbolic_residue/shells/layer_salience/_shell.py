@@ -21,6 +21,7 @@ from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.instrument import collate
 from symbolic_residue.prompts import build_prompt, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.layer_salience._attribute import attribute
 from symbolic_residue.shells.layer_salience._cancel import as_cells, cancel, Cancellation, effects
 from symbolic_residue.shells.layer_salience._config import LayerSalienceConfig
@@ -193,6 +194,10 @@ class LayerSalienceShell(ShellBase[LayerSalienceResidue, LayerSalienceFindings])
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
         return LayerSalienceResidue(asked, self.config, provenance, frames)
+
+    def verdicts(self, residue: LayerSalienceResidue) -> list[Verdict]:
+        """The four verdicts of a residue, from its tables alone."""
+        return verdicts(residue)
 
     def analyze_residue(self, residue: LayerSalienceResidue, *, progress: Progress = quiet) -> LayerSalienceFindings:
         """Verdicts and carriers of a residue.

@@ -20,11 +20,13 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from symbolic_residue.instrument import AttentionMask, collate, Edit, Instrument, LastRow
 from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import direct_logit_attribution, dla_reads
-from symbolic_residue.shells._confirm import confirm_heads, draw_heads, head_means, HeadTest, in_pieces, PairRuns
+from symbolic_residue.shells._confirm import confirm_heads, draw_heads, head_means, HeadTest, PairRuns
+from symbolic_residue.shells._rows import LastRows
 
 __all__ = ["Attribution", "attribute", "token_influence"]
 
@@ -67,13 +69,14 @@ def attribute(
     instrument: Instrument,
     prompts: Sequence[Prompt],
     control: Prompt,
-    reference: Sequence[Prompt],
+    reference: Callable[[], tuple[Tensor, Tensor]],
     candidates: Sequence[int],
     *,
     top_heads: int,
     random_heads: int,
     attributed: int,
     seed: int,
+    rows: LastRows | None = None,
     progress: Progress = lambda what, share: None,
 ) -> Attribution:
     """Attribute and confirm; see the module.
@@ -81,26 +84,37 @@ def attribute(
     Args:
         prompts: the prompt, then its variants.
         control: the disambiguated prompt to patch from.
-        reference: unrelated prompts, for means and patch controls.
+        reference: gives :func:`head_means` over unrelated prompts, for means and patch controls; called only where heads are tested.
         candidates: token ids, best first.
         top_heads: how many heads to test; ``random_heads`` how many for the control.
         attributed: pairs among this many best candidates.
+        rows: the prompts' last rows, where they are cached already.
         progress: told what is going on, and the share done.
     """
     parts = instrument.parts
     best = list(candidates[:attributed])
     pairs = list(combinations(best, 2))
     targets: list[tuple[int, int | None]] = [*pairs, *((t, None) for t in best)]
-    found = [
-        direct_logit_attribution(instrument.run(collate(piece), reads=dla_reads(parts), keep_logits=1), parts, targets)
-        for piece in in_pieces(prompts)
-    ]
+    rows = rows or LastRows(instrument, prompts)
+    found = [direct_logit_attribution(trace, parts, targets, rows=(-1,)) for trace in rows.run(reads=dla_reads(parts))]
 
     def joined(name: str, n: int = len(pairs)) -> Array:
         return np.concatenate([getattr(d, name)[:n, :, 0].double().cpu().numpy() for d in found], 1)
 
     heads = joined("heads")
     toward = found[0].heads[len(pairs) :, 0, 0].double().cpu().numpy()
+    parts_of = (
+        pairs,
+        heads,
+        joined("mlps"),
+        joined("mixers"),
+        joined("attention_bias"),
+        joined("embedding"),
+        found[0].constant[: len(pairs)].double().cpu().numpy(),
+        joined("total"),
+        joined("error"),
+        toward - toward.mean(0),
+    )
     mean_size = np.abs(heads[0].mean(0))
     # Layers without softmax attention have no heads to test, nor to draw as a control.
     there = np.isin(np.arange(parts.n_layers), parts.attention_layers)
@@ -110,10 +124,13 @@ def attribute(
     rng = np.random.default_rng(seed)
     drawn = draw_heads(others, random_heads, rng)
 
-    means, each = head_means(instrument, reference)
-    _, of_control = head_means(instrument, [control])
+    if top_heads == 0:
+        return Attribution(*parts_of, [], float("inf"), 0)
+    means, each = reference()
+    settled = LastRows(instrument, [control])
+    _, of_control = head_means(instrument, [control], rows=settled)
     tested = confirm_heads(
-        PairRuns(instrument, prompts, pairs[0]),
+        PairRuns(instrument, prompts, pairs[0], rows=rows),
         chosen,
         drawn,
         means=means,
@@ -121,25 +138,11 @@ def attribute(
         seed=seed,
         rng=rng,
         settled=of_control[0],
-        settled_log_odds=float(PairRuns(instrument, [control], pairs[0])()[0]),
+        settled_log_odds=float(PairRuns(instrument, [control], pairs[0], rows=settled)()[0]),
         unrelated=each[int(rng.integers(len(each)))],
         progress=progress,
     )
-    return Attribution(
-        pairs=pairs,
-        heads=heads,
-        mlps=joined("mlps"),
-        mixers=joined("mixers"),
-        biases=joined("attention_bias"),
-        embedding=joined("embedding"),
-        constant=found[0].constant[: len(pairs)].double().cpu().numpy(),
-        total=joined("total"),
-        error=joined("error"),
-        toward=toward - toward.mean(0),
-        tests=tested.tests,
-        random_effect=tested.random_effect,
-        random_n=tested.random_n,
-    )
+    return Attribution(*parts_of, tested.tests, tested.random_effect, tested.random_n)
 
 
 def token_influence(instrument: Instrument, prompt: Prompt, pair: tuple[int, int]) -> Array:

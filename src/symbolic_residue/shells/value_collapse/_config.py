@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -20,6 +20,13 @@ class Criteria(ShellCriteria):
     The defaults come from ``calibration.json``, written by ``benchmarks/calibrate_value_collapse.py``: each is set so that its verdict
     fires on at most 5 % of prompts whose next token is settled.
     """
+
+    thresholds: ClassVar[dict[str, str]] = {
+        "flatness": "log_odds",
+        "oscillation": "returns",
+        "value collapse": "leader_loss",
+        "confidence fragility": "fragility",
+    }
 
     log_odds: float
     """Flatness: the log-odds (nats) between the two best candidates must be below this …"""
@@ -67,6 +74,9 @@ class ValueCollapseConfig(ShellConfig):
     variants: int = Field(default=12, ge=1, le=64)
     """Small edits of the prompt that keep its meaning; the verdicts' intervals are over these."""
 
+    control_variants: int | None = Field(default=None, ge=1, le=64)
+    """The same of the control; as many as of the prompt when left out."""
+
     top_heads: int = Field(default=12, ge=0, le=128)
     """Heads (largest direct logit attribution, either sign) that are ablated and patched; with 0 there are no interventions."""
 
@@ -84,5 +94,7 @@ class ValueCollapseConfig(ShellConfig):
 
     @classmethod
     def quick(cls, **options: Any) -> Self:
-        """The options of a suite: as many variants (the criteria were calibrated with them), the ``layers`` refiner alone, fewer heads."""
-        return cls.make(**{"refiners": ("layers",), "top_heads": 6, "random_heads": 24, "attributed_candidates": 2} | options)
+        """The options of a suite: fewer variants and heads, the ``layers`` refiner alone (the one that decides), a shorter lens map."""
+        few: dict[str, Any] = {"variants": 7, "control_variants": 3, "refiners": ("layers",), "lens_positions": 4}
+        few |= {"top_heads": 6, "random_heads": 16, "attributed_candidates": 2}
+        return cls.make(**few | options)

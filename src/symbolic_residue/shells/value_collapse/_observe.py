@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from symbolic_residue.instrument import collate, Instrument
 from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import lens_logits, lens_reads
+from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._refine import (
     count_returns,
@@ -30,10 +31,9 @@ from symbolic_residue.shells.value_collapse._refine import (
 )
 from symbolic_residue.stats import entropy
 
-__all__ = ["Observation", "choose_candidates", "measure", "observe"]
+__all__ = ["Observation", "choose_candidates", "measure", "next_token", "observe"]
 
 Array = NDArray[np.float64]
-_TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -67,36 +67,48 @@ def choose_candidates(probability: Array, config: ValueCollapseConfig) -> list[i
     return order[:size].tolist()
 
 
+def next_token(rows: LastRows) -> Array:
+    """``[prompt, vocab]``: the next-token distributions."""
+    return np.concatenate([torch.softmax(trace["logits"][:, -1].double(), -1).cpu().numpy() for trace in rows.run()])
+
+
 def observe(
-    instrument: Instrument, prompts: Sequence[Prompt], config: ValueCollapseConfig, candidates: list[int] | None = None
+    instrument: Instrument,
+    prompts: Sequence[Prompt],
+    config: ValueCollapseConfig,
+    candidates: list[int] | None = None,
+    *,
+    rows: LastRows | None = None,
 ) -> Observation:
     """Run a prompt and its variants.
 
     Args:
         prompts: the prompt first, then its variants.
         candidates: token ids; None chooses them from the prompt's distribution.
+        rows: the prompts' last rows, where they are cached already.
     """
+    layers = "layers" in config.refiners or config.verdict_refiner == "layers"
     probability, logits, depth_p, depth_l1 = [], [], [], []
-    for piece in _pieces(prompts):
-        batch = collate(piece)
-        trace = instrument.run(batch, reads=lens_reads(), keep_logits=1)
+    for trace in (rows or LastRows(instrument, prompts)).run(reads=lens_reads() if layers else ()):
         p = torch.softmax(trace["logits"][:, -1].double(), -1)
         probability.append(p.cpu().numpy())
         if candidates is None:
             candidates = choose_candidates(probability[0][0], config)
         logits.append(trace["logits"][:, -1, candidates].double().cpu().numpy())
+        if not layers:
+            continue
         by_depth, changes, before = [], [], None
         for depth in range(instrument.parts.n_layers + 1):
             resid = trace["resid_pre.0"] if depth == 0 else trace[f"resid_post.{depth - 1}"]
             now = torch.softmax(lens_logits(instrument.parts, resid[:, -1]).double(), -1)
             by_depth.append(torch.log(now[:, candidates].clamp_min(1e-300)).cpu().numpy())
-            changes.append(np.full(len(piece), np.nan) if before is None else (now - before).abs().sum(-1).cpu().numpy())
+            changes.append(np.full(len(now), np.nan) if before is None else (now - before).abs().sum(-1).cpu().numpy())
             before = now
         depth_p.append(np.stack(by_depth, 1))
         depth_l1.append(np.stack(changes, 1))
     assert candidates is not None
     refinements: dict[str, Refinement] = {}
-    if "layers" in config.refiners or config.verdict_refiner == "layers":
+    if layers:
         refinements["layers"] = refine_layers(
             np.concatenate(depth_p), np.concatenate(depth_l1), config.readable_mass, config.tolerance
         )
@@ -105,12 +117,6 @@ def observe(
         if name in config.refiners or config.verdict_refiner == name:
             refinements[name] = refine(instrument, whole, candidates, config.steps, config.tolerance)
     return Observation(np.concatenate(probability), np.concatenate(logits), candidates, refinements)
-
-
-def _pieces(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    width = max(len(p) for p in prompts)
-    size = max(1, _TOKENS_AT_ONCE // width)
-    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
 def measure(observation: Observation, side: str) -> pl.DataFrame:

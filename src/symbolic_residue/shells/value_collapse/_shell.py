@@ -14,14 +14,17 @@ from typing import Any, ClassVar, TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from symbolic_residue.errors import ConfigError, UnsupportedModelError
+from symbolic_residue.errors import ConfigError
 from symbolic_residue.prompts import benchmark, BenchmarkItem, build_prompt, perturb, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
+from symbolic_residue.shells._confirm import head_means
+from symbolic_residue.shells._rows import LastRows
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.value_collapse._attribute import attribute, token_influence
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
 from symbolic_residue.shells.value_collapse._judge import quantity, verdicts
-from symbolic_residue.shells.value_collapse._observe import measure, observe
+from symbolic_residue.shells.value_collapse._observe import choose_candidates, measure, next_token, observe
 from symbolic_residue.shells.value_collapse._operations import commit, isolate, Isolation, resolve_candidates, token_text
 from symbolic_residue.shells.value_collapse._refine import Refinement
 from symbolic_residue.shells.value_collapse._residue import Asked, ValueCollapseResidue
@@ -29,11 +32,14 @@ from symbolic_residue.shells.value_collapse._tables import residue_frames
 from symbolic_residue.stats import js_divergence
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from symbolic_residue.models import LoadedModel
 
 __all__ = ["ValueCollapseShell"]
 
 _REFERENCES = 24
+_KEPT_TOKENS = 8192
 
 
 class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings]):
@@ -44,8 +50,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         config: a ``ValueCollapseConfig``; ``None`` takes the defaults.
         loaded: instead of model and tokenizer: an opened model.
 
-    Raises:
-        UnsupportedModelError: the model soft-caps its logits; besides what ``ShellBase`` raises.
+    Where the model soft-caps its logits, verdicts and interventions are of the capped ones, direct logit attribution of those before the cap.
     """
 
     name: ClassVar[str] = "value-collapse"
@@ -75,13 +80,9 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         loaded: LoadedModel | None = None,
     ) -> None:
         super().__init__(model, tokenizer, config or ValueCollapseConfig(), loaded=loaded)
-        if self.instrument.parts.logit_softcap is not None:
-            raise UnsupportedModelError(
-                f"The model soft-caps its logits at {self.instrument.parts.logit_softcap:g}.",
-                why="Direct logit attribution is linear, so its parts would not add up to a capped logit difference.",
-                todo="Use a model without final_logit_softcapping.",
-            )
         self._references: dict[bool, list[Prompt]] = {}
+        self._means: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._rows: tuple[list[Prompt], LastRows] | None = None
         self._unrelated: dict[bool, np.ndarray] = {}
 
     # -- operations ----------------------------------------------------------------------------------------------------------
@@ -180,19 +181,18 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         if turns and turns[-1]["role"] != "user":
             raise ConfigError("The conversation must end with a user's turn.", why="Its last turn is what gets varied.")
         given = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
-        bare = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
         progress("first reading", 0.0)
-        first = observe(self.instrument, [prompt], bare, given)
-        if given is not None:
-            given = sorted(given, key=lambda t: -first.probability[0, t])
-        ids = given or first.candidates
+        first = next_token(LastRows(self.instrument, [prompt]))[0]
+        ids = choose_candidates(first, self.config) if given is None else sorted(given, key=lambda t: -first[t])
+        given = None if given is None else ids
         names = [token_text(self.tokenizer, t) for t in ids]
         variants = [(v.kind, v.text) for v in perturb(text, seed=seed, protect=names, n=self.config.variants)]
         limit = self.instrument.parts.max_context
         # Variants may be a little longer than the prompt, hence four times instead of three.
         repeat = not chat and turns is None and (limit is None or 4 * len(prompt) + 16 <= limit)
         control_text = control if control is not None else _settled(text, names[0], repeat=repeat)
-        control_variants = [(v.kind, v.text) for v in perturb(control_text, seed=seed, protect=names, n=self.config.variants)]
+        n_control = self.config.control_variants or self.config.variants
+        control_variants = [(v.kind, v.text) for v in perturb(control_text, seed=seed, protect=names, n=n_control)]
         asked = Asked(
             input_text=text,
             messages=turns,
@@ -207,7 +207,10 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         )
         prompts, controls = self._family(asked)
         progress("prompt and variants", 0.2)
-        of_prompt = observe(self.instrument, prompts, self.config, ids)
+        rows = LastRows(self.instrument, prompts)
+        # The analysis that follows reads and edits the same rows. A long prompt's cache is not kept: it may be large.
+        self._rows = (prompts, rows) if rows.tokens <= _KEPT_TOKENS else None
+        of_prompt = observe(self.instrument, prompts, self.config, ids, rows=rows)
         progress("control and variants", 0.5)
         # The control needs only the refiner that the verdicts look at.
         of_control = observe(
@@ -223,6 +226,10 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
         return ValueCollapseResidue(asked, self.config, provenance, frames)
+
+    def verdicts(self, residue: ValueCollapseResidue) -> list[Verdict]:
+        """The four verdicts of a residue, from its measures alone."""
+        return verdicts(residue)
 
     def analyze_residue(self, residue: ValueCollapseResidue, *, progress: Progress = quiet) -> ValueCollapseFindings:
         """Verdicts and attribution of a residue.
@@ -241,14 +248,16 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             self.instrument,
             prompts,
             controls[0],
-            self._reference(asked.chat),
+            lambda: self._reference_means(asked.chat),
             asked.candidates,
             top_heads=config.top_heads,
             random_heads=config.random_heads,
             attributed=config.attributed_candidates,
             seed=asked.seed,
+            rows=self._rows[1] if self._rows is not None and self._rows[0] == prompts else None,
             progress=progress,
         )
+        self._rows = None
         progress("hiding tokens", 1.0)
         pair = attribution.pairs[0]
         influence = token_influence(self.instrument, prompts[0], pair)
@@ -269,7 +278,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
                 "tests": attribution.tests,
                 "influence": influence,
                 "tokens": prompts[0].tokens,
-                "base": float(attribution.total[0, 0]),
+                "base": float(first["logit"] - residue.frames["candidates"].row(1, named=True)["logit"]),
                 "control_log_odds": float(quantity(measures, "control", "log_odds")[0]),
                 "control_text": asked.control_text,
             }
@@ -307,11 +316,16 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             self._references[chat] = [self._prompt(text, None, chat) for text in texts]
         return self._references[chat]
 
+    def _reference_means(self, chat: bool) -> tuple[Tensor, Tensor]:
+        """:func:`head_means` over the unrelated prompts, run once."""
+        if chat not in self._means:
+            self._means[chat] = head_means(self.instrument, self._reference(chat))
+        return self._means[chat]
+
     def _unrelated_js(self, chat: bool) -> np.ndarray:
         """Jensen-Shannon divergence between the distributions of disjoint pairs of unrelated prompts (each prompt used once), ``[pair]``."""
         if chat not in self._unrelated:
-            bare = self.config.model_copy(update={"refiners": (), "verdict_refiner": "layers"})
-            p = observe(self.instrument, self._reference(chat), bare, [0, 1]).probability
+            p = next_token(LastRows(self.instrument, self._reference(chat)))
             half = len(p) // 2
             self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
         return self._unrelated[chat]
