@@ -157,7 +157,7 @@ def main() -> None:
     """Write the file."""
     lines = [json.dumps(row, ensure_ascii=False) for row in items()]
     OUT.write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{OUT.name}: {len(lines)} items")  # noqa: T201
+    print(f"{OUT.name}: {len(lines)} items")
 
 
 if __name__ == "__main__":

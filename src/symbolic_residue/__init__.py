@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import LayerSalienceConfig, LayerSalienceShell, ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
     from symbolic_residue.shells import (
+        LayerSalienceConfig,
+        LayerSalienceShell,
         MemtraceConfig,
         MemtraceShell,
         ShellBase,

@@ -76,7 +76,9 @@ def layer_salience(
             shell,
             item.id,
             item.prompt or "",
-            lambda told: shell.run(item.prompt, messages=messages, chat=chat and messages is None, answer=follow, seed=seed, progress=told),
+            lambda told: shell.run(
+                item.prompt, messages=messages, chat=chat and messages is None, answer=follow, seed=seed, progress=told
+            ),
             chat=chat or messages is not None,
             seed=seed,
             progress=progress,

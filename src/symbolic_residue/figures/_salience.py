@@ -1,7 +1,8 @@
 """What a text's tokens receive, layer by layer, and what cancelling them costs.
 
-``salience_heatmap``: rows = layers, the last on top; columns = tokens without the sink, the last 32 at most; orange = less attention than the uniform share, blue = more
-(logarithmic); a dot marks cells under the threshold. Below: the fall of ln P(answer) when a token is cancelled, for the tokens that were.
+``salience_heatmap``: rows = layers, the last on top; columns = tokens without the sink, the last 32 at most; orange = less attention than the uniform
+share, blue = more (logarithmic); a dot marks cells under the threshold. Below: the fall of ln P(answer) when a token is cancelled, for the tokens
+that were.
 """
 
 from __future__ import annotations

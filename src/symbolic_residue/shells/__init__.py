@@ -13,6 +13,7 @@ from symbolic_residue.shells.layer_salience import (
     LayerSalienceFindings,
     LayerSalienceResidue,
     LayerSalienceShell,
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -40,12 +41,12 @@ __all__ = [
     "Findings",
     "HeadConfirmation",
     "HeadTest",
+    "IntegratedAttribution",
+    "IntegratedRun",
     "LayerSalienceConfig",
     "LayerSalienceFindings",
     "LayerSalienceResidue",
     "LayerSalienceShell",
-    "IntegratedAttribution",
-    "IntegratedRun",
     "MemtraceConfig",
     "MemtraceFindings",
     "MemtraceResidue",

@@ -1,12 +1,15 @@
 """Which heads and layers carry the cancelled tokens to the output: ranked by what they attend to, confirmed by hiding.
 
-1. The tokens in question are those whose CANCEL mattered (``blamed``). Heads are ranked by the share of the last row's value-weighted attention that goes to them,
-   layers by the mean of that share over heads. In gated layers there is none, and nothing is ranked.
-2. Each of the first ``top_heads`` (``top_layers``) is tested: the tokens are hidden from the last row in that head (layer) alone; effect = fall of ln P(answer), nats.
-3. *Keys drawn at random*: the same head with as many other counted tokens hidden, ``head_draws`` times; every head gets the same draws. p is family-wise: the share of
-   draws (plus one) in which *any* tested head's absolute effect is at least as large.
-4. *Heads drawn at random*: the same tokens hidden in other heads; the 95th percentile of their absolute effects is the size to exceed. Layers have no such control.
-5. Confirmed: p ≤ 0.05, and for heads larger than the random heads' size. A head whose hiding *raises* ln P(answer) can be confirmed too; the sign says which way.
+1. The tokens in question are those whose CANCEL mattered (``blamed``). Heads are ranked by the share of the last row's value-weighted attention that
+   goes to them, layers by the mean of that share over heads. In gated layers there is none, and nothing is ranked.
+2. Each of the first ``top_heads`` (``top_layers``) is tested: the tokens are hidden from the last row in that head (layer) alone; effect = fall of ln
+   P(answer), nats.
+3. *Keys drawn at random*: the same head with as many other counted tokens hidden, ``head_draws`` times; every head gets the same draws. p is
+   family-wise: the share of draws (plus one) in which *any* tested head's absolute effect is at least as large.
+4. *Heads drawn at random*: the same tokens hidden in other heads; the 95th percentile of their absolute effects is the size to exceed. Layers have no
+   such control.
+5. Confirmed: p ≤ 0.05, and for heads larger than the random heads' size. A head whose hiding *raises* ln P(answer) can be confirmed too; the sign
+   says which way.
 
 Interventions act on the last row only: heads that moved the token's content to other rows earlier are not seen here, but count in CANCEL.
 """
@@ -18,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from symbolic_residue.instrument import AttentionMask, collate, Edit, Instrument, LastRow
@@ -75,7 +77,8 @@ def attribute(
         return []
     rng = np.random.default_rng(seed)
     draws = [sorted(others[int(i)] for i in rng.permutation(len(others))[: len(tokens)]) for _ in range(config.head_draws)]
-    heads: list[Place] = [(row["layer"], row["head"]) for row in ranked.sort("share", "layer", "head", descending=[True, False, False]).head(config.top_heads).iter_rows(named=True)]
+    best = ranked.sort("share", "layer", "head", descending=[True, False, False]).head(config.top_heads)
+    heads: list[Place] = [(row["layer"], row["head"]) for row in best.iter_rows(named=True)]
     of_layer = ranked.group_by("layer").agg(pl.col("share").mean()).sort("share", "layer", descending=[True, False])
     layers: list[Place] = [(layer, None) for layer in of_layer["layer"].head(config.top_layers)]
     every = [(layer, head) for layer in instrument.attention_layers for head in range(instrument.parts.n_heads)]

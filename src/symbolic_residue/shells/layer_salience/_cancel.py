@@ -1,11 +1,11 @@
 """CANCEL: hide exactly these tokens in exactly these layers, and see what the output does.
 
-1. What is hidden is a set of *cells* (layer, token). In each of them the key is masked before softmax from every row that comes after the token; the token's own
-   row keeps it, as in SENSE.
+1. What is hidden is a set of *cells* (layer, token). In each of them the key is masked before softmax from every row that comes after the token; the
+   token's own row keeps it, as in SENSE.
 2. Effect: KL(P ‖ P′) of the next-token distribution (nats), and the fall of ln P(answer).
-3. *Random control*: the same cells with the tokens exchanged at random among the counted ones. Each token's layers stay together, so every layer hides as many
-   positions as before. *Matched distance*: the same, but tokens change places only with neighbours (blocks of :data:`BLOCK` counted tokens, at an offset drawn each
-   time), so that how far they are from the end stays the same within a few tokens.
+3. *Random control*: the same cells with the tokens exchanged at random among the counted ones. Each token's layers stay together, so every layer
+   hides as many positions as before. *Matched distance*: the same, but tokens change places only with neighbours (blocks of :data:`BLOCK` counted
+   tokens, at an offset drawn each time), so that how far they are from the end stays the same within a few tokens.
 4. Many sets go through the model in one forward.
 """
 
@@ -71,7 +71,9 @@ def cancel(
         for b, i in enumerate(group):
             edits += _masks(sets[i], layers, n, b)
         ids = torch.tensor([prompt.ids] * len(group))
-        trace = instrument.run(Batch(ids, torch.ones_like(ids), None, (0,) * len(group), (n - 1,) * len(group)), edits=edits, keep_logits=1)
+        trace = instrument.run(
+            Batch(ids, torch.ones_like(ids), None, (0,) * len(group), (n - 1,) * len(group)), edits=edits, keep_logits=1
+        )
         out.append(torch.log_softmax(trace["logits"][:, -1].double(), -1).cpu())
         told(min(1.0, (start + size) / len(once)))
     if not out:

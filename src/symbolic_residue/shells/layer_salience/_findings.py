@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -94,7 +95,19 @@ def curve_frame(residue: LayerSalienceResidue) -> pl.DataFrame:
                 drawn = tests_of(frames["cancels"], "dose", control, threshold=dose)[quantity].to_numpy()
                 if len(drawn):
                     low, high = np.quantile(drawn, (0.025, 0.975))
-                    rows.append((curve, name, dose, "threshold (of the uniform share)", float(drawn.mean()), float(low), float(high), len(drawn), "nats"))
+                    rows.append(
+                        (
+                            curve,
+                            name,
+                            dose,
+                            "threshold (of the uniform share)",
+                            float(drawn.mean()),
+                            float(low),
+                            float(high),
+                            len(drawn),
+                            "nats",
+                        )
+                    )
     cells = frames["cells"].filter(pl.col("counted"))
     kinds = dict(frames["salience"].select("position", "kind").iter_rows())
     n = cells["position"].n_unique()
@@ -105,16 +118,48 @@ def curve_frame(residue: LayerSalienceResidue) -> pl.DataFrame:
         for series, value in (("sink", flow["sink"]), ("own key", flow["own"]), ("other tokens", flow["others"])):
             rows.append(("layer flow", series, layer, "layer", value, None, None, 1, "share of attention"))
         for series, q in (("lowest tenth", 0.1), ("median", 0.5), ("highest tenth", 0.9)):
-            rows.append(("distribution over tokens", series, layer, "layer", float(np.quantile(relative, q)), None, None, n, "of the uniform share"))
+            rows.append(
+                (
+                    "distribution over tokens",
+                    series,
+                    layer,
+                    "layer",
+                    float(np.quantile(relative, q)),
+                    None,
+                    None,
+                    n,
+                    "of the uniform share",
+                )
+            )
         rows.append(
-            ("tokens under the threshold", "this text", layer, "layer", float((relative < residue.config.threshold).mean()), None, None, n, "share")
+            (
+                "tokens under the threshold",
+                "this text",
+                layer,
+                "layer",
+                float((relative < residue.config.threshold).mean()),
+                None,
+                None,
+                n,
+                "share",
+            )
         )
         logs = log_effective(frames["rows"].filter(pl.col("layer") == layer)["effective"].to_numpy())
         if len(logs):
             number = bootstrap_mean(logs, seed=seed, n_resamples=500) if len(logs) >= _FEWEST else None
             low, high = (None, None) if number is None else (float(np.exp(number.low)), float(np.exp(number.high)))
             rows.append(
-                ("effective number of attended tokens", "this text", layer, "layer", float(np.exp(logs.mean())), low, high, len(logs), "tokens")
+                (
+                    "effective number of attended tokens",
+                    "this text",
+                    layer,
+                    "layer",
+                    float(np.exp(logs.mean())),
+                    low,
+                    high,
+                    len(logs),
+                    "tokens",
+                )
             )
         of_kind = np.array([kinds[p] for p in here["position"]])
         for kind in KINDS:
@@ -122,31 +167,53 @@ def curve_frame(residue: LayerSalienceResidue) -> pl.DataFrame:
             if len(mine):
                 # A t interval of few values would reach below 0; the resampled means of six or more do not.
                 mean = bootstrap_mean(mine, seed=seed, n_resamples=200) if len(mine) >= _FEWEST else None
-                bounds = (None, None) if mean is None else (mean.low, mean.high)
+                low, high = (None, None) if mean is None else (mean.low, mean.high)
                 rows.append(
-                    ("attention received by kind of word", kind, layer, "layer", float(mine.mean()), *bounds, len(mine), "of the uniform share")
+                    (
+                        "attention received by kind of word",
+                        kind,
+                        layer,
+                        "layer",
+                        float(mine.mean()),
+                        low,
+                        high,
+                        len(mine),
+                        "of the uniform share",
+                    )
                 )
     return pl.DataFrame(rows, schema=_CURVES, orient="row")
 
 
 def head_frame(tests: Sequence[CarrierTest], carry: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
     """Table ``head_scores``: share of attention on the blamed tokens (all heads), and the effect of hiding them (heads tested); ``carriers``: all tests."""
-    rows = [
-        (r["layer"], r["head"], "attention on the cancelled tokens", r["share"], None, None, None, None, None, 1, "share")
+    rows: list[dict[str, Any]] = [
+        {"layer": r["layer"], "head": r["head"], "score": "attention on the cancelled tokens", "value": r["share"], "unit": "share"}
         for r in (carry.iter_rows(named=True) if carry is not None else ())
     ]
+    tested: list[dict[str, Any]] = []
     for t in tests:
+        low, high = map(float, np.quantile(t.drawn, (0.025, 0.975)))
+        one = {"layer": t.layer, "head": t.head, "control": float(t.drawn.mean()), "control_low": low, "control_high": high}
+        tested.append(
+            one
+            | {
+                "share": t.share,
+                "fall": t.fall,
+                "control_n": len(t.drawn),
+                "random_effect": t.random_effect,
+                "p": t.p,
+                "confirmed": t.confirmed,
+            }
+        )
         if t.head is not None:
-            low, high = np.quantile(t.drawn, (0.025, 0.975))
-            rows.append(
-                (t.layer, t.head, "fall of ln P(answer) when hidden from the head", t.fall, None, None, float(t.drawn.mean()), float(low), float(high), 1, "nats")
-            )
-    schema = {"layer": pl.Int64, "head": pl.Int64, "score": pl.String, **dict.fromkeys(("value", "low", "high", "control", "control_low", "control_high"), pl.Float64), "n": pl.Int64, "unit": pl.String}
+            rows.append(one | {"score": "fall of ln P(answer) when hidden from the head", "value": t.fall, "unit": "nats"})
+    floats = dict.fromkeys(("value", "low", "high", "control", "control_low", "control_high"), pl.Float64)
+    scores = pl.DataFrame(
+        [{"n": 1} | row for row in rows],
+        schema={"layer": pl.Int64, "head": pl.Int64, "score": pl.String, **floats, "n": pl.Int64, "unit": pl.String},
+    )
     carriers = pl.DataFrame(
-        [
-            (t.layer, t.head, t.share, t.fall, float(t.drawn.mean()), *map(float, np.quantile(t.drawn, (0.025, 0.975))), len(t.drawn), t.random_effect, t.p, t.confirmed)
-            for t in tests
-        ],
+        tested,
         schema={
             "layer": pl.Int64,
             "head": pl.Int64,
@@ -156,6 +223,5 @@ def head_frame(tests: Sequence[CarrierTest], carry: pl.DataFrame | None) -> dict
             "p": pl.Float64,
             "confirmed": pl.Boolean,
         },
-        orient="row",
     )
-    return {"head_scores": pl.DataFrame(rows, schema=schema, orient="row"), "carriers": carriers}
+    return {"head_scores": scores, "carriers": carriers}

@@ -12,8 +12,8 @@ __all__ = ["SalienceItem", "salience_items"]
 class SalienceItem(ShellItem):
     """One text that stops before its last word.
 
-    Kinds: ``early`` (the answer's word stands once, at the start, unrelated sentences follow); ``null-late`` (the same sentences, the answer's word right before the
-    end); ``null-open`` (no word of the text is the answer).
+    Kinds: ``early`` (the answer's word stands once, at the start, unrelated sentences follow); ``null-late`` (the same frames, the answer's word
+    right before the end); ``null-open`` (no word of the text is the answer).
     """
 
     text: str

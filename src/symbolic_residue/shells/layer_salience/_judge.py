@@ -1,16 +1,18 @@
 """The four verdicts of LAYER-SALIENCE, from a residue's frames alone.
 
-1. **salience collapse**: share of the counted tokens that are under the threshold in at least half of the layers, with Wilson's interval over tokens; control: the
-   same share in eight ordinary texts of this length.
-2. **premature deprioritization**: of the neglected tokens, the one whose CANCEL lowers ln P(answer) most: its fall minus that of random tokens cancelled in the same
-   layers; median with its bootstrap over these draws (a draw may hit another word of the same fact, which a mean would follow). It fires only if the fall is past the criterion beyond tokens of matched distance as well. The worst of several tokens is
-   compared with single draws; the criterion is set on texts without a planted failure that went through the same choice.
-3. **bottleneck**: the largest fall of the mean log effective number of attended tokens from one layer to the next, bootstrapped over rows; control: the largest fall
-   in each of the ordinary texts.
+1. **salience collapse**: share of the counted tokens that are under the threshold in at least half of the layers, with Wilson's interval over tokens;
+   control: the same share in eight ordinary texts of this length.
+2. **premature deprioritization**: of the neglected tokens, the one whose CANCEL lowers ln P(answer) most: its fall minus that of random tokens
+   cancelled in the same layers; median with its bootstrap over these draws (a draw may hit another word of the same fact, which a mean would follow).
+   It fires only if the fall is past the criterion beyond tokens of matched distance as well. The worst of several tokens is compared with single
+   draws; the criterion is set on texts without a planted failure that went through the same choice.
+3. **bottleneck**: the largest fall of the mean log effective number of attended tokens from one layer to the next, bootstrapped over rows; control:
+   the largest fall in each of the ordinary texts.
 4. **ghosts**: KL under CANCEL of every cell with nearly no attention, minus KL under as many random cells, bootstrapped over the draws.
 
-For 2 and 4 the control is in the number already, so a control past the criterion does not take a verdict back. n counts tokens (1), draws of the control (2, 4) and
-rows of this text (3); tokens and rows of one text hang together, so these intervals say how sure the number is for this text, not for others like it.
+For 2 and 4 the control is in the number already, so a control past the criterion does not take a verdict back. n counts tokens (1), draws of the
+control (2, 4) and rows of this text (3); tokens and rows of one text hang together, so these intervals say how sure the number is for this text, not
+for others like it.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def largest_fall(effective: Array) -> tuple[int, Array]:
     return place, falls[place]
 
 
-def tests_of(cancels: pl.DataFrame, kind: str, control: str, *, position: int | None = None, threshold: float | None = None) -> pl.DataFrame:
+def tests_of(
+    cancels: pl.DataFrame, kind: str, control: str, *, position: int | None = None, threshold: float | None = None
+) -> pl.DataFrame:
     """Rows of the table ``cancels`` of one kind and control."""
     found = cancels.filter((pl.col("kind") == kind) & (pl.col("control") == control))
     if position is not None:
@@ -140,7 +144,10 @@ def _bottleneck(residue: LayerSalienceResidue) -> Verdict:
         place, falls = largest_fall(effective)
         value = bootstrap_mean(falls, seed=seed)
         before, after = (float(np.exp(log_effective(effective)[at].mean())) for at in (place, place + 1))
-        note = f"From layer {layers[place]} to {layers[place + 1]}: {before:.1f} → {after:.1f} tokens (geometric mean over rows), the largest fall of {len(layers) - 1}."
+        note = (
+            f"From layer {layers[place]} to {layers[place + 1]}: {before:.1f} → {after:.1f} tokens (geometric mean over rows), "
+            f"the largest fall of {len(layers) - 1}."
+        )
     return judge(
         SHELL,
         MODES[2],
@@ -191,7 +198,9 @@ def _ghosts(residue: LayerSalienceResidue) -> Verdict:
     if outcome is not None:
         return replace(verdict, outcome=outcome, note=note)
     if verdict.outcome == "fires" and matched is not None and decide(matched, criteria.ghosts) != "fires":
-        return replace(verdict, outcome="undecided", note=f"{note} Beyond those it is {matched.value:.3f} nats, not past the criterion.")
+        return replace(
+            verdict, outcome="undecided", note=f"{note} Beyond those it is {matched.value:.3f} nats, not past the criterion."
+        )
     return verdict
 
 

@@ -2,9 +2,10 @@
 
 1. SENSE once. Neglected tokens are the counted ones that are under the threshold in at least half of the layers.
 2. Doses: for each threshold, CANCEL of every cell under it, beside ``draws`` random exchanges of the same cells (and as many of matched distance).
-3. Single tokens: CANCEL of each neglected token in the layers where it is under the threshold. Where there are more than ``max_tokens``, those are taken whose hiding
-   from the last row alone (in the same layers) moves the output most.
-4. The token whose CANCEL costs the answer most gets its controls: ``draws`` other tokens, drawn at random, hidden in the same layers; and its nearest neighbours.
+3. Single tokens: CANCEL of each neglected token in the layers where it is under the threshold. Where there are more than ``max_tokens``, those are
+   taken whose hiding from the last row alone (in the same layers) moves the output most.
+4. The token whose CANCEL costs the answer most gets its controls: ``draws`` other tokens, drawn at random, hidden in the same layers; and its nearest
+   neighbours.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def worst_tokens(
 def observe(
     instrument: Instrument, prompt: Prompt, salience: Salience, config: LayerSalienceConfig, answer: int, seed: int, told: Told
 ) -> dict[str, pl.DataFrame]:
-    """The frames ``cells, layers, rows, cancels, carry, pattern, tokens, maps``; see the module."""
+    """The frames ``cells, layers, rows, cancels, carry, tokens, salience, maps``; see the module."""
     rng = np.random.default_rng(seed)
     base, counted = salience.log_probability, list(salience.counted)
     under = salience.under(config.threshold)
@@ -151,16 +152,19 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
     keys = blamed(cancels)
     total = salience.last.sum(2)
     carried = salience.last[:, :, keys].sum(2) / np.where(total > 0, total, 1.0) if keys else np.zeros_like(total)
-    pattern = salience.mean[:, -1]
     places = [(place, layer) for place, layer in enumerate(salience.layers)]
     under = salience.under(config.threshold)
     alone = cancels.filter((pl.col("kind") == "token") & (pl.col("control") == "none"))
     effect = {row["position"]: row for row in alone.iter_rows(named=True)}
     kinds = token_kinds(prompt.text, prompt.offsets)
-    attended = pattern.mean(0)
+    attended = salience.mean[:, -1].mean(0)
     looked_at = cells.filter(pl.col("position") > 0)
     maps = looked_at.select(
-        pl.lit("attention received").alias("map"), "layer", "position", pl.col("relative").alias("value"), pl.lit("of the uniform share").alias("unit")
+        pl.lit("attention received").alias("map"),
+        "layer",
+        "position",
+        pl.col("relative").alias("value"),
+        pl.lit("of the uniform share").alias("unit"),
     )
     twin = looked_at.filter(pl.col("weighted").is_not_null()).select(
         pl.lit("value-weighted attention received").alias("map"),
@@ -172,18 +176,18 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
     return {
         "cells": cells,
         "layers": pl.DataFrame(
-            {"layer": list(salience.layers), "sink": salience.sink.tolist(), "own": salience.own.tolist(), "others": salience.others.tolist()},
+            {
+                "layer": list(salience.layers),
+                "sink": salience.sink.tolist(),
+                "own": salience.own.tolist(),
+                "others": salience.others.tolist(),
+            },
             schema_overrides={"layer": pl.Int64},
         ),
         "rows": pl.DataFrame(effective, schema={"layer": pl.Int64, "row": pl.Int64, "effective": pl.Float64}, orient="row"),
         "carry": pl.DataFrame(
             [(layer, head, float(carried[place, head])) for place, layer in places for head in range(total.shape[1])],
             schema={"layer": pl.Int64, "head": pl.Int64, "share": pl.Float64},
-            orient="row",
-        ),
-        "pattern": pl.DataFrame(
-            [(layer, position, float(pattern[place, position])) for place, layer in places for position in range(n)],
-            schema={"layer": pl.Int64, "position": pl.Int64, "attention": pl.Float64},
             orient="row",
         ),
         "tokens": pl.DataFrame(
@@ -206,7 +210,7 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
                     prompt.tokens[j],
                     kinds[j],
                     float(np.mean(salience.relative[:, j])),
-                    _number(np.mean(salience.weighted[:, j])),
+                    _number(float(np.mean(salience.weighted[:, j]))),
                     float(under[:, j].mean()) if j in counted else None,
                     effect[j]["kl"] if j in effect else None,
                     effect[j]["fall"] if j in effect else None,

@@ -1,13 +1,11 @@
 """Ordinary texts of the same length: the control for salience collapse and bottlenecks.
 
-1. Sentences of our own, in eight orders drawn by a fixed seed, are joined and cut to the length of the text in question: attention is causal, so the beginning of a
-   longer text is read as that text alone would be.
+1. Sentences of our own, in eight orders drawn by a fixed seed, are joined and cut to the length of the text in question: attention is causal, so the
+   beginning of a longer text is read as that text alone would be.
 2. Each of the eight gives one share of neglected tokens and one largest fall of the effective number; n counts texts.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -64,4 +62,3 @@ def reference_texts(least: int) -> list[str]:
                     break
         out.append(" ".join(parts))
     return out
-

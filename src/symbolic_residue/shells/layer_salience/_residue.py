@@ -36,12 +36,12 @@ class Asked(BaseModel):
 class LayerSalienceResidue(ShellResidue[Asked, LayerSalienceConfig]):
     """Everything observed on one text.
 
-    Tables of its own, none in a run folder: ``cells`` (layer, position, received, uniform, relative, weighted, counted), ``layers`` (layer, sink, own, others), ``rows``
-    (layer, row, effective), ``references`` (text, share, drop, drop_layer), ``cancels`` (kind, threshold, position, control, draw, cells, kl, fall), ``carry`` (layer,
-    head, share of the last row's value-weighted attention on the tokens that matter), ``pattern`` (layer, position: the last row's mean attention).
+    Tables of its own, none in a run folder: ``cells`` (layer, position, received, uniform, relative, weighted, counted), ``layers`` (layer, sink,
+    own, others), ``rows`` (layer, row, effective), ``references`` (text, share, drop, drop_layer), ``cancels`` (kind, threshold, position, control,
+    draw, cells, kl, fall), ``carry`` (layer, head, share of the last row's value-weighted attention on the tokens that may matter).
     """
 
     shell: ClassVar[str] = "layer-salience"
     asked_type: ClassVar[type[BaseModel]] = Asked
     config_type: ClassVar[type[LayerSalienceConfig]] = LayerSalienceConfig
-    own: ClassVar[frozenset[str]] = frozenset({"cells", "layers", "rows", "references", "cancels", "carry", "pattern"})
+    own: ClassVar[frozenset[str]] = frozenset({"cells", "layers", "rows", "references", "cancels", "carry"})

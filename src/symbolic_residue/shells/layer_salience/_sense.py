@@ -1,12 +1,14 @@
 """SENSE: how much attention each token receives in each layer.
 
-1. ``A [row, key]`` is a layer's attention averaged over heads. A token receives ``r_j = mean over the rows i that come after j and may see it of A_ij``: later
-   tokens have fewer such rows, so the sum is divided by their number (the causal count), under a sliding window by the number inside it. A row's own key is left
-   out, for a token that looks at itself is not being looked at; it is reported apart, and so is the sink (the first token).
-2. Short rows give every key more. The *uniform share* of a token is the same mean with ``1 / (keys that row i sees)`` in place of ``A_ij``; the *relative* attention
-   is ``r_j`` over it: 1 is what a row that looks nowhere in particular gives.
-3. The value-weighted twin takes ``‖a_ij v_j W_O,h‖`` in place of ``a_ij``, divided by the mean ``‖v_j W_O,h‖`` over tokens and heads, so that it is the relative
-   attention where all values are of one length. It is left out (NaN) in layers whose heads are gated, where keys and values do not give what a head writes.
+1. ``A [row, key]`` is a layer's attention averaged over heads. A token receives ``r_j = mean over the rows i that come after j and may see it of
+   A_ij``: later tokens have fewer such rows, so the sum is divided by their number (the causal count), under a sliding window by the number inside
+   it. A row's own key is left out, for a token that looks at itself is not being looked at; it is reported apart, and so is the sink (the first
+   token).
+2. Short rows give every key more. The *uniform share* of a token is the same mean with ``1 / (keys that row i sees)`` in place of ``A_ij``; the
+   *relative* attention is ``r_j`` over it: 1 is what a row that looks nowhere in particular gives.
+3. The value-weighted twin takes ``‖a_ij v_j W_O,h‖`` in place of ``a_ij``, divided by the mean ``‖v_j W_O,h‖`` over tokens and heads, so that it is
+   the relative attention where all values are of one length. It is left out (NaN) in layers whose heads are gated, where keys and values do not give
+   what a head writes.
 4. The *effective number* of attended tokens of a row is ``exp(H)`` of ``A_ij`` over the tokens before it, sink and own key apart, scaled to sum to 1.
 """
 

@@ -2,8 +2,8 @@
 
 1. SENSE reads the attention that every token receives in every layer (``_sense``), on the text and on ordinary texts of its length.
 2. WEIGHT says which tokens are under a part of their uniform share, layer by layer.
-3. CANCEL hides exactly these keys in exactly these layers (``_cancel``), at several thresholds and token by token, beside random positions and positions of matched
-   distance (``_observe``).
+3. CANCEL hides exactly these keys in exactly these layers (``_cancel``), at several thresholds and token by token, beside random positions and
+   positions of matched distance (``_observe``).
 4. Four failure modes are judged (``_judge``); the heads and layers that carry the tokens that mattered are confirmed by hiding (``_attribute``).
 """
 
@@ -31,7 +31,16 @@ from symbolic_residue.shells.layer_salience._judge import largest_fall, NEEDED, 
 from symbolic_residue.shells.layer_salience._observe import blamed, observe
 from symbolic_residue.shells.layer_salience._references import reference_texts
 from symbolic_residue.shells.layer_salience._residue import Asked, LayerSalienceResidue
-from symbolic_residue.shells.layer_salience._sense import effective_number, FIRST_ROW, mean_weights, received, Salience, sense, uniform_share, visible
+from symbolic_residue.shells.layer_salience._sense import (
+    effective_number,
+    FIRST_ROW,
+    mean_weights,
+    received,
+    Salience,
+    sense,
+    uniform_share,
+    visible,
+)
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
@@ -110,7 +119,9 @@ class LayerSalienceShell(ShellBase[LayerSalienceResidue, LayerSalienceFindings])
         """
         limit = self.config.threshold if threshold is None else threshold
         if not 0 < limit < float("inf"):
-            raise ConfigError(f"The threshold is {limit}.", why="It is a part of the uniform share.", todo="Give a number above 0, such as 0.3.")
+            raise ConfigError(
+                f"The threshold is {limit}.", why="It is a part of the uniform share.", todo="Give a number above 0, such as 0.3."
+            )
         salience = self.sense_operation(of, layers, chat=chat) if isinstance(of, str) else of
         under = salience.under(limit)
         return {layer: np.flatnonzero(under[place]).tolist() for place, layer in enumerate(salience.layers)}
@@ -190,7 +201,9 @@ class LayerSalienceShell(ShellBase[LayerSalienceResidue, LayerSalienceFindings])
         frames = observe(self.instrument, prompt, salience, self.config, token, seed, progress)
         progress("ordinary texts of this length", 0.9)
         frames["references"] = self._reference_frame(prompt, salience, in_chat)
-        frames["readouts"] = pl.DataFrame({"table": ["maps", "salience"], "backend": [salience.backend] * 2, "mode": [salience.mode] * 2})
+        frames["readouts"] = pl.DataFrame(
+            {"table": ["maps", "salience"], "backend": [salience.backend] * 2, "mode": [salience.mode] * 2}
+        )
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
         return LayerSalienceResidue(asked, self.config, provenance, frames)

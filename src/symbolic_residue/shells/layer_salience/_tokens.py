@@ -1,9 +1,10 @@
 """A light tagger of our own: what kind of word each token belongs to.
 
 1. The text is cut into words (letters with inner apostrophes or hyphens), numbers, and signs.
-2. A word is, by the first rule that fits: a *number* (digits, or one of the number words); a *function word* (a closed list); a *named entity* (begins with a capital
-   inside a sentence, or at a sentence's start if the same word stands capitalised elsewhere inside a sentence, or is followed by another name); a *noun* (has a noun's
-   ending, or follows an article, a possessive, a number, an adjective-like word after those, or a preposition); *other* (verbs, adjectives, adverbs).
+2. A word is, by the first rule that fits: a *number* (digits, or one of the number words); a *function word* (a closed list); a *named entity*
+   (begins with a capital inside a sentence, or at a sentence's start if the same word stands capitalised elsewhere inside a sentence, or is followed
+   by another name); a *noun* (has a noun's ending, or follows an article, a possessive, a number, an adjective-like word after those, or a
+   preposition); *other* (verbs, adjectives, adverbs).
 3. A token has the kind of the word that holds its first character beside white space; signs and white space are *punctuation*.
 
 It knows English and is right on most words, not all: kinds are for reading a table, and no verdict uses them.
@@ -20,26 +21,281 @@ KINDS = ("named entity", "number", "noun", "function word", "punctuation", "othe
 
 _PIECE = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,:]\d+)*|\S", re.UNICODE)
 _FUNCTION = frozenset(
-    """a an the this that these those each every either neither some any no all both half such what which whose who whom
-    i me my mine myself we us our ours you your yours he him his himself she her hers herself it its itself they them their theirs
-    themselves one's of in on at by for from to into onto with without within under over above below between among through during
-    before after behind beside across along around against toward towards upon off out up down near since until till about like
-    than as and or but nor so yet if because although though while when where why how whether unless once then there here
-    is am are was were be been being has have had having do does did doing done will would shall should can could may might must
-    not n't never also too very only just even still again ever always often nobody nothing somebody something everybody everything
-    anybody anything someone anyone everyone none isn't wasn't don't didn't doesn't couldn't wouldn't won't can't""".split()
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "each",
+        "every",
+        "either",
+        "neither",
+        "some",
+        "any",
+        "no",
+        "all",
+        "both",
+        "half",
+        "such",
+        "what",
+        "which",
+        "whose",
+        "who",
+        "whom",
+        "i",
+        "me",
+        "my",
+        "mine",
+        "myself",
+        "we",
+        "us",
+        "our",
+        "ours",
+        "you",
+        "your",
+        "yours",
+        "he",
+        "him",
+        "his",
+        "himself",
+        "she",
+        "her",
+        "hers",
+        "herself",
+        "it",
+        "its",
+        "itself",
+        "they",
+        "them",
+        "their",
+        "theirs",
+        "themselves",
+        "one's",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "to",
+        "into",
+        "onto",
+        "with",
+        "without",
+        "within",
+        "under",
+        "over",
+        "above",
+        "below",
+        "between",
+        "among",
+        "through",
+        "during",
+        "before",
+        "after",
+        "behind",
+        "beside",
+        "across",
+        "along",
+        "around",
+        "against",
+        "toward",
+        "towards",
+        "upon",
+        "off",
+        "out",
+        "up",
+        "down",
+        "near",
+        "since",
+        "until",
+        "till",
+        "about",
+        "like",
+        "than",
+        "as",
+        "and",
+        "or",
+        "but",
+        "nor",
+        "so",
+        "yet",
+        "if",
+        "because",
+        "although",
+        "though",
+        "while",
+        "when",
+        "where",
+        "why",
+        "how",
+        "whether",
+        "unless",
+        "once",
+        "then",
+        "there",
+        "here",
+        "is",
+        "am",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "has",
+        "have",
+        "had",
+        "having",
+        "do",
+        "does",
+        "did",
+        "doing",
+        "done",
+        "will",
+        "would",
+        "shall",
+        "should",
+        "can",
+        "could",
+        "may",
+        "might",
+        "must",
+        "not",
+        "n't",
+        "never",
+        "also",
+        "too",
+        "very",
+        "only",
+        "just",
+        "even",
+        "still",
+        "again",
+        "ever",
+        "always",
+        "often",
+        "nobody",
+        "nothing",
+        "somebody",
+        "something",
+        "everybody",
+        "everything",
+        "anybody",
+        "anything",
+        "someone",
+        "anyone",
+        "everyone",
+        "none",
+        "isn't",
+        "wasn't",
+        "don't",
+        "didn't",
+        "doesn't",
+        "couldn't",
+        "wouldn't",
+        "won't",
+        "can't",
+    ]
 )
 _NUMBERS = frozenset(
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million first second third fourth fifth
-    dozen twice""".split()
+    [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+        "thirty",
+        "forty",
+        "fifty",
+        "sixty",
+        "seventy",
+        "eighty",
+        "ninety",
+        "hundred",
+        "thousand",
+        "million",
+        "first",
+        "second",
+        "third",
+        "fourth",
+        "fifth",
+        "dozen",
+        "twice",
+    ]
 )
 _BEFORE_NOUN = frozenset(
-    """a an the this that these those each every some any no all both my our your his her its their of in on at by for from to into
-    with without under over above below between through behind beside across along near""".split()
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "each",
+        "every",
+        "some",
+        "any",
+        "no",
+        "all",
+        "both",
+        "my",
+        "our",
+        "your",
+        "his",
+        "her",
+        "its",
+        "their",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "to",
+        "into",
+        "with",
+        "without",
+        "under",
+        "over",
+        "above",
+        "below",
+        "between",
+        "through",
+        "behind",
+        "beside",
+        "across",
+        "along",
+        "near",
+    ]
 )
 _ENDING = re.compile(r"(?:tion|sion|ness|ment|ship|hood|ity|ance|ence|ist|ism|age|ure|dom)s?$")
-_ADJECTIVE = re.compile(r"(?:ous|ful|ish|ible|able|less|ive|ary|al|ic|ed|ing|est|y)$|^(?:old|new|small|big|long|grey|red|blue|green|black|white|young|great|little|last|next|other|same)$")
+_ADJECTIVE = re.compile(
+    r"(?:ous|ful|ish|ible|able|less|ive|ary|al|ic|ed|ing|est|y)$|"
+    r"^(?:old|new|small|big|long|grey|red|blue|green|black|white|young|great|little|last|next|other|same)$"
+)
 _VERB = re.compile(r"(?:ed|ing)$")
 
 
@@ -101,11 +357,16 @@ def _name_follows(words: Sequence[str], starts: Sequence[bool], i: int) -> bool:
 
 
 def _after_opener(words: Sequence[str], kinds: Sequence[str], i: int) -> bool:
-    """Whether word ``i`` follows an opener of a noun phrase, adjective-like words between them allowed; an adjective-like word before another word waits for it."""
+    """Whether word ``i`` follows an opener of a noun phrase, adjective-like words between them allowed (each waits for the word behind it)."""
     follows = words[i + 1].lower() if i + 1 < len(words) else ""
     if _ADJECTIVE.search(words[i].lower()) and follows.isalpha() and follows not in _FUNCTION:
         return False
     j = i - 1
-    while j >= 0 and kinds[j] == "other" and _ADJECTIVE.search(words[j].lower()) and not (_VERB.search(words[j].lower()) and j < i - 1):
+    while (
+        j >= 0
+        and kinds[j] == "other"
+        and _ADJECTIVE.search(words[j].lower())
+        and not (_VERB.search(words[j].lower()) and j < i - 1)
+    ):
         j -= 1
     return j >= 0 and (words[j].lower() in _BEFORE_NOUN or kinds[j] == "number")

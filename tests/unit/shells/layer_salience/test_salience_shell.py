@@ -13,7 +13,7 @@ from salience_models import ANSWER, HEAD, LAYER, needle_position, planted, WITH,
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.errors import ConfigError, PromptError, RunDamagedError
-from symbolic_residue.prompts import PromptItem
+from symbolic_residue.prompts import PromptItem, ShellItem
 from symbolic_residue.shells import config_class, LayerSalienceConfig, LayerSalienceResidue, LayerSalienceShell, make_shell, Result
 from symbolic_residue.shells.layer_salience import Criteria, SalienceItem
 from symbolic_residue.shells.layer_salience._judge import largest_fall, MODES, neglected_share
@@ -49,7 +49,8 @@ def test_a_token_that_is_looked_away_from_and_needed_is_found(shell: LayerSalien
     assert cells[0] == pytest.approx(np.exp(-3.5), rel=0.2)
     assert max(cells) < 0.3
     assert row["under"] == 1.0
-    assert row["weighted"] > 1  # the value-weighted twin is not fooled
+    twin = residue.frames["cells"].filter((pl.col("position") == at) & (pl.col("layer") == LAYER)).row(0, named=True)
+    assert twin["weighted"] > 10 * twin["relative"]  # the value-weighted twin sees the long value
     findings = shell.analyze_residue(residue)
     needed = findings.verdict("premature deprioritization")
     assert needed.outcome == "fires"
@@ -117,7 +118,9 @@ def test_a_layer_that_narrows_is_a_bottleneck() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_next"])
 def test_findings_are_a_result_with_four_verdicts_in_range(family: str) -> None:
-    config = LayerSalienceConfig.make(doses=(0.5,), draws=8, max_tokens=3, top_heads=2, random_heads=4, head_draws=19, criteria=STRICT)
+    config = LayerSalienceConfig.make(
+        doses=(0.5,), draws=8, max_tokens=3, top_heads=2, random_heads=4, head_draws=19, criteria=STRICT
+    )
     shell = LayerSalienceShell(build(family), tiny_tokenizer(), config)
     findings = shell.analyze_residue(shell.run(SENTENCE))
     assert isinstance(findings, Result)
@@ -146,7 +149,9 @@ def test_the_dose_is_the_cancellation_of_what_weight_names(llama: LayerSalienceS
     config = LayerSalienceConfig.make(doses=(0.6,), draws=8, top_heads=0, criteria=STRICT)
     shell = LayerSalienceShell(loaded=llama.loaded, config=config)
     cancels = shell.run(SENTENCE).frames["cancels"]
-    dose = cancels.filter((pl.col("kind") == "dose") & (pl.col("threshold") == 0.6) & (pl.col("control") == "none")).row(0, named=True)
+    dose = cancels.filter((pl.col("kind") == "dose") & (pl.col("threshold") == 0.6) & (pl.col("control") == "none")).row(
+        0, named=True
+    )
     found = shell.cancel_operation(SENTENCE, shell.weight_operation(0.6, of=SENTENCE))
     assert (dose["cells"], dose["kl"]) == (found.cells, pytest.approx(found.kl, abs=1e-4))
     alone = cancels.filter((pl.col("kind") == "token") & (pl.col("control") == "none")).row(0, named=True)
@@ -202,7 +207,9 @@ def test_chats_are_read_without_their_frame(llama: LayerSalienceShell) -> None:
     assert again.frames["cells"].equals(found.frames["cells"])
 
 
-def test_the_figure_is_a_chart_of_the_cells(shell: LayerSalienceShell, residue: LayerSalienceResidue, llama: LayerSalienceShell) -> None:
+def test_the_figure_is_a_chart_of_the_cells(
+    shell: LayerSalienceShell, residue: LayerSalienceResidue, llama: LayerSalienceShell
+) -> None:
     altair = pytest.importorskip("altair")
     findings = shell.analyze_residue(residue)
     for weighted in (False, True):
@@ -231,11 +238,8 @@ def test_what_cannot_be_used_is_refused(llama: LayerSalienceShell) -> None:
         with pytest.raises(ConfigError):
             LayerSalienceConfig.make(**options)
 
-    class Other(SalienceItem.__mro__[1]):  # type: ignore[misc]
-        pass
-
     with pytest.raises(ConfigError, match="no item"):
-        llama.run_item(Other(id="a", kind="null", split="calibration"))
+        llama.run_item(ShellItem(id="a", kind="null", split="calibration"))
 
 
 def test_an_answer_in_words_is_its_first_token(llama: LayerSalienceShell) -> None:
@@ -268,7 +272,13 @@ def test_it_is_registered_and_its_benchmark_is_whole(llama: LayerSalienceShell) 
 
 
 def test_an_item_is_checked() -> None:
-    good: dict[str, Any] = {"id": "a", "kind": "early", "split": "calibration", "text": "The word is plum. So it is", "answer": " plum"}
+    good: Any = {
+        "id": "a",
+        "kind": "early",
+        "split": "calibration",
+        "text": "The word is plum. So it is",
+        "answer": " plum",
+    }
     SalienceItem(**good)
     for change in ({"answer": "plum"}, {"answer": " pear"}, {"answer": None}, {"text": "The word is plum. "}, {"text": " "}):
         with pytest.raises(ValueError):
