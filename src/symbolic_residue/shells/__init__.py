@@ -13,6 +13,14 @@ from symbolic_residue.shells.layer_salience import (
     LayerSalienceFindings,
     LayerSalienceResidue,
     LayerSalienceShell,
+from symbolic_residue.shells.across import (
+    IntegratedAttribution,
+    IntegratedRun,
+    MetaConfig,
+    MetaFindings,
+    MetaResidue,
+    MetaShell,
+    ShellIntegrator,
 )
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
@@ -51,6 +59,10 @@ __all__ = [
     "MemtraceFindings",
     "MemtraceResidue",
     "MemtraceShell",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
     "PairRuns",
     "Progress",
     "Result",
