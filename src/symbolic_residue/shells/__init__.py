@@ -7,12 +7,6 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
-from symbolic_residue.shells.layer_salience import (
-    LayerSalienceConfig,
-    LayerSalienceFindings,
-    LayerSalienceResidue,
-    LayerSalienceShell,
 from symbolic_residue.shells.across import (
     IntegratedAttribution,
     IntegratedRun,
@@ -21,6 +15,12 @@ from symbolic_residue.shells.across import (
     MetaResidue,
     MetaShell,
     ShellIntegrator,
+)
+from symbolic_residue.shells.layer_salience import (
+    LayerSalienceConfig,
+    LayerSalienceFindings,
+    LayerSalienceResidue,
+    LayerSalienceShell,
 )
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
