@@ -7,7 +7,21 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.across import (
+    IntegratedAttribution,
+    IntegratedRun,
+    MetaConfig,
+    MetaFindings,
+    MetaResidue,
+    MetaShell,
+    ShellIntegrator,
+)
+from symbolic_residue.shells.layer_salience import (
+    LayerSalienceConfig,
+    LayerSalienceFindings,
+    LayerSalienceResidue,
+    LayerSalienceShell,
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -37,10 +51,18 @@ __all__ = [
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
+    "LayerSalienceConfig",
+    "LayerSalienceFindings",
+    "LayerSalienceResidue",
+    "LayerSalienceShell",
     "MemtraceConfig",
     "MemtraceFindings",
     "MemtraceResidue",
     "MemtraceShell",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
     "PairRuns",
     "Progress",
     "Result",
