@@ -23,6 +23,12 @@ from symbolic_residue.shells.across import (
     NullAttribution,
     ShellIntegrator,
 )
+from symbolic_residue.shells.layer_salience import (
+    LayerSalienceConfig,
+    LayerSalienceFindings,
+    LayerSalienceResidue,
+    LayerSalienceShell,
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -54,6 +60,10 @@ __all__ = [
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
+    "LayerSalienceConfig",
+    "LayerSalienceFindings",
+    "LayerSalienceResidue",
+    "LayerSalienceShell",
     "MemtraceConfig",
     "MemtraceFindings",
     "MemtraceResidue",

@@ -43,6 +43,8 @@ _COLUMNS = {
     "head_scores": "layer:i head:i score value:f low:f? high:f? control:f? control_low:f? control_high:f? n:i unit",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
+    "salience": "position:i token kind relative:f weighted:f? under:f? kl:f? fall:f? blamed:b?",
+    "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
     "ov": "layer:i token strength:f",
     "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
