@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
     from symbolic_residue.shells import (
+        LayerSalienceConfig,
+        LayerSalienceShell,
         MemtraceConfig,
         MemtraceShell,
+        MetaShell,
         ShellBase,
         ShellIntegrator,
         ValueCollapseConfig,
@@ -27,8 +30,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRead",
     "Instrument",
+    "LayerSalienceConfig",
+    "LayerSalienceShell",
     "MemtraceConfig",
     "MemtraceShell",
+    "MetaShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
@@ -43,6 +49,9 @@ __all__ = [
 _ROOMS = {
     "AttentionRead": "instrument",
     "Instrument": "instrument",
+    "LayerSalienceConfig": "shells",
+    "LayerSalienceShell": "shells",
+    "MetaShell": "shells",
     "MemtraceConfig": "shells",
     "MemtraceShell": "shells",
     "RunFolder": "store",

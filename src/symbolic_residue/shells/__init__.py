@@ -7,7 +7,28 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.across import (
+    attention_disruption,
+    attention_metrics,
+    AttentionDisruption,
+    ghost_units,
+    GhostUnits,
+    IntegratedAttribution,
+    IntegratedRun,
+    MetaConfig,
+    MetaFindings,
+    MetaResidue,
+    MetaShell,
+    null_attribution,
+    NullAttribution,
+    ShellIntegrator,
+)
+from symbolic_residue.shells.layer_salience import (
+    LayerSalienceConfig,
+    LayerSalienceFindings,
+    LayerSalienceResidue,
+    LayerSalienceShell,
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -30,17 +51,28 @@ from symbolic_residue.shells.value_collapse import (
 __all__ = [
     "COMPONENTS",
     "SHELLS",
+    "AttentionDisruption",
     "Component",
     "Criteria",
     "Findings",
+    "GhostUnits",
     "HeadConfirmation",
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
+    "LayerSalienceConfig",
+    "LayerSalienceFindings",
+    "LayerSalienceResidue",
+    "LayerSalienceShell",
     "MemtraceConfig",
     "MemtraceFindings",
     "MemtraceResidue",
     "MemtraceShell",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
+    "NullAttribution",
     "PairRuns",
     "Progress",
     "Result",
@@ -56,10 +88,14 @@ __all__ = [
     "ValueCollapseResidue",
     "ValueCollapseShell",
     "Verdict",
+    "attention_disruption",
+    "attention_metrics",
     "config_class",
     "confirm_heads",
+    "ghost_units",
     "judge",
     "make_shell",
+    "null_attribution",
     "quiet",
     "read_signature",
     "read_signatures",
