@@ -7,13 +7,6 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
-from symbolic_residue.shells.instruction_disruption import (
-    conflict_predicts_failure,
-    InstructionDisruptionConfig,
-    InstructionDisruptionFindings,
-    InstructionDisruptionResidue,
-    InstructionDisruptionShell,
 from symbolic_residue.shells.across import (
     attention_disruption,
     attention_metrics,
@@ -29,6 +22,13 @@ from symbolic_residue.shells.across import (
     null_attribution,
     NullAttribution,
     ShellIntegrator,
+)
+from symbolic_residue.shells.instruction_disruption import (
+    conflict_predicts_failure,
+    InstructionDisruptionConfig,
+    InstructionDisruptionFindings,
+    InstructionDisruptionResidue,
+    InstructionDisruptionShell,
 )
 from symbolic_residue.shells.layer_salience import (
     LayerSalienceConfig,
