@@ -305,9 +305,9 @@ def _outcomes(pairs: pl.DataFrame, labels: Mapping[str, str] | None, seed: int) 
     counts: dict[str, Any] = {"n_decided": len(decided), "n_undecided": len(pairs) - len(decided), "only_base": 0, "only_other": 0}
     # Rates over all items, so that a mode that turned undecided does not vanish from the figure.
     rates = {
-        "rate_base": float((pairs["outcome"] == "fires").mean()),
-        "rate_other": float((pairs["outcome_other"] == "fires").mean()),
-    }  # type: ignore[arg-type]
+        side: sum(found == "fires" for found in pairs[column]) / len(pairs)
+        for side, column in (("rate_base", "outcome"), ("rate_other", "outcome_other"))
+    }
     if decided.is_empty():
         return counts | rates
     a, b = (decided["outcome"] == "fires").to_numpy(), (decided["outcome_other"] == "fires").to_numpy()
