@@ -49,6 +49,8 @@ _COLUMNS = {
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "signatures": "component group value:f? unit source",
+    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
+    "shell_high:f? shell_n:i unit",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
