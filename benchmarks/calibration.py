@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -50,7 +51,8 @@ def residues(shell: Any, work: Path) -> tuple[list[tuple[Any, Any]], dict[str, s
     found, failed = [], {}
     residue_type = residue_class(shell.name)
     for item in track(shell.items(), shell.name):
-        folder = work / shell.name / item.id
+        # An item that was reworded is another item.
+        folder = work / shell.name / f"{item.id}-{hashlib.sha256(item.model_dump_json().encode()).hexdigest()[:10]}"
         try:
             residue = residue_type.load(folder)
             # Criteria judge a residue; they do not change what was observed.

@@ -142,11 +142,11 @@ def items(split: str) -> list[dict[str, Any]]:
         add("collision", rivals(made, split, n))
     for padding in PADDINGS:
         for token_type in TYPES:
-            for _ in range(2 if padding != "adversarial" else 1):
+            for _ in range(3 if padding != "adversarial" else 1):
                 add("null-near", one(split, next(frames[token_type]), n, padding=padding, place="before"))
-    for i in range(6):
+    for i in range(20):
         add("null-fields", fields(split, i % 3, i + 6, padding=PADDINGS[i % 3], place="before"))
-    for i in range(6):
+    for i in range(20):
         made = one(split, next(frames[TYPES[i % 3]]), n, padding=PADDINGS[i % 2], place="before")
         add("null-rival", rivals(made, split, n))
     return out

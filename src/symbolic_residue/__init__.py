@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from symbolic_residue.shells import (
         MemtraceConfig,
         MemtraceShell,
+        MetaShell,
         ShellBase,
         ShellIntegrator,
         ValueCollapseConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "Instrument",
     "MemtraceConfig",
     "MemtraceShell",
+    "MetaShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
@@ -43,6 +45,7 @@ __all__ = [
 _ROOMS = {
     "AttentionRead": "instrument",
     "Instrument": "instrument",
+    "MetaShell": "shells",
     "MemtraceConfig": "shells",
     "MemtraceShell": "shells",
     "RunFolder": "store",

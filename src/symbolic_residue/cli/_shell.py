@@ -23,6 +23,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._meta import meta
 from symbolic_residue.cli._shell_custom import custom
 from symbolic_residue.cli._shell_memtrace import memtrace
 
@@ -38,6 +39,7 @@ def _group() -> None:
 
 shell_app.command("custom")(custom)
 shell_app.command("memtrace")(memtrace)
+shell_app.command("meta")(meta)
 
 
 @shell_app.command("value-collapse")

@@ -4,7 +4,10 @@
    change anything before it, so each further run needs just that one row. It equals the full forward with the same edit (tested).
 2. ``Prefix`` runs the beginnings of sequences once; endings are then read and edited after any cut of them. Where a layer keeps a state that cannot be
    cut (hybrids), it runs the whole sequences instead; either way a trace holds the ending's rows.
-3. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token.
+3. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token. ``LastRow.decoder`` continues its sequences, the last row
+   being the first step.
+4. Sequences that begin alike may share that beginning (``LastRow(shared=…)``): it runs once, and its keys and values are copied. Tokens may be hidden
+   (``hidden``) from all rows after the shared beginning.
 
 All use a cache that keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always
 position j of the padded sequence.
@@ -25,28 +28,12 @@ from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
 from symbolic_residue.instrument._edits import Edit, Positions
 from symbolic_residue.instrument._instrument import cache_name, Instrument
+from symbolic_residue.instrument._prefill import fresh, masks, positions_of, prefill, shared_prefill
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument.attention import AttentionRead
 from symbolic_residue.types import Point
 
 __all__ = ["Decoder", "LastRow", "Prefix"]
-
-
-def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
-    """Cache of every key, and the last row's logits ``[batch, vocab]``."""
-    from transformers import DynamicCache
-
-    # Without the config every layer keeps every key, also under a window. Layers that keep a state instead need the config to have a place for it.
-    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
-    cache = DynamicCache(config=instrument.model.config) if hybrid else DynamicCache()  # type: ignore[arg-type]
-    call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
-    with torch.no_grad():
-        out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
-    return cache, out.logits[:, -1]
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 class LastRow:
@@ -55,13 +42,25 @@ class LastRow:
     Args:
         instrument: the model's instrument.
         batch: left-padded sequences of at least two tokens.
+        shared: for each sequence, how many of its first tokens may be run once together with those of sequences that begin with the same ones; less than
+            its length.
+        hidden: for each sequence a span (start, stop) of its shared tokens that no later row sees, or None. Every run hides it too.
         cache: keys and values of every row but the last, where they are there already (:meth:`Prefix.last_row`).
 
     Raises:
-        InstrumentError: the batch is padded on the right, or has a single column.
+        InstrumentError: the batch is padded on the right, or has a single column; a shared beginning that is no beginning.
+        EditError: a hidden span that is not in the shared beginning, or is all of it.
     """
 
-    def __init__(self, instrument: Instrument, batch: Batch, *, cache: Any = None) -> None:
+    def __init__(
+        self,
+        instrument: Instrument,
+        batch: Batch,
+        *,
+        cache: Any = None,
+        shared: Sequence[int] | None = None,
+        hidden: Sequence[tuple[int, int] | None] | None = None,
+    ) -> None:
         ids, mask = batch.ids.to(instrument.device), batch.mask.to(instrument.device)
         if ids.shape[1] < 2 or not bool(mask[:, -1].all()):
             raise InstrumentError("Edits of the last row need left padding and at least two tokens.")
@@ -70,10 +69,58 @@ class LastRow:
         self.size = ids.shape[0]
         self.width = ids.shape[1]
         self._mask, self._ids = mask, ids
-        self._positions = _positions(mask)
-        if cache is None:
-            cache, _ = _prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
-        self._cache = cache
+        self._positions = positions_of(mask)
+        self._hidden = list(hidden) if hidden is not None else [None] * self.size
+        if cache is not None:
+            self._cache = cache
+        elif shared is None and hidden is None:
+            self._cache, _ = prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+        else:
+            self._cache = shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
+
+    def _hiding(self, copies: int = 1) -> list[Edit]:
+        """Masks of the hidden spans in the whole padded sequence."""
+        lead = (self.width - self._mask.sum(-1)).tolist()
+        spans = [None if h is None else (lead[i] + h[0], lead[i] + h[1]) for i, h in enumerate(self._hidden)]
+        return masks(spans, copies)
+
+    @property
+    def hides(self) -> list[Edit]:
+        """The edits that hide the hidden spans, as a decoder's caller attaches them; none where nothing is hidden."""
+        return self._hiding()
+
+    def select(self, sequences: Sequence[int]) -> LastRow:
+        """These sequences alone, in this order, as a last row of its own; nothing is run again."""
+        at = torch.tensor(list(sequences), device=self._ids.device)
+        row = copy.copy(self)
+        row.size = len(at)
+        row.batch = replace(
+            self.batch,
+            ids=self.batch.ids[at.cpu()],
+            mask=self.batch.mask[at.cpu()],
+            regions=None if self.batch.regions is None else tuple(self.batch.regions[i] for i in sequences),
+            lead=tuple(self.batch.lead[i] for i in sequences),
+            last=tuple(self.batch.last[i] for i in sequences),
+        )
+        row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
+        row._hidden = [self._hidden[i] for i in sequences]
+        row._cache = fresh(self._cache)
+        row._cache.reorder_cache(at)
+        return row
+
+    def decoder(self) -> Decoder:
+        """The sequences to be continued, without their last token: feed :attr:`last` as the first step, and its logits choose the first new token."""
+        decoder = Decoder.__new__(Decoder)
+        decoder.instrument, decoder._mask = self.instrument, self._mask[:, :-1]
+        decoder._next = decoder._mask.sum(-1)
+        decoder._cache = fresh(self._cache)
+        decoder.logits = torch.empty(self.size, 0)
+        return decoder
+
+    @property
+    def last(self) -> Tensor:
+        """``[batch]``: the last token of each sequence."""
+        return self._ids[:, -1]
 
     def run(self, edits: Sequence[Edit] = (), *, reads: Sequence[str] = (), copies: int = 1) -> Trace:
         """One forward of the last row.
@@ -94,7 +141,8 @@ class LastRow:
                 raise EditError("Positions cannot be changed in the last row alone.")
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
-        cache = copy.deepcopy(self._cache)
+        edits = [*edits, *self._hiding(copies)]
+        cache = fresh(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
             # Recurrent layers have no batch_repeat_interleave, and those with attention beside repeat that part only.
@@ -137,7 +185,7 @@ class Prefix:
         self.size, self.width = self._ids.shape
         self._cache: Any = None
         with instrument.attached(reads=reads, on_read=on_read) if reads else nullcontext():
-            cache, _ = _prefill(instrument, self._ids, self._mask, _positions(self._mask))
+            cache, _ = prefill(instrument, self._ids, self._mask, positions_of(self._mask))
         if all(layer.mixer is None for layer in instrument.parts.layers):
             self._cache = cache
 
@@ -200,7 +248,7 @@ class Prefix:
             call["logits_to_keep"] = keep_logits
         with torch.no_grad(), self.instrument.attached(reads=reads, attention=attention, edits=edits) as trace:
             out = self.instrument.model(
-                input_ids=ids[:, kept:], attention_mask=mask, position_ids=_positions(mask)[:, kept:], **call
+                input_ids=ids[:, kept:], attention_mask=mask, position_ids=positions_of(mask)[:, kept:], **call
             )
             trace.logits = out.logits
         return trace
@@ -220,7 +268,7 @@ class Prefix:
             call: dict[str, Any] = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
             with torch.no_grad():
                 self.instrument.model(
-                    input_ids=ids[:, kept:-1], attention_mask=mask[:, :-1], position_ids=_positions(mask)[:, kept:-1], **call
+                    input_ids=ids[:, kept:-1], attention_mask=mask[:, :-1], position_ids=positions_of(mask)[:, kept:-1], **call
                 )
         return LastRow(self.instrument, batch, cache=cache)
 
@@ -257,7 +305,7 @@ class Decoder:
         self._mask = batch.mask.to(instrument.device)
         self._next = self._mask.sum(-1)
         """``[batch]``: the position of the token to come."""
-        self._cache, logits = _prefill(instrument, batch.ids.to(instrument.device), self._mask, _positions(self._mask))
+        self._cache, logits = prefill(instrument, batch.ids.to(instrument.device), self._mask, positions_of(self._mask))
         self.logits = logits.float()
 
     @property

@@ -7,7 +7,15 @@ from symbolic_residue.shells._findings import Findings
 from symbolic_residue.shells._registry import config_class, make_shell, shell_class, ShellEntry, SHELLS
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
-from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.across import (
+    IntegratedAttribution,
+    IntegratedRun,
+    MetaConfig,
+    MetaFindings,
+    MetaResidue,
+    MetaShell,
+    ShellIntegrator,
+)
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -47,6 +55,10 @@ __all__ = [
     "MemtraceFindings",
     "MemtraceResidue",
     "MemtraceShell",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
     "PairRuns",
     "Progress",
     "Result",

@@ -48,6 +48,7 @@ _COLUMNS = {
     "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
+    "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
     "signatures": "component group value:f? unit source",
     "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
     "shell_high:f? shell_n:i unit",

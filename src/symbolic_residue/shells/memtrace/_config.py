@@ -24,10 +24,10 @@ class Criteria(ShellCriteria):
     }
 
     decay: float
-    """Recall decay: nats of memory lost between no distance and the judged one, above this."""
+    """Recall decay: nats of memory lost between the best distance and the judged one, above this."""
 
     memory: float
-    """… where stating the fact was worth at least this many nats without any distance; else there was nothing to lose."""
+    """… where stating the fact was worth more than this many nats at the best distance; else there was nothing to lose."""
 
     wrong: float
     """Hallucinated reconstruction: probability of the strongest wrong answer of the type, above this."""

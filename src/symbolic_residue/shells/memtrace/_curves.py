@@ -19,7 +19,7 @@ from symbolic_residue.shells.memtrace._observe import NO_TEXT, score
 from symbolic_residue.shells.memtrace._residue import Asked
 from symbolic_residue.stats import bootstrap_mean
 
-__all__ = ["MEMORY", "PROBABILITY", "curve_frame", "decay_fits", "memory"]
+__all__ = ["MEMORY", "PROBABILITY", "curve_frame", "decay_fits", "memory", "peak", "share"]
 
 Array = NDArray[np.float64]
 MEMORY = "memory"
@@ -32,6 +32,13 @@ def memory(measures: pl.DataFrame, padding: str, distance: int) -> Array:
     """Memory of each draw, nats; one value without distance."""
     gain = score(measures, "fact", padding, distance, "answer") - score(measures, "control", padding, distance, "answer")
     return gain.mean(1)
+
+
+def peak(measures: pl.DataFrame, asked: Asked) -> tuple[int, Array]:
+    """The distance up to the judged one with the largest mean memory (the shortest of equals), judged kind of padding, and its draws' memory."""
+    found = {d: memory(measures, asked.paddings[0], d) for d in asked.distances if d <= asked.distance}
+    best = max(found, key=lambda d: (float(found[d].mean()), -d))
+    return best, found[best]
 
 
 def share(measures: pl.DataFrame, side: str, padding: str, distance: int) -> Array:

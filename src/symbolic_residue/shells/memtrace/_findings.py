@@ -15,7 +15,7 @@ from symbolic_residue.shells._confirm import HeadTest
 from symbolic_residue.shells._findings import Findings, quoted, state_of
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.memtrace._attribute import DOSE, Interventions
-from symbolic_residue.shells.memtrace._curves import memory
+from symbolic_residue.shells.memtrace._curves import memory, peak
 from symbolic_residue.shells.memtrace._residue import MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import ATTENTION, RETRIEVAL
 from symbolic_residue.stats import bootstrap_mean
@@ -44,8 +44,9 @@ def summarise(residue: MemtraceResidue, verdicts: list[Verdict]) -> str:
     asked, measures = residue.asked, residue.frames["measures"]
     decay = verdicts[0]
     answer = quoted("".join(f.text for f in asked.fields).strip())
-    near, far = memory(measures, asked.paddings[0], 0), memory(measures, asked.paddings[0], asked.distance)
-    kept = f"stating it is worth {near.mean():.1f} nats without distance and {far.mean():.1f} after {asked.distance} tokens"
+    (best, near), far = peak(measures, asked), memory(measures, asked.paddings[0], asked.distance)
+    before = f"{near.mean():.1f} nats after {best} tokens and " if best != asked.distance else ""
+    kept = f"stating it is worth {before}{far.mean():.1f} nats after {asked.distance} tokens"
     if decay.outcome == "fires":
         head = f"The fact behind {answer} is lost: {kept}"
     elif decay.outcome == "absent":
@@ -60,14 +61,15 @@ def changes(residue: MemtraceResidue, found: Interventions | None) -> pl.DataFra
     asked, measures, criteria = residue.asked, residue.frames["measures"], residue.config.criteria
     kind = asked.paddings[0]
     rows: list[tuple[str, str, float | None, str, str]] = []
-    near = float(memory(measures, kind, 0)[0])
-    lost = [d for d in asked.distances if d and near - float(memory(measures, kind, d).mean()) > criteria.decay]
+    best, there = peak(measures, asked)
+    near = float(there.mean())
+    lost = [d for d in asked.distances if d > best and near - float(memory(measures, kind, d).mean()) > criteria.decay]
     rows.append(
         (
             "distance",
             "The shortest distance at which the criterion of recall decay is passed (mean over draws)",
             float(lost[0]) if lost else None,
-            f"memory {near:.2f} nats without distance" if lost else "none of the distances measured",
+            f"memory {near:.2f} nats at {best} tokens" if lost else "none of the distances measured",
             "tokens",
         )
     )

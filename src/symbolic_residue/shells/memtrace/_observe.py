@@ -149,7 +149,7 @@ def observe(
                     drop=longest - d,
                     reads=_reads(instrument) if last else (),
                     attention=_attention(one, d, whole=last) if main else None,
-                    keep_logits=len(one.tail) if last else keep,
+                    keep_logits=keep,
                 )
                 assert trace.logits is not None
                 scores.take(asked, side, kind, [d] * draws, list(range(draws)), trace.logits, one.rows, fresh[kind, d])

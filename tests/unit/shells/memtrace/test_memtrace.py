@@ -13,6 +13,7 @@ import torch
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.errors import ConfigError, PromptError, RunDamagedError, SpanError
+from symbolic_residue.prompts import MemoryItem
 from symbolic_residue.readout import value_weighted_attention
 from symbolic_residue.shells import MemtraceConfig, MemtraceResidue, MemtraceShell, Result
 from symbolic_residue.shells.memtrace import retrieval_by_type
@@ -298,10 +299,20 @@ def test_heads_by_type(llama: MemtraceShell) -> None:
         retrieval_by_type([])
 
 
+def first_that_fits(shell: MemtraceShell, kind: str) -> tuple[MemoryItem, MemtraceResidue]:
+    """The first item of the kind whose answers the tiny tokenizer can tell from their foils."""
+    for item in shell.items():
+        if item.kind == kind and item.split == "calibration":
+            try:
+                return item, shell.run_item(item)
+            except ConfigError as error:
+                assert "tell them apart" in str(error)
+    raise AssertionError(f"no {kind} item fits")
+
+
 def test_an_item_of_the_benchmark_runs(llama: MemtraceShell) -> None:
     for kind in ("fields", "null-rival", "collision"):
-        item = next(i for i in llama.items() if i.kind == kind and i.split == "calibration")
-        residue = MemtraceShell(loaded=llama.loaded, config=SMALL).run_item(item)
+        item, residue = first_that_fits(MemtraceShell(loaded=llama.loaded, config=SMALL), kind)
         assert residue.asked.paddings == [item.padding]
         assert residue.asked.place == item.place
         assert residue.asked.control_kind == "given"
@@ -347,3 +358,81 @@ def test_what_cannot_be_used_is_refused(llama: MemtraceShell) -> None:
             MemtraceConfig.make(**options)
     assert MemtraceConfig.quick(top_heads=0).top_heads == 0
     assert "preset" in MemtraceConfig().criteria.source or "null items" in MemtraceConfig().criteria.source
+
+
+# -- judged ------------------------------------------------------------------------------------------------------------------
+
+
+def altered(residue: MemtraceResidue, values: dict[tuple[str, int, str], list[float]]) -> MemtraceResidue:
+    """The residue with some measures of the judged padding replaced: (side, distance, quantity) → one value a draw."""
+    from dataclasses import replace
+
+    rows = []
+    for row in residue.frames["measures"].iter_rows(named=True):
+        given = values.get((row["side"], row["distance"], row["quantity"]))
+        if given is not None and (row["distance"] == 0 or row["padding"] == residue.asked.paddings[0]):
+            row["value"] = given[min(row["draw"], len(given) - 1)]
+        rows.append(row)
+    frame = pl.DataFrame(rows, schema=residue.frames["measures"].schema)
+    return replace(residue, frames={**residue.frames, "measures": frame})
+
+
+def test_recall_decay_is_counted_from_the_best_distance(llama: MemtraceShell) -> None:
+    residue = llama.run("The mill is red. The mill is", answer=" red", foils=[" one", " two"])
+    assert residue.asked.distance == 25
+    spread = [-0.2, -0.1, 0.0, 0.1, 0.2, 0.0]
+    flat = {("control", d, "answer"): [-6.0] * 6 for d in (0, 3, 25)}
+    rising = flat | {("fact", 0, "answer"): [-5.0], ("fact", 3, "answer"): [-1.0 + s for s in spread]}
+    lost = llama.verdicts(altered(residue, rising | {("fact", 25, "answer"): [-4.0 + s for s in spread]}))[0]
+    assert lost.outcome == "fires"
+    assert "best distance (3)" in lost.quantity
+    assert lost.value.value == pytest.approx(3.0)
+    assert lost.control_value.value == 0
+    kept = llama.verdicts(altered(residue, rising | {("fact", 25, "answer"): [-0.5 + s for s in spread]}))[0]
+    assert kept.outcome == "absent"
+    assert kept.value.value == 0
+    shown = rising | {
+        ("fact", 25, "answer"): [-4.0 + s for s in spread],
+        ("control", 3, "answer"): [-1.9],
+    }
+    both = altered(residue, shown | {("control", 25, "answer"): [-6.5 + s for s in spread], ("fact", 3, "answer"): [2.0]})
+    verdict = llama.verdicts(both)[0]
+    assert verdict.outcome == "undecided", verdict
+    assert "control is past the criterion too" in verdict.note
+    nothing = flat | {("fact", d, "answer"): [-5.5] for d in (0, 3, 25)}
+    assert "nothing to lose" in llama.verdicts(altered(residue, nothing))[0].note
+
+
+def test_reconstruction_needs_distance_to_blame(llama: MemtraceShell) -> None:
+    residue = llama.run("The mill is red. The mill is", answer=" red", foils=[" one", " two"])
+    wrong = {("fact", 25, "foil"): [0.8, 0.82, 0.84, 0.86, 0.88, 0.9], ("fact", 0, "foil"): [0.1]}
+    assert llama.verdicts(altered(residue, wrong))[1].outcome == "fires"
+    always = llama.verdicts(altered(residue, wrong | {("fact", 0, "foil"): [0.7]}))[1]
+    assert always.outcome == "undecided"
+    assert "not one of memory" in always.note
+    assert llama.verdicts(residue)[1].outcome == "absent"
+
+
+def test_chat_prompts_are_padded_inside_the_turn(llama: MemtraceShell) -> None:
+    residue = llama.run(TEXT, chat=True, **ASKED)
+    one, d = passage(llama.tokenizer, residue.asked, "fact"), residue.asked.distance
+    from symbolic_residue.prompts import build_prompt
+
+    assert one.ids("natural", 0, d) == [*build_prompt(llama.tokenizer, TEXT, chat=True).ids, *residue.asked.fields[0].before]
+    assert llama.tokenizer.decode(one.tail[: len(one.tail) + one.rows[0] + 1]).endswith("assistant\n")
+
+
+def test_the_figure_shows_every_padding_and_its_better_law(llama: MemtraceShell) -> None:
+    pytest.importorskip("altair")
+    findings = llama.analyze_residue(llama.run(TEXT, **ASKED))
+    drawn = llama.visualize_memory_decay(findings).to_dict()
+    text = str(drawn)
+    best = findings.residue.frames["fits"].filter((pl.col("difference") == 0) & (pl.col("model") != "constant"))
+    for row in best.iter_rows(named=True):
+        assert f"{row['series']}: {row['model']}" in text
+    for kind in findings.residue.asked.paddings:
+        assert kind in text
+    from symbolic_residue.figures import memory_decay
+
+    memory = findings.residue.frames["curves"].filter(pl.col("curve") == "memory")
+    assert "power law" not in str(memory_decay(memory, findings.residue.frames["fits"].clear()).to_dict())
