@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
     from symbolic_residue.shells import (
+        LayerSalienceConfig,
+        LayerSalienceShell,
         MemtraceConfig,
         MemtraceShell,
         MetaShell,
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRead",
     "Instrument",
+    "LayerSalienceConfig",
+    "LayerSalienceShell",
     "MemtraceConfig",
     "MemtraceShell",
     "MetaShell",
@@ -45,6 +49,8 @@ __all__ = [
 _ROOMS = {
     "AttentionRead": "instrument",
     "Instrument": "instrument",
+    "LayerSalienceConfig": "shells",
+    "LayerSalienceShell": "shells",
     "MetaShell": "shells",
     "MemtraceConfig": "shells",
     "MemtraceShell": "shells",

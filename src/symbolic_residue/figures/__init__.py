@@ -14,6 +14,7 @@ from symbolic_residue.figures._html import cards_css, interval_text, number, OUT
 from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
+from symbolic_residue.figures._salience import salience_heatmap
 from symbolic_residue.figures._similarity import similarity_map
 from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
@@ -36,6 +37,7 @@ __all__ = [
     "ov_strength",
     "probability_traces",
     "region_colours",
+    "salience_heatmap",
     "similarity_map",
     "to_png",
     "to_svg",

@@ -43,6 +43,8 @@ _COLUMNS = {
     "head_scores": "layer:i head:i score value:f low:f? high:f? control:f? control_low:f? control_high:f? n:i unit",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
+    "salience": "position:i token kind relative:f weighted:f? under:f? kl:f? fall:f? blamed:b?",
+    "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
     "ov": "layer:i token strength:f",
     "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
@@ -52,6 +54,9 @@ _COLUMNS = {
     "signatures": "component group value:f? unit source",
     "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
     "shell_high:f? shell_n:i unit",
+    "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
+    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
+    "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
