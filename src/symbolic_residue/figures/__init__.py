@@ -7,6 +7,7 @@ Every figure function takes polars frames of one item, in the columns of the tab
 from __future__ import annotations
 
 from symbolic_residue.figures._across import blame_map
+from symbolic_residue.figures._alignment import alignment_map
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
@@ -22,6 +23,7 @@ from symbolic_residue.figures._verdict import probability_traces, verdict_interv
 __all__ = [
     "MOST_SERIES",
     "OUTCOME_SIGNS",
+    "alignment_map",
     "attention_by_region",
     "blame_map",
     "cards_css",

@@ -31,6 +31,8 @@ from symbolic_residue.shells.layer_salience import (
 )
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
+    alignment_matrix,
+    AlignmentMatrix,
     Component,
     COMPONENTS,
     failure_similarity,
@@ -38,6 +40,7 @@ from symbolic_residue.shells.signatures import (
     read_shell,
     read_signature,
     read_signatures,
+    shell_prompts,
     shell_signature,
     ShellSignature,
     Signature,
@@ -45,6 +48,8 @@ from symbolic_residue.shells.signatures import (
     signature_matrix,
     signatures,
     SimilarityMap,
+    trace_map,
+    TraceMap,
 )
 from symbolic_residue.shells.value_collapse import (
     Criteria,
@@ -57,6 +62,7 @@ from symbolic_residue.shells.value_collapse import (
 __all__ = [
     "COMPONENTS",
     "SHELLS",
+    "AlignmentMatrix",
     "AttentionDisruption",
     "Component",
     "Criteria",
@@ -91,11 +97,13 @@ __all__ = [
     "ShellSignature",
     "Signature",
     "SimilarityMap",
+    "TraceMap",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",
     "ValueCollapseShell",
     "Verdict",
+    "alignment_matrix",
     "attention_disruption",
     "attention_metrics",
     "config_class",
@@ -111,9 +119,11 @@ __all__ = [
     "read_signature",
     "read_signatures",
     "shell_class",
+    "shell_prompts",
     "shell_signature",
     "signature",
     "signature_matrix",
     "signatures",
+    "trace_map",
     "verdict_frame",
 ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from symbolic_residue.shells.signatures._read import read_signatures
 from symbolic_residue.shells.signatures._signature import Signature, signature_matrix
 from symbolic_residue.stats import auc, Estimate
 
-__all__ = ["Axes", "ShellSignature", "make_axes", "read_shell", "shell_signature", "unit"]
+__all__ = ["Axes", "ShellSignature", "make_axes", "read_shell", "shell_prompts", "shell_signature", "unit"]
 
 Array = NDArray[np.float64]
 _FEWEST_ITEMS = 4
@@ -102,6 +103,32 @@ def read_shell(
     Raises:
         ConfigError: no such shell, or one without a benchmark.
     """
+    planted, null = _items(shell, split, most)
+    together = planted + null
+    found = read_signatures(
+        instrument, [text_of(item) for item in together], names=[item.id for item in together], progress=progress
+    )
+    n = len(planted)
+    frames = [item.frame or item.kind for item in together]
+    return shell_signature(shell, found[:n], found[n:], planted_frames=frames[:n], null_frames=frames[n:])
+
+
+def shell_prompts(shell: str, *, split: str = "calibration", most: int | None = None) -> tuple[list[str], list[str]]:
+    """The planted and the null items of a shell's packaged benchmark, as texts.
+
+    Args:
+        shell: a key of ``SHELLS``.
+        split: whose items.
+        most: at most so many of each side, spread over the split.
+
+    Raises:
+        ConfigError: no such shell, or one without a benchmark.
+    """
+    planted, null = _items(shell, split, most)
+    return [text_of(item) for item in planted], [text_of(item) for item in null]
+
+
+def _items(shell: str, split: str, most: int | None) -> tuple[list[Any], list[Any]]:
     items = [item for item in shell_class(shell).items() if item.split == split]
     chosen = []
     for null in (False, True):
@@ -109,13 +136,7 @@ def read_shell(
         if most is not None and len(side) > most:
             side = [side[int(i)] for i in np.linspace(0, len(side) - 1, most).round()]
         chosen.append(side)
-    together = chosen[0] + chosen[1]
-    found = read_signatures(
-        instrument, [text_of(item) for item in together], names=[item.id for item in together], progress=progress
-    )
-    n = len(chosen[0])
-    frames = [item.frame or item.kind for item in together]
-    return shell_signature(shell, found[:n], found[n:], planted_frames=frames[:n], null_frames=frames[n:])
+    return chosen[0], chosen[1]
 
 
 def text_of(item: object) -> str:
