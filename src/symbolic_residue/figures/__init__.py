@@ -6,7 +6,7 @@ Every figure function takes polars frames of one item, in the columns of the tab
 
 from __future__ import annotations
 
-from symbolic_residue.figures._across import blame_map
+from symbolic_residue.figures._across import blame_map, qk_ov
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
@@ -35,6 +35,7 @@ __all__ = [
     "number",
     "ov_strength",
     "probability_traces",
+    "qk_ov",
     "region_colours",
     "salience_heatmap",
     "to_png",

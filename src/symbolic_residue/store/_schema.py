@@ -55,6 +55,10 @@ _COLUMNS = {
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
     "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
     "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
+    "cross_run": "layer:i feature success:f failure:f difference:f low:f? high:f? effect:f? p:f q:f n:i",
+    "attention_rows": "layer:i head:i query:i key:i weight:f",
+    "ov_keys": "layer:i head:i position:i target strength:f",
+    "ov_heads": "layer:i head:i target strength:f norm:f",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
