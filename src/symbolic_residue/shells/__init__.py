@@ -30,6 +30,13 @@ from symbolic_residue.shells.across import (
     run_features,
     ShellIntegrator,
 )
+from symbolic_residue.shells.instruction_disruption import (
+    conflict_predicts_failure,
+    InstructionDisruptionConfig,
+    InstructionDisruptionFindings,
+    InstructionDisruptionResidue,
+    InstructionDisruptionShell,
+)
 from symbolic_residue.shells.layer_salience import (
     LayerSalienceConfig,
     LayerSalienceFindings,
@@ -68,6 +75,10 @@ __all__ = [
     "GhostUnits",
     "HeadConfirmation",
     "HeadTest",
+    "InstructionDisruptionConfig",
+    "InstructionDisruptionFindings",
+    "InstructionDisruptionResidue",
+    "InstructionDisruptionShell",
     "IntegratedAttribution",
     "IntegratedRun",
     "LayerSalienceConfig",
@@ -105,6 +116,7 @@ __all__ = [
     "confirm_heads",
     "cross_run",
     "error_accumulation",
+    "conflict_predicts_failure",
     "ghost_units",
     "judge",
     "make_shell",

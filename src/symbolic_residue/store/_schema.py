@@ -43,6 +43,10 @@ _COLUMNS = {
     "head_scores": "layer:i head:i score value:f low:f? high:f? control:f? control_low:f? control_high:f? n:i unit",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
+    "heals": "failure kind place dose:f restored:b twin_restored:b? probability_before:f probability_after:f side_kl:f side_low:f? side_high:f? "
+    "side_n:i entries:i entries_restoring:i",
+    "heal_rules": "kind place? dose:f? search_restored:i search_n:i restored:i? n:i? rate:f? low:f? high:f? control_rate:f? control_n:i? p:f? "
+    "p_adjusted:f? side_kl:f? side_low:f? side_high:f? side_n:i? side_changed:f? outcome",
     "salience": "position:i token kind relative:f weighted:f? under:f? kl:f? fall:f? blamed:b?",
     "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
@@ -59,6 +63,10 @@ _COLUMNS = {
     "attention_rows": "layer:i head:i query:i key:i weight:f",
     "ov_keys": "layer:i head:i position:i target strength:f",
     "ov_heads": "layer:i head:i target strength:f norm:f",
+    "instruction_answers": "condition order arrangement task:i question answer ended:b follows_a:b follows_b:b follows_x:b blended:b",
+    "instruction_rates": "condition order arrangement outcome share:f low:f high:f n:i",
+    "instruction_pairs": "one two one_text two_text relation layer:i cosine:f conflict:f",
+    "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
