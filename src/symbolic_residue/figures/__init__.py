@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from symbolic_residue.figures._across import blame_map
 from symbolic_residue.figures._alignment import alignment_map
+from symbolic_residue.figures._across import blame_map, qk_ov
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
+from symbolic_residue.figures._instructions import instruction_conflict
 from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
@@ -31,6 +33,7 @@ __all__ = [
     "curves",
     "diverging_colour",
     "head_map",
+    "instruction_conflict",
     "interval_text",
     "layer_token_map",
     "lens_heatmap",
@@ -38,6 +41,7 @@ __all__ = [
     "number",
     "ov_strength",
     "probability_traces",
+    "qk_ov",
     "region_colours",
     "salience_heatmap",
     "similarity_map",
