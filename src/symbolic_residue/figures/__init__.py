@@ -6,10 +6,9 @@ Every figure function takes polars frames of one item, in the columns of the tab
 
 from __future__ import annotations
 
-from symbolic_residue.figures._across import blame_map
-from symbolic_residue.figures._compare import run_comparison
 from symbolic_residue.figures._across import blame_map, qk_ov
 from symbolic_residue.figures._alignment import alignment_map
+from symbolic_residue.figures._compare import run_comparison
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
