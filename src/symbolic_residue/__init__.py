@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import ShellBase, ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
+    from symbolic_residue.shells import ShellBase, ShellIntegrator, TemporalInferenceConfig, TemporalInferenceShell, ValueCollapseConfig, ValueCollapseShell
     from symbolic_residue.store import RunFolder
 
 __version__ = "0.1.0"
@@ -23,6 +23,8 @@ __all__ = [
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
+    "TemporalInferenceConfig",
+    "TemporalInferenceShell",
     "ValueCollapseConfig",
     "ValueCollapseShell",
     "__version__",
@@ -37,6 +39,8 @@ _ROOMS = {
     "RunFolder": "store",
     "ShellBase": "shells",
     "ShellIntegrator": "shells",
+    "TemporalInferenceConfig": "shells",
+    "TemporalInferenceShell": "shells",
     "ValueCollapseConfig": "shells",
     "ValueCollapseShell": "shells",
     "build_prompt": "prompts",

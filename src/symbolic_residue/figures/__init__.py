@@ -13,6 +13,7 @@ from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
 from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._palette import diverging_colour, region_colours
+from symbolic_residue.figures._temporal import temporal_coherence
 from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
 
@@ -33,6 +34,7 @@ __all__ = [
     "ov_strength",
     "probability_traces",
     "region_colours",
+    "temporal_coherence",
     "to_png",
     "to_svg",
     "verdict_cards_html",

@@ -18,6 +18,7 @@ from symbolic_residue.prompts._spans import find_span
 if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._perturb import perturb, Variant
+    from symbolic_residue.prompts._temporal import temporal_coherence, TemporalItem
 
 __all__ = [
     "BENCHMARKS",
@@ -33,6 +34,7 @@ __all__ = [
     "PromptSet",
     "Regions",
     "ShellItem",
+    "TemporalItem",
     "Variant",
     "benchmark",
     "build_prompt",
@@ -42,17 +44,20 @@ __all__ = [
     "read_items",
     "read_prompts",
     "segment_chat",
+    "temporal_coherence",
 ]
 
 _LATER = {
     "BENCHMARKS": "_benchmark",
     "BenchmarkItem": "_benchmark",
     "ShellItem": "_benchmark",
+    "TemporalItem": "_temporal",
     "Variant": "_perturb",
     "benchmark": "_benchmark",
     "data_card": "_benchmark",
     "perturb": "_perturb",
     "read_items": "_benchmark",
+    "temporal_coherence": "_temporal",
 }
 
 

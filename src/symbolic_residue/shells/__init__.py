@@ -8,6 +8,13 @@ from symbolic_residue.shells._registry import config_class, make_shell, shell_cl
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.temporal_inference import (
+    EventPair,
+    TemporalInferenceConfig,
+    TemporalInferenceFindings,
+    TemporalInferenceResidue,
+    TemporalInferenceShell,
+)
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -19,6 +26,7 @@ from symbolic_residue.shells.value_collapse import (
 __all__ = [
     "SHELLS",
     "Criteria",
+    "EventPair",
     "Findings",
     "HeadConfirmation",
     "HeadTest",
@@ -33,6 +41,10 @@ __all__ = [
     "ShellEntry",
     "ShellIntegrator",
     "ShellResidue",
+    "TemporalInferenceConfig",
+    "TemporalInferenceFindings",
+    "TemporalInferenceResidue",
+    "TemporalInferenceShell",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",

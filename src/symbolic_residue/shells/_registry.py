@@ -36,6 +36,12 @@ SHELLS: dict[str, ShellEntry] = {
         "ValueCollapseConfig",
         "Can it decide between competing next tokens?",
     ),
+    "temporal-inference": ShellEntry(
+        "symbolic_residue.shells.temporal_inference",
+        "TemporalInferenceShell",
+        "TemporalInferenceConfig",
+        "Does order survive a gap?",
+    ),
 }
 """Every packaged shell by its name."""
 

@@ -40,6 +40,7 @@ _COLUMNS = {
     "readouts": "table backend mode",
     "curves": "curve series x:f x_unit value:f low:f? high:f? n:i unit",
     "head_scores": "layer:i head:i score value:f low:f? high:f? control:f? control_low:f? control_high:f? n:i unit",
+    "head_tests": "layer:i head:i behaviour effect:f low:f? high:f? n:i unit control:f? control_n:i p:f? q:f? confirmed:b?",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
