@@ -7,7 +7,7 @@ EXTRAS ?= dev
 export OMP_WAIT_POLICY ?= PASSIVE
 READY = $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test check bench calibrate screenshot env clean
+.PHONY: demo test check bench calibrate claims screenshot env clean
 
 env: $(READY)
 
@@ -42,6 +42,10 @@ bench: $(READY)
 
 calibrate: $(READY)
 	$(PY) benchmarks/calibrate_value_collapse.py --write
+	$(PY) benchmarks/calibration.py --write
+
+claims: $(READY)
+	$(PY) benchmarks/claims/run.py --write
 
 screenshot: $(READY)
 	$(PY) docs/make_pictures.py

@@ -1,6 +1,7 @@
 """A shell of your own in about forty lines: does the model's confidence survive a trailing space?
 
 Run: python examples/custom_shell.py
+With a run folder and a report: residue shell custom examples/custom_shell.py:TrailingSpaceShell "The mill stands where the"
 """
 
 from dataclasses import dataclass

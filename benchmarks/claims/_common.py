@@ -1,19 +1,19 @@
 """What a claim is, and how a measured number becomes "supported", "contradicted" or "undecided".
 
 1. A claim states its test in words before it runs: what is measured, on which items, what n counts, and which values decide.
-2. ``measure`` gets a :class:`Bench`: the opened model, and the tables of a run of every benchmark item (both splits, verdicts only, the shell's suite options).
+2. ``measure`` gets a :class:`Bench`: the opened model, and the residue of every benchmark item (both splits, the shell's suite options).
 3. It returns :func:`compared`: the whole interval beyond ``supports`` supports, the whole interval beyond ``contradicts`` contradicts, anything else is undecided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
 
+from symbolic_residue.shells import verdict_frame
 from symbolic_residue.stats import Estimate
 
 __all__ = ["Bench", "Claim", "Measured", "Outcome", "compared"]
@@ -21,26 +21,44 @@ __all__ = ["Bench", "Claim", "Measured", "Outcome", "compared"]
 Outcome = Literal["supported", "contradicted", "undecided"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """What claims are tested with.
 
     Attributes:
         loaded: the opened model.
-        runs: the run folder of each shell's benchmark, by the shell's name.
+        residues: gives, for a shell's name, the shell and the (item, residue) of its whole benchmark; called once a shell.
     """
 
     loaded: Any
-    runs: dict[str, Path]
+    residues: Callable[[str], tuple[Any, list[tuple[Any, Any]]]]
+    _kept: dict[str, tuple[Any, list[tuple[Any, Any]]]] = field(default_factory=dict)
+
+    def of(self, shell: str) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The shell, and (item, residue) of every item of its benchmark (both splits, suite options)."""
+        if shell not in self._kept:
+            self._kept[shell] = self.residues(shell)
+        return self._kept[shell]
 
     def table(self, shell: str, name: str, *, split: str | None = None) -> pl.DataFrame:
-        """A table of the shell's run with the columns of ``shell_items`` beside (``null``, ``kind``, ``frame``, ``split`` …), of one split or both."""
-        from symbolic_residue.store import RunFolder
-
-        folder = RunFolder.open(self.runs[shell])
-        items = folder.table("shell_items")
-        joined = folder.table(name).join(items.rename({"shell": "of_shell"}), on="item", how="inner")
-        return joined if split is None else joined.filter(pl.col("split") == split)
+        """A table of every item (``verdicts``, or one of the residue's) with the columns ``item, null, kind, frame, split, planted`` beside; of one split or both."""
+        made, pairs = self.of(shell)
+        frames = []
+        for item, residue in pairs:
+            if split is not None and item.split != split:
+                continue
+            frame = verdict_frame(made.verdicts(residue)) if name == "verdicts" else residue.frames[name]
+            frames.append(
+                frame.with_columns(
+                    item=pl.lit(item.id),
+                    null=pl.lit(item.null),
+                    kind=pl.lit(item.kind),
+                    frame=pl.lit(item.frame or item.kind),
+                    split=pl.lit(item.split),
+                    planted=pl.lit(", ".join(item.modes)),
+                )
+            )
+        return pl.concat(frames, how="vertical_relaxed")
 
 
 @dataclass(frozen=True)

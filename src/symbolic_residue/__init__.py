@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
     from symbolic_residue.shells import ShellBase, ShellIntegrator, TemporalInferenceConfig, TemporalInferenceShell, ValueCollapseConfig, ValueCollapseShell
+    from symbolic_residue.shells import (
+        MemtraceConfig,
+        MemtraceShell,
+        ShellBase,
+        ShellIntegrator,
+        ValueCollapseConfig,
+        ValueCollapseShell,
+    )
     from symbolic_residue.store import RunFolder
 
 __version__ = "0.1.0"
@@ -20,6 +28,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRead",
     "Instrument",
+    "MemtraceConfig",
+    "MemtraceShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
@@ -36,6 +46,8 @@ __all__ = [
 _ROOMS = {
     "AttentionRead": "instrument",
     "Instrument": "instrument",
+    "MemtraceConfig": "shells",
+    "MemtraceShell": "shells",
     "RunFolder": "store",
     "ShellBase": "shells",
     "ShellIntegrator": "shells",

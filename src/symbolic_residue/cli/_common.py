@@ -186,11 +186,13 @@ def measure_items(
         from symbolic_residue.report import render_report
 
         page = render_report(path)
+    rates = _rates(path)
     if as_json:
         echo_json(
             {
                 "run": str(path),
                 "report": str(page) if page else None,
+                **({"rates": rates} if rates else {}),
                 "items": [
                     {
                         "item": r.item,
@@ -203,11 +205,58 @@ def measure_items(
             }
         )
     else:
-        _show(results, path, page)
+        _show([r for r in results if r.tables["items"]["status"][0] == "failed"] if rates else results, path, page, rates)
     return 1 if failed else 0
 
 
-def _show(results: list[Any], path: Path, page: Path | None) -> None:
+def _rates(path: Path) -> list[dict[str, Any]]:
+    """Rates of every verdict over the run's items of packaged benchmarks; none where there are none."""
+    from symbolic_residue.store import RunFolder
+
+    run = RunFolder.open(path)
+    items, verdicts = run.table("shell_items"), run.table("verdicts")
+    if items.is_empty() or verdicts.is_empty():
+        return []
+    from symbolic_residue.report import suite_rows
+
+    return suite_rows(verdicts, items)
+
+
+def _show_rates(console: Any, rates: list[dict[str, Any]]) -> None:
+    """One line a failure: how often it fires on planted items and on null ones."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("shell", "failure", "fires: planted", "null (false alarms)", "mean value: planted", "null", "criterion"):
+        table.add_column(name, justify="left")
+    modes = list(dict.fromkeys((row["shell"], row["mode"]) for row in rates))
+    shown = ""
+    for shell, mode in modes:
+        side = {row["side"]: row for row in rates if (row["shell"], row["mode"]) == (shell, mode)}
+        first = next(iter(side.values()))
+        cells = [_rate(side.get(name)) for name in ("planted", "null")] + [_mean(side.get(name)) for name in ("planted", "null")]
+        criterion = f"{first['direction']} {first['criterion']:.3g}{' ' + first['unit'] if first['unit'] else ''}"
+        table.add_row("" if shell == shown else shell, mode, *map(escape, cells), escape(criterion))
+        shown = shell
+    console.print(table)
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "none made"
+    undecided = f", {row['undecided']} undecided" if row["undecided"] else ""
+    return f"{row['fires']}/{row['n']} [{100 * row['low']:.0f}, {100 * row['high']:.0f}] %{undecided}"
+
+
+def _mean(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
+        return "—"
+    interval = f" [{row['value_low']:.3g}, {row['value_high']:.3g}]" if row["value_low"] is not None else ""
+    return f"{row['value']:.3g}{interval}"
+
+
+def _show(results: list[Any], path: Path, page: Path | None, rates: list[dict[str, Any]] | None = None) -> None:
     import polars as pl
     from rich.console import Console
     from rich.markup import escape
@@ -242,6 +291,8 @@ def _show(results: list[Any], path: Path, page: Path | None) -> None:
         for row in result.tables["verdicts"].filter(pl.col("outcome") == "undecided").iter_rows(named=True):
             if row["note"]:
                 console.print(f"[dim]{escape(row['mode'])}: {escape(visible(row['note']))}[/]", soft_wrap=True)
+    if rates:
+        _show_rates(console, rates)
     console.print(f"run: {escape(str(path))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)

@@ -23,6 +23,8 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._shell_custom import custom
+from symbolic_residue.cli._shell_memtrace import memtrace
 
 __all__ = ["shell_app"]
 
@@ -32,6 +34,10 @@ shell_app = typer.Typer(help="Run one controlled failure probe.", no_args_is_hel
 @shell_app.callback()
 def _group() -> None:
     """Run one controlled failure probe."""
+
+
+shell_app.command("custom")(custom)
+shell_app.command("memtrace")(memtrace)
 
 
 @shell_app.command("value-collapse")

@@ -16,7 +16,7 @@ import polars as pl
 
 from symbolic_residue.errors import InputError
 from symbolic_residue.prompts import PromptItem
-from symbolic_residue.shells import Findings, ShellBase, ShellResidue, ValueCollapseShell
+from symbolic_residue.shells import Result, ShellBase, ValueCollapseShell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class ItemResult:
     tables: dict[str, pl.DataFrame]
     tensors: dict[str, Tensor]
     summary: str
-    findings: Findings[Any] | None = None
+    findings: Result | None = None
 
 
 def diagnose_item(
@@ -84,7 +84,7 @@ def shell_item(
     shell: ShellBase[Any, Any],
     item: str,
     prompt: str,
-    run: Callable[[Progress], ShellResidue[Any, Any]],
+    run: Callable[[Progress], Any],
     *,
     chat: bool = False,
     seed: int = 0,
@@ -110,7 +110,9 @@ def shell_item(
     findings = shell.analyze_residue(residue, progress=lambda what, share: progress(what, 0.5 + 0.5 * share))
     tables = findings.tables()
     tokens = tables.get("tokens")
-    asked = getattr(residue.asked, "input_text", None)
+    asked = getattr(getattr(residue, "asked", None), "input_text", None)
+    # A shell of one's own need not write a sentence; the report makes one from the verdicts then.
+    summary = getattr(findings, "summary", None)
     tables["items"] = items_row(
         prompt=asked if isinstance(asked, str) else prompt,
         text=None if tokens is None else "".join(tokens["token"].to_list()),
@@ -119,9 +121,17 @@ def shell_item(
         seed=seed,
         status="done",
         error=None,
-        summary=findings.summary,
+        summary=summary,
     )
-    return ItemResult(item, tables, findings.tensors(), findings.summary, findings)
+    tensors = findings.tensors() if hasattr(findings, "tensors") else {}
+    return ItemResult(item, tables, tensors, summary or _outcomes(tables), findings)
+
+
+def _outcomes(tables: dict[str, pl.DataFrame]) -> str:
+    """The verdicts in a few words: ``loss of confidence fires``."""
+    if "verdicts" not in tables:
+        return "No verdict was reached."
+    return "; ".join(f"{mode} {outcome}" for mode, outcome in tables["verdicts"].select("mode", "outcome").iter_rows()) + "."
 
 
 def turns(item: PromptItem) -> list[dict[str, str]] | None:

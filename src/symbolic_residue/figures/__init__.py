@@ -12,6 +12,7 @@ from symbolic_residue.figures._depth import attention_by_region, components, ov_
 from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
 from symbolic_residue.figures._maps import head_map, lens_heatmap
+from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
 from symbolic_residue.figures._temporal import temporal_coherence
 from symbolic_residue.figures._text import visible
@@ -30,6 +31,7 @@ __all__ = [
     "interval_text",
     "layer_token_map",
     "lens_heatmap",
+    "memory_decay",
     "number",
     "ov_strength",
     "probability_traces",

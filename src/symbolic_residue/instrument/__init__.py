@@ -1,7 +1,7 @@
 """The instrument: the only code that hooks a model. Points, reads, edits, and the one attention function."""
 
 from symbolic_residue.instrument._batch import Batch, collate
-from symbolic_residue.instrument._cached import Decoder, LastRow
+from symbolic_residue.instrument._cached import Decoder, LastRow, Prefix
 from symbolic_residue.instrument._edits import (
     Add,
     AttentionBias,
@@ -52,6 +52,7 @@ __all__ = [
     "PatternReplace",
     "PatternScale",
     "Positions",
+    "Prefix",
     "Replace",
     "Resample",
     "ResampleAblate",

@@ -2,16 +2,23 @@
 
 1. ``LastRow`` runs every row but the last once, without edits, and keeps keys and values. An edit that acts on the last row only cannot
    change anything before it, so each further run needs just that one row. It equals the full forward with the same edit (tested).
-2. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token.
+2. ``Prefix`` runs the beginnings of sequences once; endings are then read and edited after any cut of them. Where a layer keeps a state that cannot be
+   cut (hybrids), it runs the whole sequences instead; either way a trace holds the ending's rows.
+3. ``Decoder`` continues sequences token by token, or with any vector in place of an embedded token. ``LastRow.decoder`` continues its sequences, the last row
+   being the first step.
+4. Sequences that begin alike may share that beginning (``LastRow(shared=…)``): it runs once, and its keys and values are copied. Tokens may be hidden
+   (``hidden``) from all rows after the shared beginning.
 
-Both use a cache that keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always
+All use a cache that keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always
 position j of the padded sequence.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,26 +28,12 @@ from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
 from symbolic_residue.instrument._edits import Edit, Positions
 from symbolic_residue.instrument._instrument import cache_name, Instrument
+from symbolic_residue.instrument._prefill import fresh, masks, positions_of, prefill, shared_prefill
 from symbolic_residue.instrument._trace import Trace
+from symbolic_residue.instrument.attention import AttentionRead
+from symbolic_residue.types import Point
 
-__all__ = ["Decoder", "LastRow"]
-
-
-def _prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
-    """Cache of every key, and the last row's logits ``[batch, vocab]``."""
-    from transformers import DynamicCache
-
-    # Without the config every layer keeps every key, also under a window. Layers that keep a state instead need the config to have a place for it.
-    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
-    cache = DynamicCache(config=instrument.model.config) if hybrid else DynamicCache()  # type: ignore[arg-type]
-    call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
-    with torch.no_grad():
-        out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
-    return cache, out.logits[:, -1]
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp_min(0)
+__all__ = ["Decoder", "LastRow", "Prefix"]
 
 
 class LastRow:
@@ -49,21 +42,85 @@ class LastRow:
     Args:
         instrument: the model's instrument.
         batch: left-padded sequences of at least two tokens.
+        shared: for each sequence, how many of its first tokens may be run once together with those of sequences that begin with the same ones; less than
+            its length.
+        hidden: for each sequence a span (start, stop) of its shared tokens that no later row sees, or None. Every run hides it too.
+        cache: keys and values of every row but the last, where they are there already (:meth:`Prefix.last_row`).
 
     Raises:
-        InstrumentError: the batch is padded on the right, or has a single column.
+        InstrumentError: the batch is padded on the right, or has a single column; a shared beginning that is no beginning.
+        EditError: a hidden span that is not in the shared beginning, or is all of it.
     """
 
-    def __init__(self, instrument: Instrument, batch: Batch) -> None:
+    def __init__(
+        self,
+        instrument: Instrument,
+        batch: Batch,
+        *,
+        cache: Any = None,
+        shared: Sequence[int] | None = None,
+        hidden: Sequence[tuple[int, int] | None] | None = None,
+    ) -> None:
         ids, mask = batch.ids.to(instrument.device), batch.mask.to(instrument.device)
         if ids.shape[1] < 2 or not bool(mask[:, -1].all()):
             raise InstrumentError("Edits of the last row need left padding and at least two tokens.")
         self.instrument = instrument
+        self.batch = batch
         self.size = ids.shape[0]
         self.width = ids.shape[1]
         self._mask, self._ids = mask, ids
-        self._positions = _positions(mask)
-        self._cache, _ = _prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+        self._positions = positions_of(mask)
+        self._hidden = list(hidden) if hidden is not None else [None] * self.size
+        if cache is not None:
+            self._cache = cache
+        elif shared is None and hidden is None:
+            self._cache, _ = prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+        else:
+            self._cache = shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
+
+    def _hiding(self, copies: int = 1) -> list[Edit]:
+        """Masks of the hidden spans in the whole padded sequence."""
+        lead = (self.width - self._mask.sum(-1)).tolist()
+        spans = [None if h is None else (lead[i] + h[0], lead[i] + h[1]) for i, h in enumerate(self._hidden)]
+        return masks(spans, copies)
+
+    @property
+    def hides(self) -> list[Edit]:
+        """The edits that hide the hidden spans, as a decoder's caller attaches them; none where nothing is hidden."""
+        return self._hiding()
+
+    def select(self, sequences: Sequence[int]) -> LastRow:
+        """These sequences alone, in this order, as a last row of its own; nothing is run again."""
+        at = torch.tensor(list(sequences), device=self._ids.device)
+        row = copy.copy(self)
+        row.size = len(at)
+        row.batch = replace(
+            self.batch,
+            ids=self.batch.ids[at.cpu()],
+            mask=self.batch.mask[at.cpu()],
+            regions=None if self.batch.regions is None else tuple(self.batch.regions[i] for i in sequences),
+            lead=tuple(self.batch.lead[i] for i in sequences),
+            last=tuple(self.batch.last[i] for i in sequences),
+        )
+        row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
+        row._hidden = [self._hidden[i] for i in sequences]
+        row._cache = fresh(self._cache)
+        row._cache.reorder_cache(at)
+        return row
+
+    def decoder(self) -> Decoder:
+        """The sequences to be continued, without their last token: feed :attr:`last` as the first step, and its logits choose the first new token."""
+        decoder = Decoder.__new__(Decoder)
+        decoder.instrument, decoder._mask = self.instrument, self._mask[:, :-1]
+        decoder._next = decoder._mask.sum(-1)
+        decoder._cache = fresh(self._cache)
+        decoder.logits = torch.empty(self.size, 0)
+        return decoder
+
+    @property
+    def last(self) -> Tensor:
+        """``[batch]``: the last token of each sequence."""
+        return self._ids[:, -1]
 
     def run(self, edits: Sequence[Edit] = (), *, reads: Sequence[str] = (), copies: int = 1) -> Trace:
         """One forward of the last row.
@@ -84,7 +141,8 @@ class LastRow:
                 raise EditError("Positions cannot be changed in the last row alone.")
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
-        cache = copy.deepcopy(self._cache)
+        edits = [*edits, *self._hiding(copies)]
+        cache = fresh(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
             # Recurrent layers have no batch_repeat_interleave, and those with attention beside repeat that part only.
@@ -98,6 +156,136 @@ class LastRow:
             out = self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
             trace.logits = out.logits
         return trace
+
+
+class Prefix:
+    """Beginnings of left-padded sequences, run once; endings after any cut of them.
+
+    Args:
+        instrument: the model's instrument.
+        batch: left-padded beginnings.
+        reads: points to read while they run; ``on_read`` is called with each point and its tensor.
+
+    Raises:
+        InstrumentError: the batch is padded on the right.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        batch: Batch,
+        *,
+        reads: Sequence[str] = (),
+        on_read: Callable[[Point, Tensor], None] | None = None,
+    ) -> None:
+        self.instrument = instrument
+        self._ids, self._mask = batch.ids.to(instrument.device), batch.mask.to(instrument.device)
+        if not bool(self._mask[:, -1].all()):
+            raise InstrumentError("Beginnings that are continued need left padding.")
+        self.size, self.width = self._ids.shape
+        self._cache: Any = None
+        with instrument.attached(reads=reads, on_read=on_read) if reads else nullcontext():
+            cache, _ = prefill(instrument, self._ids, self._mask, positions_of(self._mask))
+        if all(layer.mixer is None for layer in instrument.parts.layers):
+            self._cache = cache
+
+    def run(
+        self,
+        tails: Tensor,
+        *,
+        drop: int = 0,
+        reads: Sequence[str] = (),
+        attention: AttentionRead | None = None,
+        edits: Sequence[Edit] = (),
+        copies: int = 1,
+        keep_logits: int = 0,
+    ) -> Trace:
+        """One forward of the endings.
+
+        Args:
+            tails: token ids ``[batch, query]`` of the endings, all of one length.
+            drop: columns of the beginnings that are left out, counted from their end.
+            reads: points; tensors hold the ending's rows (``v`` and ``k``: every key).
+            attention: statistics of the ending's rows over all keys; its regions cover beginning and ending.
+            edits: of the ending's rows, which count from the end (negative), None being all of the ending; ``keys`` count over the whole
+                padded sequence.
+            copies: repeats of every sequence; repeat ``c`` of sequence ``i`` is batch index ``i · copies + c``.
+            keep_logits: keep the logits of the last n rows; 0 keeps all of the ending's.
+
+        Raises:
+            EditError: an edit of positions, or of rows that are not counted from the end.
+        """
+        ids, mask, length = self._joined(tails, drop)
+        own = range(-length, 0)
+        for edit in edits:
+            if isinstance(edit, Positions):
+                raise EditError("Positions cannot be changed in the ending alone.")
+            if edit.rows is not None and any(r not in own for r in edit.rows):
+                raise EditError("Only the ending's rows are run here.", todo=f"Count them from the end: -{length} to -1.")
+        if copies > 1:
+            ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
+        kept = ids.shape[1] - length
+        if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
+            if attention is not None and attention.rows is None:
+                attention = replace(attention, rows=tuple(own))
+            acting: list[Edit] = [
+                replace(e, rows=tuple(own)) if not isinstance(e, Positions) and e.rows is None else e for e in edits
+            ]
+            trace = self.instrument.run(
+                ids, attention_mask=mask, reads=reads, attention=attention, edits=acting, keep_logits=keep_logits or length
+            )
+            for point, tensor in trace.tensors.items():
+                if point.kind not in ("k", "v"):
+                    trace.tensors[point] = tensor[:, -length:]
+            return trace
+        cache = copy.deepcopy(self._cache)
+        if drop:
+            cache.crop(-drop)
+        if copies > 1:
+            cache.reorder_cache(torch.arange(self.size, device=ids.device).repeat_interleave(copies))
+        call: dict[str, Any] = {cache_name(self.instrument.model): cache, "use_cache": True}
+        if keep_logits:
+            call["logits_to_keep"] = keep_logits
+        with torch.no_grad(), self.instrument.attached(reads=reads, attention=attention, edits=edits) as trace:
+            out = self.instrument.model(
+                input_ids=ids[:, kept:], attention_mask=mask, position_ids=positions_of(mask)[:, kept:], **call
+            )
+            trace.logits = out.logits
+        return trace
+
+    def last_row(self, tails: Tensor, *, drop: int = 0) -> LastRow:
+        """The last row of the sequences with these endings, for many edits; the beginnings are not run again."""
+        ids, mask, length = self._joined(tails, drop)
+        lead = tuple(int(row.int().argmax()) for row in mask.bool())
+        batch = Batch(ids, mask, None, lead, (ids.shape[1] - 1,) * self.size)
+        kept = ids.shape[1] - length
+        if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
+            return LastRow(self.instrument, batch)
+        cache = copy.deepcopy(self._cache)
+        if drop:
+            cache.crop(-drop)
+        if length > 1:
+            call: dict[str, Any] = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
+            with torch.no_grad():
+                self.instrument.model(
+                    input_ids=ids[:, kept:-1], attention_mask=mask[:, :-1], position_ids=positions_of(mask)[:, kept:-1], **call
+                )
+        return LastRow(self.instrument, batch, cache=cache)
+
+    def _joined(self, tails: Tensor, drop: int) -> tuple[Tensor, Tensor, int]:
+        """Ids and mask of beginning and ending, and the ending's length; columns that are padding throughout are kept."""
+        tails = tails.to(self._ids.device)
+        if tails.dim() != 2 or tails.shape[0] != self.size or not tails.shape[1]:
+            raise InstrumentError(f"Endings of shape {tuple(tails.shape)} do not fit {self.size} beginnings.")
+        if not 0 <= drop <= self.width:
+            raise InstrumentError(f"{drop} columns cannot be left out of {self.width}.")
+        keep = self.width - drop
+        ids = torch.cat([self._ids[:, :keep], tails], 1)
+        mask = torch.cat([self._mask[:, :keep], torch.ones_like(tails)], 1)
+        limit = self.instrument.parts.max_context
+        if limit is not None and int(mask.sum(1).max()) > limit:
+            raise InstrumentError(f"{int(mask.sum(1).max())} tokens are more than the model's context of {limit}.")
+        return ids, mask, tails.shape[1]
 
 
 class Decoder:
@@ -117,7 +305,7 @@ class Decoder:
         self._mask = batch.mask.to(instrument.device)
         self._next = self._mask.sum(-1)
         """``[batch]``: the position of the token to come."""
-        self._cache, logits = _prefill(instrument, batch.ids.to(instrument.device), self._mask, _positions(self._mask))
+        self._cache, logits = prefill(instrument, batch.ids.to(instrument.device), self._mask, positions_of(self._mask))
         self.logits = logits.float()
 
     @property

@@ -17,6 +17,8 @@ from symbolic_residue.prompts._spans import find_span
 
 if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
+    from symbolic_residue.prompts._memory import memory_items, MemoryItem
+    from symbolic_residue.prompts._padding import Padding, padding_sentences
     from symbolic_residue.prompts._perturb import perturb, Variant
     from symbolic_residue.prompts._temporal import temporal_coherence, TemporalItem
 
@@ -27,7 +29,9 @@ __all__ = [
     "BadLine",
     "BenchmarkItem",
     "ChatMessage",
+    "MemoryItem",
     "Message",
+    "Padding",
     "Piece",
     "Prompt",
     "PromptItem",
@@ -40,6 +44,8 @@ __all__ = [
     "build_prompt",
     "data_card",
     "find_span",
+    "memory_items",
+    "padding_sentences",
     "perturb",
     "read_items",
     "read_prompts",
@@ -50,10 +56,14 @@ __all__ = [
 _LATER = {
     "BENCHMARKS": "_benchmark",
     "BenchmarkItem": "_benchmark",
+    "MemoryItem": "_memory",
+    "Padding": "_padding",
     "ShellItem": "_benchmark",
     "TemporalItem": "_temporal",
     "Variant": "_perturb",
     "benchmark": "_benchmark",
+    "memory_items": "_memory",
+    "padding_sentences": "_padding",
     "data_card": "_benchmark",
     "perturb": "_perturb",
     "read_items": "_benchmark",

@@ -94,8 +94,12 @@ class PromptSet:
     bad: list[BadLine]
 
 
-def read_prompts(path: str | Path) -> PromptSet:
+def read_prompts(path: str | Path, model: type[Any] = PromptItem) -> PromptSet:
     """Read a JSONL prompt file.
+
+    Args:
+        path: the file.
+        model: a pydantic model of one line, with a field ``id``; a shell that asks for more than a prompt has its own.
 
     Raises:
         PromptFileError: no such file, a folder, not readable, not UTF-8, empty, or without a single usable line.
@@ -108,7 +112,7 @@ def read_prompts(path: str | Path) -> PromptSet:
         if not line.strip():
             continue
         try:
-            item = _item(line, number)
+            item = _item(line, number, model)
             if item.id in seen:
                 raise ValueError(f"the id {item.id!r} is already used on line {seen[item.id]}")
         except ValidationError as error:
@@ -147,7 +151,7 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _item(line: str, number: int) -> PromptItem:
+def _item(line: str, number: int, model: type[Any] = PromptItem) -> Any:
     """One line as an item; ValueError says why not."""
     try:
         value = json.loads(line, object_pairs_hook=_distinct_keys)
@@ -161,7 +165,7 @@ def _item(line: str, number: int) -> PromptItem:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("holds half a surrogate pair, which is no valid Unicode text") from None
-    return PromptItem.model_validate({"id": f"line-{number:05d}", **value})
+    return model.model_validate({"id": f"line-{number:05d}", **value})
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from symbolic_residue.report._export import export_figures
 from symbolic_residue.report._render import render_report
+from symbolic_residue.report._suite import suite_heads, suite_rows
 
-__all__ = ["export_figures", "render_report"]
+__all__ = ["export_figures", "render_report", "suite_heads", "suite_rows"]

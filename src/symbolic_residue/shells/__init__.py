@@ -14,6 +14,16 @@ from symbolic_residue.shells.temporal_inference import (
     TemporalInferenceFindings,
     TemporalInferenceResidue,
     TemporalInferenceShell,
+from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
+from symbolic_residue.shells.signatures import (
+    Component,
+    COMPONENTS,
+    read_signature,
+    read_signatures,
+    Signature,
+    signature,
+    signature_matrix,
+    signatures,
 )
 from symbolic_residue.shells.value_collapse import (
     Criteria,
@@ -24,7 +34,9 @@ from symbolic_residue.shells.value_collapse import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "SHELLS",
+    "Component",
     "Criteria",
     "EventPair",
     "Findings",
@@ -32,6 +44,10 @@ __all__ = [
     "HeadTest",
     "IntegratedAttribution",
     "IntegratedRun",
+    "MemtraceConfig",
+    "MemtraceFindings",
+    "MemtraceResidue",
+    "MemtraceShell",
     "PairRuns",
     "Progress",
     "Result",
@@ -45,6 +61,7 @@ __all__ = [
     "TemporalInferenceFindings",
     "TemporalInferenceResidue",
     "TemporalInferenceShell",
+    "Signature",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",
@@ -55,6 +72,11 @@ __all__ = [
     "judge",
     "make_shell",
     "quiet",
+    "read_signature",
+    "read_signatures",
     "shell_class",
+    "signature",
+    "signature_matrix",
+    "signatures",
     "verdict_frame",
 ]

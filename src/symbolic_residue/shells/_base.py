@@ -18,6 +18,7 @@ import polars as pl
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.instrument import Instrument, verify
+from symbolic_residue.shells._verdict import Verdict
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
@@ -106,6 +107,10 @@ class ShellBase(ABC, Generic[ResidueT, FindingsT]):
     @abstractmethod
     def run(self, input_text: str, *, seed: int = 0, progress: Progress = quiet) -> ResidueT:
         """Collect the residue of one prompt."""
+
+    def verdicts(self, residue: ResidueT) -> list[Verdict]:
+        """The verdicts of a residue alone, by the criteria in its configuration. Shells that can judge without a forward do so here."""
+        return self.analyze_residue(residue).verdicts  # type: ignore[attr-defined]
 
     @abstractmethod
     def analyze_residue(self, residue: ResidueT, *, progress: Progress = quiet) -> FindingsT:

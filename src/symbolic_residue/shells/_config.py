@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,9 @@ class ShellCriteria(BaseModel):
     """Base of the thresholds of one shell's verdicts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    thresholds: ClassVar[dict[str, str]] = {}
+    """Failure mode → the field that holds its threshold."""
 
     source: str = "given"
     """Where the thresholds come from; stands beside every verdict."""

@@ -128,18 +128,22 @@ class PairRuns:
 
     Args:
         instrument: the model's instrument.
-        prompts: the prompts.
+        prompts: the prompts, or how many there are where their rows are cached.
         pair: (a, b) for all prompts, or one for each; the log-odds is logit(a) − logit(b).
         rows: the prompts' last rows, where they are cached already.
     """
 
     def __init__(
-        self, instrument: Instrument, prompts: Sequence[Prompt], pair: Pair | Sequence[Pair], *, rows: LastRows | None = None
+        self, instrument: Instrument, prompts: Sequence[Prompt] | int, pair: Pair | Sequence[Pair], *, rows: LastRows | None = None
     ) -> None:
+        if isinstance(prompts, int):
+            assert rows is not None, "the rows of prompts that are not given must be cached"
+            self.last, n = rows, prompts
+        else:
+            self.last, n = rows or LastRows(instrument, prompts), len(prompts)
         single = isinstance(pair[0], int)
-        self.own: list[Pair] = [pair] * len(prompts) if single else list(pair)  # type: ignore[list-item, arg-type]
+        self.own: list[Pair] = [pair] * n if single else list(pair)  # type: ignore[list-item, arg-type]
         self.instrument = instrument
-        self.last = rows or LastRows(instrument, prompts)
         self.pieces, self.rows = self.last.pieces, self.last.rows
 
     def __call__(self, edits: Sequence[Edit] = ()) -> Array:

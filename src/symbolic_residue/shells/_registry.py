@@ -30,6 +30,12 @@ class ShellEntry(NamedTuple):
 
 
 SHELLS: dict[str, ShellEntry] = {
+    "memtrace": ShellEntry(
+        "symbolic_residue.shells.memtrace",
+        "MemtraceShell",
+        "MemtraceConfig",
+        "Does a fact stated early survive to the question?",
+    ),
     "value-collapse": ShellEntry(
         "symbolic_residue.shells.value_collapse",
         "ValueCollapseShell",

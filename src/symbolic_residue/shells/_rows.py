@@ -39,6 +39,13 @@ class LastRows:
         self.pieces: list[Batch] = [collate(piece) for piece in in_pieces(prompts)]
         self.rows = [LastRow(instrument, batch) if batch.ids.shape[1] > 1 else None for batch in self.pieces]
 
+    @classmethod
+    def prepared(cls, row: LastRow) -> LastRows:
+        """From one batch whose other rows have run already."""
+        rows = cls.__new__(cls)
+        rows.instrument, rows.prompts, rows.pieces, rows.rows = row.instrument, [], [row.batch], [row]
+        return rows
+
     @property
     def tokens(self) -> int:
         """How many tokens are kept, padding included."""

@@ -39,6 +39,7 @@ _COLUMNS = {
     "readout_stats": "layer:i head:i row:i entropy:f distance:f max:f argmax:i",
     "readouts": "table backend mode",
     "curves": "curve series x:f x_unit value:f low:f? high:f? n:i unit",
+    "fits": "series model a:f b:f b_low:f? b_high:f? rss:f aic:f difference:f preferred:f? n:i distances:i",
     "head_scores": "layer:i head:i score value:f low:f? high:f? control:f? control_low:f? control_high:f? n:i unit",
     "head_tests": "layer:i head:i behaviour effect:f low:f? high:f? n:i unit control:f? control_n:i p:f? q:f? confirmed:b?",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
@@ -48,6 +49,7 @@ _COLUMNS = {
     "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
+    "signatures": "component group value:f? unit source",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}

@@ -88,9 +88,14 @@ def test_a_run_of_shells_from_the_command_line(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "180")
     words = ["shells", "run", "--model", model, "--shell", "value-collapse", "-n", "2", "--no-attribution", "--output", "run"]
     assert main(words) == 1  # the tiny tokenizer lacks the planted item's words: failed, with its reason; the null item is done
-    assert "report.html" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "report.html" in said
+    assert "is not one token" in said  # the failed item, with its reason
+    assert "null (false alarms)" in said
+    assert "0/1 [0, 79] %" in said  # Wilson knows how little one item is
     assert validate("run") == []
     run = RunFolder.open("run")
     items = run.table("shell_items")

@@ -86,3 +86,54 @@ def test_a_shell_without_its_two_methods_cannot_be_made() -> None:
 def test_it_needs_one_model(example: ModuleType) -> None:
     with pytest.raises(ConfigError):
         example.TrailingSpaceShell()
+
+
+# -- from the command line ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    build("llama").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def test_it_runs_from_the_command_line_and_stands_in_the_report(folder: str, tmp_path: Path) -> None:
+    from symbolic_residue.cli import main
+    from symbolic_residue.store import RunFolder, validate
+
+    run = tmp_path / "run"
+    assert main(["shell", "custom", f"{EXAMPLE}:TrailingSpaceShell", TEXT, "--model", folder, "--output", str(run)]) == 0
+    assert validate(run) == []
+    kept = RunFolder.open(run).table("verdicts").row(0, named=True)
+    assert (kept["shell"], kept["mode"], kept["n"]) == ("trailing-space", "loss of confidence", 8)
+    page = (run / "report.html").read_text("utf-8")
+    assert "loss of confidence" in page
+    assert "the prompt without the space" in page
+    assert "Not measured in this run" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("custom_shell.py", "names no class"),
+        ("nowhere.py:Shell", "no file"),
+        ("no_such_module_at_all:Shell", "cannot be imported"),
+        ("json:JSONDecoder", "no shell"),
+        ("symbolic_residue.shells:ShellBase", "not complete"),
+    ],
+)
+def test_what_is_no_shell_is_refused(text: str, said: str) -> None:
+    from symbolic_residue.cli._shell_custom import load_shell_class
+
+    with pytest.raises(ConfigError, match=said):
+        load_shell_class(text)
+
+
+def test_an_error_in_the_users_file_is_told(tmp_path: Path) -> None:
+    from symbolic_residue.cli._shell_custom import load_shell_class
+
+    (tmp_path / "broken.py").write_text("raise RuntimeError('mine')")
+    with pytest.raises(ConfigError, match="mine"):
+        load_shell_class(f"{tmp_path}/broken.py:Shell")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -20,6 +20,13 @@ class Criteria(ShellCriteria):
     The defaults come from ``calibration.json``, written by ``benchmarks/calibrate_value_collapse.py``: each is set so that its verdict
     fires on at most 5 % of prompts whose next token is settled.
     """
+
+    thresholds: ClassVar[dict[str, str]] = {
+        "flatness": "log_odds",
+        "oscillation": "returns",
+        "value collapse": "leader_loss",
+        "confidence fragility": "fragility",
+    }
 
     log_odds: float
     """Flatness: the log-odds (nats) between the two best candidates must be below this …"""

@@ -19,6 +19,7 @@ from symbolic_residue.prompts import benchmark, BenchmarkItem, build_prompt, per
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.shells._rows import LastRows
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.value_collapse._attribute import attribute, token_influence
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
@@ -225,6 +226,10 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
         return ValueCollapseResidue(asked, self.config, provenance, frames)
+
+    def verdicts(self, residue: ValueCollapseResidue) -> list[Verdict]:
+        """The four verdicts of a residue, from its measures alone."""
+        return verdicts(residue)
 
     def analyze_residue(self, residue: ValueCollapseResidue, *, progress: Progress = quiet) -> ValueCollapseFindings:
         """Verdicts and attribution of a residue.

@@ -1,0 +1,123 @@
+"""``residue shell memtrace``: does a fact stated early survive to the question?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from symbolic_residue.cli._common import (
+    Adapter,
+    Chat,
+    Device,
+    Dtype,
+    File,
+    Json,
+    measure_items,
+    Model,
+    NoReport,
+    open_for_cli,
+    Output,
+    Prompt,
+    Resume,
+    Seed,
+)
+from symbolic_residue.errors import ConfigError
+
+__all__ = ["memtrace"]
+
+
+def memtrace(
+    prompt: Prompt = None,
+    file: File = None,
+    fact: Annotated[str | None, typer.Option("--fact", help="The text that states the answer; default: found.")] = None,
+    question: Annotated[str | None, typer.Option("--question", help="The prompt's end; default: its last sentence.")] = None,
+    answer: Annotated[
+        list[str] | None,
+        typer.Option("--answer", help="What should come next; again for further fields. Default: what the model says."),
+    ] = None,
+    foil: Annotated[
+        list[str] | None,
+        typer.Option("--foil", help="A wrong answer of the same type; again for more. Default: the model's guesses."),
+    ] = None,
+    control: Annotated[str | None, typer.Option("--control", help="The fact with another value.")] = None,
+    distance: Annotated[
+        list[int] | None, typer.Option("--distance", min=0, help="Tokens of padding; again for more. Default: 0 to 1024.")
+    ] = None,
+    padding: Annotated[
+        list[str] | None, typer.Option("--padding", help="natural, repetitive or adversarial; again for more, the first is judged.")
+    ] = None,
+    distractor: Annotated[
+        list[str] | None, typer.Option("--distractor", help="A sentence that looks like the fact, for adversarial padding.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option("--draws", help="Texts of padding of each kind; the intervals' n.")] = None,
+    top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate and patch; 0: verdicts only.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The options of a suite: three distances up to 40 tokens.")] = False,
+    chat: Chat = False,
+    model: Model = "demo",
+    adapter: Adapter = None,
+    output: Output = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    resume: Resume = False,
+    no_report: NoReport = False,
+    json: Json = False,
+) -> None:
+    """MEMTRACE: does a fact stated early survive to the question?"""
+    from symbolic_residue.prompts import PromptSet, read_prompts
+    from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceQuestion, MemtraceShell
+
+    given: dict[str, Any] = {
+        "fact": fact,
+        "question": question,
+        "answer": answer or None,
+        "foils": None if not foil else [foil],
+        "control": control,
+        "distractors": distractor or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if (prompt is None) == (file is None):
+        raise ConfigError("Give a prompt, or --file with prompts." if prompt is None else "Give a prompt or --file, not both.")
+    if file is not None:
+        if given:
+            raise ConfigError(f"--{next(iter(given))} belongs to a single prompt.", todo="Put it in the file.")
+        prompts = read_prompts(file, MemtraceQuestion)
+    else:
+        prompts = PromptSet([MemtraceQuestion.make(prompt=prompt, **given)], [])  # type: ignore[list-item]
+    options: dict[str, Any] = {
+        "distances": tuple(sorted({0, *distance})) if distance else None,
+        "paddings": tuple(padding) if padding else None,
+        "draws": draws,
+        "top_heads": top_heads,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    config = MemtraceConfig.quick(**options) if quick else MemtraceConfig.make(**options)
+    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
+    shell = MemtraceShell(loaded=loaded, config=config)
+    from symbolic_residue.diagnose import shell_item
+
+    def work(item: Any, progress: Any) -> Any:
+        return shell_item(
+            shell,
+            item.id,
+            item.prompt,
+            lambda told: shell.run(item.prompt, **item.asked(), chat=chat, seed=seed, progress=told),
+            chat=chat,
+            seed=seed,
+            progress=progress,
+        )
+
+    code = measure_items(
+        kind="memtrace",
+        loaded=loaded,
+        prompts=prompts,
+        config={"shells": {"memtrace": config.model_dump(mode="json")}, "chat": chat, "seed": seed},
+        output=output,
+        resume=resume,
+        seed=seed,
+        report=not no_report,
+        as_json=json,
+        work=work,
+    )
+    raise typer.Exit(code)

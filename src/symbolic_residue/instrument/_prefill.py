@@ -1,0 +1,111 @@
+"""Caches of keys and values: of whole sequences, and of sequences whose beginnings are run once.
+
+The cache keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always position j of the
+padded sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.errors import EditError, InstrumentError
+from symbolic_residue.instrument._edits import AttentionMask, Edit
+from symbolic_residue.instrument._instrument import cache_name, Instrument
+
+__all__ = ["fresh", "masks", "positions_of", "prefill", "shared_prefill"]
+
+
+def prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
+    """Cache of every key, and the last row's logits ``[batch, vocab]``."""
+    from transformers import DynamicCache
+
+    # Without the config every layer keeps every key, also under a window. Layers that keep a state instead need the config to have a place for it.
+    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
+    cache = DynamicCache(config=instrument.model.config) if hybrid else DynamicCache()  # type: ignore[arg-type]
+    call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
+    with torch.no_grad():
+        out = instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
+    return cache, out.logits[:, -1]
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def fresh(cache: Any) -> Any:
+    """A copy that can be continued. Keys and values are never written into, only put together anew, so they need no copying; states do."""
+    if not all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers):
+        return copy.deepcopy(cache)
+    out = copy.copy(cache)
+    out.layers = [copy.copy(layer) for layer in cache.layers]
+    return out
+
+
+def masks(spans: Sequence[tuple[int, int] | None], copies: int = 1) -> list[Edit]:
+    """Attention masks, one for all sequences that hide the same keys."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, span in enumerate(spans):
+        if span is not None:
+            groups.setdefault(span, []).extend(range(i * copies, (i + 1) * copies))
+    return [AttentionMask(range(*span), batch=rows) for span, rows in groups.items()]
+
+
+def shared_prefill(
+    instrument: Instrument, ids: Tensor, mask: Tensor, shared: Sequence[int], hidden: Sequence[tuple[int, int] | None]
+) -> Any:
+    """Cache of every key but the last token's, each shared beginning run once.
+
+    The beginnings are padded on the left and what follows them on the right, so that real tokens stand side by side in every row; then keys and values are
+    moved to where left padding puts them, as windows count columns.
+    """
+    lengths = mask.sum(-1).tolist()
+    tokens = [row[-n:] for row, n in zip(ids.tolist(), lengths, strict=True)]
+    if len(shared) != len(tokens) or any(not 0 <= k < n for k, n in zip(shared, lengths, strict=True)):
+        raise InstrumentError("A shared beginning must be shorter than its sequence.", todo="Give one number a sequence.")
+    for k, span in zip(shared, hidden, strict=True):
+        if span is not None and not (0 <= span[0] < span[1] <= k and span != (0, k)):
+            raise EditError(f"Tokens {span[0]} to {span[1] - 1} cannot be hidden.", why=f"The shared beginning has {k} tokens.")
+    heads = [tuple(t[:k]) for t, k in zip(tokens, shared, strict=True)]
+    hybrid = any(layer.mixer is not None for layer in instrument.parts.layers)
+    if hybrid or not all(heads):
+        if any(span is not None for span in hidden):
+            raise EditError("Nothing can be hidden from a part of the rows in a model that keeps a state.")
+        return prefill(instrument, ids[:, :-1], mask[:, :-1], positions_of(mask)[:, :-1])[0]
+    unique = list(dict.fromkeys(heads))
+    width = max(map(len, unique))
+    head_ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in unique], device=ids.device)
+    head_mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in unique], device=ids.device)
+    cache, _ = prefill(instrument, head_ids, head_mask, positions_of(head_mask))
+    own = torch.tensor([unique.index(h) for h in heads], device=ids.device)
+    cache.reorder_cache(own)
+    tails = [t[k:-1] for t, k in zip(tokens, shared, strict=True)]
+    size = max(map(len, tails))
+    if size:
+        tail_ids = torch.tensor([t + [0] * (size - len(t)) for t in tails], device=ids.device)
+        tail_mask = torch.tensor([[1] * len(t) + [0] * (size - len(t)) for t in tails], device=ids.device)
+        start = torch.tensor(list(shared), device=ids.device)
+        positions = start[:, None] + torch.arange(size, device=ids.device)
+        limit = instrument.parts.max_context
+        positions = positions if limit is None else positions.clamp_max(limit - 1)  # of padding only
+        spans = [None if h is None else (width - k + h[0], width - k + h[1]) for h, k in zip(hidden, shared, strict=True)]
+        call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
+        with torch.no_grad(), instrument.attached(edits=masks(spans)) if any(hidden) else nullcontext():
+            instrument.model(
+                input_ids=tail_ids, attention_mask=torch.cat([head_mask[own], tail_mask], 1), position_ids=positions, **call
+            )
+    # Token t of a sequence stands in column width − shared + t now, and goes to column lead + t.
+    lead = torch.tensor([ids.shape[1] - n for n in lengths], device=ids.device)
+    column = torch.arange(ids.shape[1] - 1, device=ids.device)[None] - lead[:, None]
+    column = (column + width - torch.tensor(list(shared), device=ids.device)[:, None]).clamp_min(0)
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            kept = getattr(layer, name)
+            index = column.to(kept.device)[:, None, :, None].expand(-1, kept.shape[1], -1, kept.shape[3])
+            setattr(layer, name, kept.gather(2, index))
+    return cache
