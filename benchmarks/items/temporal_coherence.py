@@ -20,19 +20,88 @@ from pathlib import Path
 TARGET = Path(__file__).parents[2] / "src/symbolic_residue/prompts/data/temporal_coherence.jsonl"
 SPLITS = ("calibration", "held-out")
 
-NAMES = (("Mara", "Tom", "Ines", "Paul", "Lena", "Hugo", "Nora", "Karl", "Ruth", "Otto"), ("Vera", "Finn", "Ella", "Marc", "Dora", "Leon", "Anna", "Erik", "Rosa", "Igor"))
-NOUNS = "lantern ladder basket kettle rope barrel mirror blanket drum saddle candle bucket shovel trumpet carpet hammer bottle wagon feather stone".split()
-PLACES = "mill harbour barn bridge chapel market orchard tower cellar garden ferry quarry stable well meadow inn".split()
-ADJECTIVES = "old broken heavy yellow narrow silver wet little painted wooden dusty quiet".split()
-VERBS = "carried dragged pushed rolled lowered brought moved sent".split()
-MORE_VERBS = "hid found left sold buried cleaned mended dropped".split()
-MATERIALS = "oak granite copper brick iron slate clay marble".split()
-PEOPLE = "monks sailors farmers weavers miners students bakers soldiers".split()
-THINGS = "hall gate clock organ fountain library kiln granary".split()
-GOODS = (
-    "rope salt flour candles soap nails honey paper string coffee pepper wool matches cheese oil tea sugar plates forks pencils apples tape rice ink boots "
-    "beans chalk bread gloves stamps"
-).split()
+NAMES = (
+    ("Mara", "Tom", "Ines", "Paul", "Lena", "Hugo", "Nora", "Karl", "Ruth", "Otto"),
+    ("Vera", "Finn", "Ella", "Marc", "Dora", "Leon", "Anna", "Erik", "Rosa", "Igor"),
+)
+NOUNS = [
+    "lantern",
+    "ladder",
+    "basket",
+    "kettle",
+    "rope",
+    "barrel",
+    "mirror",
+    "blanket",
+    "drum",
+    "saddle",
+    "candle",
+    "bucket",
+    "shovel",
+    "trumpet",
+    "carpet",
+    "hammer",
+    "bottle",
+    "wagon",
+    "feather",
+    "stone",
+]
+PLACES = [
+    "mill",
+    "harbour",
+    "barn",
+    "bridge",
+    "chapel",
+    "market",
+    "orchard",
+    "tower",
+    "cellar",
+    "garden",
+    "ferry",
+    "quarry",
+    "stable",
+    "well",
+    "meadow",
+    "inn",
+]
+ADJECTIVES = ["old", "broken", "heavy", "yellow", "narrow", "silver", "wet", "little", "painted", "wooden", "dusty", "quiet"]
+VERBS = ["carried", "dragged", "pushed", "rolled", "lowered", "brought", "moved", "sent"]
+MORE_VERBS = ["hid", "found", "left", "sold", "buried", "cleaned", "mended", "dropped"]
+MATERIALS = ["oak", "granite", "copper", "brick", "iron", "slate", "clay", "marble"]
+PEOPLE = ["monks", "sailors", "farmers", "weavers", "miners", "students", "bakers", "soldiers"]
+THINGS = ["hall", "gate", "clock", "organ", "fountain", "library", "kiln", "granary"]
+GOODS = [
+    "rope",
+    "salt",
+    "flour",
+    "candles",
+    "soap",
+    "nails",
+    "honey",
+    "paper",
+    "string",
+    "coffee",
+    "pepper",
+    "wool",
+    "matches",
+    "cheese",
+    "oil",
+    "tea",
+    "sugar",
+    "plates",
+    "forks",
+    "pencils",
+    "apples",
+    "tape",
+    "rice",
+    "ink",
+    "boots",
+    "beans",
+    "chalk",
+    "bread",
+    "gloves",
+    "stamps",
+]
 ACTIONS = (
     ("fed the cat", "locked the door", "washed the car", "wrote a letter", "watered the roses", "cut the bread", "fixed the lamp", "called her boss",
      "closed the shop", "paid the bill", "made the bed", "cleaned the stove", "painted the fence", "sold the boat", "read the paper"),
@@ -56,7 +125,17 @@ PASSAGES = {
     "factual": "The {a1} {t1} is made of {m1} and {m2}, holds one {a2} {o1} and one {o2}, and belongs to the {e1} beside the {p1}.",
     "list": "{g1}, {g2}, {g3}, {g4}, {g5}, {g6}, {g7}, {g8}, {g9}, {g10}, {g11}.",
 }
-LETTERS = {"o": NOUNS, "p": PLACES, "a": ADJECTIVES, "v": VERBS, "w": MORE_VERBS, "m": MATERIALS, "e": PEOPLE, "t": THINGS, "g": GOODS}
+LETTERS = {
+    "o": NOUNS,
+    "p": PLACES,
+    "a": ADJECTIVES,
+    "v": VERBS,
+    "w": MORE_VERBS,
+    "m": MATERIALS,
+    "e": PEOPLE,
+    "t": THINGS,
+    "g": GOODS,
+}
 
 
 def fill(pattern: str, rng: random.Random, half: int) -> str:
@@ -99,7 +178,10 @@ def items() -> list[dict[str, object]]:
     out: list[dict[str, object]] = []
     for half, split in enumerate(SPLITS):
         rng = random.Random(11 + half)
-        kinds: dict[str, list[dict[str, object]]] = {"echo": texts("echo", 7, half, rng), "null-text": texts("null-text", 8, half, rng)}
+        kinds: dict[str, list[dict[str, object]]] = {
+            "echo": texts("echo", 7, half, rng),
+            "null-text": texts("null-text", 8, half, rng),
+        }
         for relation in ("order", "cause"):
             kinds[relation] = pairs(relation, "wrong", "told", 20, half, rng)
             kinds[f"null-right-{relation}"] = pairs(relation, "right", "told", 12, half, rng)

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import AttentionRead, Instrument, open_model
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
-    from symbolic_residue.shells import ShellBase, ShellIntegrator, TemporalInferenceConfig, TemporalInferenceShell, ValueCollapseConfig, ValueCollapseShell
     from symbolic_residue.shells import (
         MemtraceConfig,
         MemtraceShell,
         ShellBase,
         ShellIntegrator,
+        TemporalInferenceConfig,
+        TemporalInferenceShell,
         ValueCollapseConfig,
         ValueCollapseShell,
     )

@@ -25,6 +25,7 @@ from symbolic_residue.cli._common import (
 )
 from symbolic_residue.cli._shell_custom import custom
 from symbolic_residue.cli._shell_memtrace import memtrace
+from symbolic_residue.cli._shell_temporal import temporal_inference
 
 __all__ = ["shell_app"]
 
@@ -38,6 +39,7 @@ def _group() -> None:
 
 shell_app.command("custom")(custom)
 shell_app.command("memtrace")(memtrace)
+shell_app.command("temporal-inference")(temporal_inference)
 
 
 @shell_app.command("value-collapse")

@@ -14,7 +14,10 @@ _MODES = {"echo": ("drift", "discontinuity break"), "order": ("ordering reversal
 
 
 class TemporalItem(ShellItem):
-    """One item: a text or a pair. ``kind``: ``echo`` (a passage read out twice), ``order`` and ``cause`` (a story restated wrongly); null ones begin with ``null-``."""
+    """One item: a text or a pair.
+
+    ``kind``: ``echo`` (a passage read out twice), ``order`` and ``cause`` (a story restated wrongly); null ones begin with ``null-``.
+    """
 
     text: str | None = None
     """A text to shift."""

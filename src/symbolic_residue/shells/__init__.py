@@ -8,12 +8,6 @@ from symbolic_residue.shells._registry import config_class, make_shell, shell_cl
 from symbolic_residue.shells._residue import ShellResidue
 from symbolic_residue.shells._verdict import judge, Verdict, verdict_frame
 from symbolic_residue.shells.across import IntegratedAttribution, IntegratedRun, ShellIntegrator
-from symbolic_residue.shells.temporal_inference import (
-    EventPair,
-    TemporalInferenceConfig,
-    TemporalInferenceFindings,
-    TemporalInferenceResidue,
-    TemporalInferenceShell,
 from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceFindings, MemtraceResidue, MemtraceShell
 from symbolic_residue.shells.signatures import (
     Component,
@@ -24,6 +18,13 @@ from symbolic_residue.shells.signatures import (
     signature,
     signature_matrix,
     signatures,
+)
+from symbolic_residue.shells.temporal_inference import (
+    EventPair,
+    TemporalInferenceConfig,
+    TemporalInferenceFindings,
+    TemporalInferenceResidue,
+    TemporalInferenceShell,
 )
 from symbolic_residue.shells.value_collapse import (
     Criteria,
@@ -57,11 +58,11 @@ __all__ = [
     "ShellEntry",
     "ShellIntegrator",
     "ShellResidue",
+    "Signature",
     "TemporalInferenceConfig",
     "TemporalInferenceFindings",
     "TemporalInferenceResidue",
     "TemporalInferenceShell",
-    "Signature",
     "ValueCollapseConfig",
     "ValueCollapseFindings",
     "ValueCollapseResidue",

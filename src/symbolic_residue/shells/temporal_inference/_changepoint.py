@@ -34,7 +34,7 @@ class Change:
     Attributes:
         split: index of the first distance past it.
         after: that distance; ``before`` the last one short of it.
-        size: mean past it minus mean before it.
+        size: value at the first distance past it minus that at the last before it.
         gain: how much better (AICc) than the best smooth curve.
         share: of the range, between the two distances beside the split.
     """
@@ -73,7 +73,7 @@ def change_point(distance: ArrayLike, value: ArrayLike) -> Change:
         split=split,
         before=float(x[split - 1]),
         after=float(x[split]),
-        size=float(y[split:].mean() - y[:split].mean()),
+        size=float(y[split] - y[split - 1]),
         gain=float(min(smooth) - aic(steps[split], 4)),
         share=float(abs(y[split] - y[split - 1]) / span) if span > 0 else 0.0,
     )

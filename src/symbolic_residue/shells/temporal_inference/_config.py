@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -19,11 +19,18 @@ MODES: tuple[Mode, ...] = ("tokens", "positions")
 class Criteria(ShellCriteria):
     """Thresholds of the four verdicts; ``calibration.json`` says where the defaults come from."""
 
+    thresholds: ClassVar[dict[str, str]] = {
+        "drift": "drift",
+        "discontinuity break": "fall",
+        "ordering reversal": "order",
+        "causal confusion": "cause",
+    }
+
     drift: float
     """Drift: coherence of the continuation's second half minus that of its first (nats a token), below this."""
 
     fall: float
-    """Discontinuity break: mean coherence past the break minus before it (nats a token), below this …"""
+    """Discontinuity break: coherence at the first distance past the break minus that at the last one before it (nats a token), below this …"""
 
     margin: float
     """… and the step's AICc at least this much better than that of every smooth curve."""
@@ -38,10 +45,10 @@ class Criteria(ShellCriteria):
 class TemporalInferenceConfig(ShellConfig):
     """Options of TEMPORAL-INFERENCE. All are checked; unknown names are refused."""
 
-    distances: tuple[int, ...] = Field(default=(4, 8, 12, 15, 19, 23, 27, 31))
+    distances: tuple[int, ...] = Field(default=(2, 5, 8, 11, 15, 24, 31, 38))
     """Shifts in tokens, besides the one that is asked for; those that the text is too short for are left out."""
 
-    other_distances: tuple[int, ...] = Field(default=(4, 15, 31))
+    other_distances: tuple[int, ...] = Field(default=(5, 15, 24))
     """The same in the other direction."""
 
     modes: tuple[Mode, ...] = MODES
@@ -95,6 +102,6 @@ class TemporalInferenceConfig(ShellConfig):
     @classmethod
     def quick(cls, **options: Any) -> Self:
         """The options of a suite: shifts of tokens only, one reference text, six wordings without gaps, shorter random sequences, fewer heads."""
-        few: dict[str, Any] = {"modes": (), "other_distances": (), "references": 1, "wordings": 6, "gaps": (), "steps": 6}
-        few |= {"sequences": 6, "half": 12, "top_heads": 6, "random_heads": 12}
+        few: dict[str, Any] = {"modes": (), "other_distances": (), "references": 1, "wordings": 6, "gaps": (), "steps": 0}
+        few |= {"sequences": 6, "half": 12, "top_heads": 6, "random_heads": 8}
         return cls.make(**few | options)

@@ -1,13 +1,16 @@
 """Induction and previous-token heads: how much they do so before and after a jump in position, and what their ablation costs.
 
-1. Sequences ``r r`` of ``half`` distinct random tokens, and plain ones of ``2 · half``. *Induction* score: mean attention from the rows of the second half to the
-   token after the earlier copy; control: the same key on plain text. *Previous token*: attention to the token before, on plain text; control: the key two before.
-2. *After the shift*: the second half's positions are ``distance`` larger (or smaller) and the text is the same. Previous token: only the first row of the
-   second half then sees a jump, so only it is read.
-3. *Ablation on repeated sequences*: a head's output is replaced, in every row, by its mean over rows and sequences of the plain text. Effect = log-probability of the
-   repeated token (mean over the second half, nats a token) with − without; n = sequences. Control: heads drawn at random, the 95th percentile of their
-   sizes. Confirmed: q ≤ 0.05 over the heads tested, effect below 0, larger than the random heads', on the repeated text more so than on the plain one.
-4. *Ablation on the text*: the same heads in the rows of the continuation, unshifted; effect on the log-probability of the true tokens (window), n = places.
+1. Sequences ``r r`` of ``half`` distinct random tokens, and plain ones of ``2 · half``. *Induction* score: mean attention from the rows of the second
+   half to the token after the earlier copy; control: the same key on plain text. *Previous token*: attention to the token before, on plain text; control:
+   the key two before.
+2. *After the shift*: the second half's positions are ``distance`` larger (or smaller) and the text is the same. Previous token: only the first row of
+   the second half then sees a jump, so only it is read.
+3. *Ablation on repeated sequences*: a head's output is replaced, in every row, by its mean over rows and sequences of the plain text. Effect =
+   log-probability of the repeated token (mean over the second half but its first token, nats a token) with − without; n = sequences. Control: heads drawn
+   at random, the 95th percentile of their sizes. Confirmed: q ≤ 0.05 over the heads tested, effect below 0, larger than the random heads', and more so than
+   on the plain text.
+4. *Ablation on the text*: the same heads in the rows of the continuation, unshifted; effect on the log-probability of the true tokens (window), n =
+   places, which overlap: q says that the effect is the same all over this passage.
 
 Six units or more are needed for a sign-flip p of 0.05: with fewer nothing can be confirmed.
 """
@@ -72,7 +75,9 @@ def behaviours(
     jumped = _jump(half, distance, direction, parts.max_context) if parts.position_ids else None
 
     def weights(ids: Tensor, moved: bool) -> Tensor:
-        trace = instrument.run(ids, attention=read, edits=(Positions(jumped),) if moved and jumped is not None else (), keep_logits=1)
+        trace = instrument.run(
+            ids, attention=read, edits=(Positions(jumped),) if moved and jumped is not None else (), keep_logits=1
+        )
         assert trace.attention is not None
         return trace.attention["weights"].double().cpu()  # [layer, batch, head, row, key]
 
@@ -86,7 +91,9 @@ def behaviours(
     sides = (("before", False), ("after the shift", True)) if jumped is not None else (("before", False),)
     for name, moved in sides:
         on_repeated, on_plain = weights(repeated, moved), weights(plain, moved)
-        scores.append((f"induction {name}", mean_on(on_repeated, rows - half + 1, every), mean_on(on_plain, rows - half + 1, every)))
+        scores.append(
+            (f"induction {name}", mean_on(on_repeated, rows - half + 1, every), mean_on(on_plain, rows - half + 1, every))
+        )
         which = seam if moved else every
         scores.append((f"previous token {name}", mean_on(on_plain, rows - 1, which), mean_on(on_plain, rows - 2, which)))
     frame = pl.concat([_score_frame(name, value, control, layers, seed) for name, value, control in scores])
@@ -112,7 +119,14 @@ def behaviours(
 
 
 def head_tests(
-    chosen: Sequence[Head], behaviour: Sequence[str], effects: Array, random: Array, unit: str, seed: int, *, elsewhere: Array | None = None
+    chosen: Sequence[Head],
+    behaviour: Sequence[str],
+    effects: Array,
+    random: Array,
+    unit: str,
+    seed: int,
+    *,
+    elsewhere: Array | None = None,
 ) -> pl.DataFrame:
     """Table ``head_tests``: one row a head.
 
@@ -131,17 +145,42 @@ def head_tests(
         for i, (layer, head) in enumerate(chosen):
             more = elsewhere is None or value[i] < elsewhere[i].mean()
             ok = bool(q[i] <= 0.05 and value[i] < 0 and limit is not None and abs(value[i]) > limit and more)
-            rows.append(
-                (layer, head, behaviour[i], float(value[i]), float(low[i]), float(high[i]), effects.shape[1], unit, limit, len(random))
-                + (float(p[i]), float(q[i]), ok if sayable else None)
+            numbers = (
+                float(value[i]),
+                float(low[i]),
+                float(high[i]),
+                effects.shape[1],
+                unit,
+                limit,
+                len(random),
+                float(p[i]),
+                float(q[i]),
             )
+            rows.append((layer, head, behaviour[i], *numbers, ok if sayable else None))
     names = ("layer", "head", "behaviour", "effect", "low", "high", "n", "unit", "control", "control_n", "p", "q", "confirmed")
-    kinds = (pl.Int64, pl.Int64, pl.String, *(pl.Float64,) * 3, pl.Int64, pl.String, pl.Float64, pl.Int64, pl.Float64, pl.Float64, pl.Boolean)
+    kinds = (
+        pl.Int64,
+        pl.Int64,
+        pl.String,
+        *(pl.Float64,) * 3,
+        pl.Int64,
+        pl.String,
+        pl.Float64,
+        pl.Int64,
+        pl.Float64,
+        pl.Float64,
+        pl.Boolean,
+    )
     return pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row")
 
 
 def ablate_on_text(
-    runs: TextRuns, cuts: Sequence[int], window: int, heads: HeadBehaviours, seed: int, told: Callable[[float], None] = lambda share: None
+    runs: TextRuns,
+    cuts: Sequence[int],
+    window: int,
+    heads: HeadBehaviours,
+    seed: int,
+    told: Callable[[float], None] = lambda share: None,
 ) -> pl.DataFrame:
     """Table ``head_tests`` of the ablations on the text's true continuation."""
     tails, edits = [], []
@@ -195,7 +234,7 @@ def _ablations(instrument: Instrument, ids: Tensor, half: int, heads: Sequence[H
 
     def log_p(copies: int, edits: Sequence[HeadReplace]) -> Array:  # type: ignore[valid-type]
         many = ids.repeat(copies, 1)
-        logits = instrument.run(many, edits=edits, keep_logits=half).logits[:, :-1].double()
+        logits = instrument.run(many, edits=edits, keep_logits=half)["logits"][:, :-1].double()
         found = logits.gather(-1, many[:, half + 1 :, None].to(logits.device))[..., 0] - logits.logsumexp(-1)
         return found.mean(1).cpu().numpy().reshape(copies, len(ids))
 
@@ -203,8 +242,9 @@ def _ablations(instrument: Instrument, ids: Tensor, half: int, heads: Sequence[H
     out = []
     for first in range(0, len(heads), at_once):
         group = heads[first : first + at_once]
-        edits = [HeadReplace(layer, head, mean[layer, head], batch=range(c * len(ids), (c + 1) * len(ids))) for c, (layer, head) in enumerate(group)]
+        edits = [
+            HeadReplace(layer, head, mean[layer, head], batch=range(c * len(ids), (c + 1) * len(ids)))
+            for c, (layer, head) in enumerate(group)
+        ]
         out.append(log_p(len(group), edits) - base)
     return np.concatenate(out) if out else np.zeros((0, len(ids)))
-
-

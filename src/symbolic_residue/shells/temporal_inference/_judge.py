@@ -1,7 +1,8 @@
 """The four verdicts of TEMPORAL-INFERENCE from a residue's tables.
 
 1. **drift**: at the asked shift, mean coherence of the second half of the continuation minus that of the first; n = places in this text.
-2. **discontinuity break**: the size of the best step in the curve of coherence against distance; n = places. It is undecided unless the step describes the
+2. **discontinuity break**: where the best step in the curve of coherence against distance stands, the fall between the two
+   distances beside it; n = places. It is undecided unless the step describes the
    curve better than every smooth curve by the margin, and absent where a smooth one is better or the fall is spread out (``_changepoint``).
 3. **ordering reversal**, **causal confusion**: mean preference for the right order, or direction, over wordings (``_pairs``); n = wordings.
 
@@ -61,7 +62,7 @@ def break_of(residue: TemporalInferenceResidue, side: str) -> tuple[Change | Non
     if len(distances) < FEWEST:
         return None, np.zeros(0)
     change = change_point(distances, matrix.mean(0))
-    return change, matrix[:, change.split :].mean(1) - matrix[:, : change.split].mean(1)
+    return change, matrix[:, change.split] - matrix[:, change.split - 1]
 
 
 def preference(residue: TemporalInferenceResidue, side: str, gap: int = 0) -> Array:
@@ -85,7 +86,7 @@ def verdicts(residue: TemporalInferenceResidue) -> list[Verdict]:
 
 _WORDS = {
     "drift": ("coherence of the continuation's second half minus its first", "nats a token", "drift", "a text to shift"),
-    "discontinuity break": ("step in coherence over distance", "nats a token", "fall", "a text to shift"),
+    "discontinuity break": ("fall of coherence between two neighbouring distances", "nats a token", "fall", "a text to shift"),
     "ordering reversal": ("log-odds of the right over the wrong order", "nats", "order", "a pair of events (relation order)"),
     "causal confusion": ("log-odds of the right over the wrong direction", "nats", "cause", "a pair of events (relation cause)"),
 }
@@ -129,7 +130,9 @@ def _break(residue: TemporalInferenceResidue) -> Verdict:
         none = Estimate(math.nan, math.nan, math.nan, 0, method="too few distances")
         verdict = _make(residue, "discontinuity break", none, none, "none")
         return replace(verdict, note=f"Fewer than {FEWEST} distances fit this text: a step cannot be told from a slope.")
-    control = bootstrap_mean(other_sizes, seed=seed) if other is not None else Estimate(math.nan, math.nan, math.nan, 0, method="none")
+    control = (
+        bootstrap_mean(other_sizes, seed=seed) if other is not None else Estimate(math.nan, math.nan, math.nan, 0, method="none")
+    )
     note = (
         f"Between {change.before:g} and {change.after:g} tokens; AICc of the step better than that of the best smooth curve by {change.gain:.1f} "
         f"(needs {margin:g}); {change.share:.0%} of the range falls between these two distances (needs {_SHARE:.0%})."
@@ -146,4 +149,11 @@ def _break(residue: TemporalInferenceResidue) -> Verdict:
 def _pair(residue: TemporalInferenceResidue, mode: str) -> Verdict:
     seed = residue.asked.seed
     value, control = (bootstrap_mean(preference(residue, side), seed=seed) for side in ("pair", "neutral"))
-    return _make(residue, mode, value, control, "the same question after stories that give no order", "n = wordings, each asked in both orders.")
+    return _make(
+        residue,
+        mode,
+        value,
+        control,
+        "the same question after stories that give no order",
+        "n = wordings, each asked in both orders.",
+    )

@@ -22,7 +22,15 @@ from symbolic_residue.stats import bootstrap_columns, bootstrap_mean
 __all__ = ["SHIFTS", "coherence_curves", "gap_preferences", "preferences_frame", "shifts_frame", "token_frame"]
 
 Array = NDArray[np.float64]
-SHIFTS = {"side": pl.String, "mode": pl.String, "direction": pl.String, "distance": pl.Int64, "place": pl.Int64, "token": pl.Int64, "coherence": pl.Float64}
+SHIFTS = {
+    "side": pl.String,
+    "mode": pl.String,
+    "direction": pl.String,
+    "distance": pl.Int64,
+    "place": pl.Int64,
+    "token": pl.Int64,
+    "coherence": pl.Float64,
+}
 
 
 def shifts_frame(runs: TextRuns, cuts: Sequence[int], asked: Asked, config: TemporalInferenceConfig, side: str) -> pl.DataFrame:
@@ -30,7 +38,9 @@ def shifts_frame(runs: TextRuns, cuts: Sequence[int], asked: Asked, config: Temp
 
     ``side``: ``text``, which also gets the shuffled span, or the name of a reference.
     """
-    jobs: list[tuple[str, str, list[int]]] = [(asked.mode, asked.direction, fitting(config.distances, cuts, config, asked.distance))]
+    jobs: list[tuple[str, str, list[int]]] = [
+        (asked.mode, asked.direction, fitting(config.distances, cuts, config, asked.distance))
+    ]
     few = fitting(config.other_distances, cuts, config)
     if side == "text":
         can_jump = runs.may_jump()
@@ -49,7 +59,11 @@ def shifts_frame(runs: TextRuns, cuts: Sequence[int], asked: Asked, config: Temp
         for d, matrix in zip(distances, found, strict=True):
             place, token = (g.ravel() for g in np.indices(matrix.shape))
             same = {"side": side, "mode": mode, "direction": direction, "distance": d}
-            frames.append(pl.DataFrame({"place": place, "token": token, "coherence": matrix.ravel()}).with_columns(**{k: pl.lit(v) for k, v in same.items()}))
+            frames.append(
+                pl.DataFrame({"place": place, "token": token, "coherence": matrix.ravel()}).with_columns(
+                    **{k: pl.lit(v) for k, v in same.items()}
+                )
+            )
     return pl.concat(frames).select(pl.col(name).cast(kind) for name, kind in SHIFTS.items())
 
 
@@ -64,20 +78,39 @@ def coherence_curves(shifts: pl.DataFrame, asked: Asked, config: TemporalInferen
         else:
             series = f"control: {side} text, {direction}, {mode}"
         e = bootstrap_mean(part["coherence"].to_numpy(), seed=asked.seed)
-        row = {"curve": "coherence", "series": series, "x": float(distance), "x_unit": "tokens of shift", "value": e.value, "low": e.low, "high": e.high}  # type: ignore[arg-type]
+        row = {
+            "curve": "coherence",
+            "series": series,
+            "x": float(distance),
+            "x_unit": "tokens of shift",
+            "value": e.value,
+            "low": e.low,
+            "high": e.high,
+        }  # type: ignore[arg-type]
         rows.append({**row, "n": e.n, "unit": "nats a token"})
-    rows.sort(key=lambda r: (r["series"].startswith("control"), r["series"] != f"{asked.direction}, {asked.mode}", r["series"], r["x"]))
-    at = shifts.filter((pl.col("mode") == asked.mode) & (pl.col("direction") == asked.direction) & (pl.col("distance") == asked.distance))
+    rows.sort(
+        key=lambda r: (r["series"].startswith("control"), r["series"] != f"{asked.direction}, {asked.mode}", r["series"], r["x"])
+    )
+    at = shifts.filter(
+        (pl.col("mode") == asked.mode) & (pl.col("direction") == asked.direction) & (pl.col("distance") == asked.distance)
+    )
     for (side,), part in at.group_by("side", maintain_order=True):
         matrix = part.sort("place", "token")["coherence"].to_numpy().reshape(-1, config.horizon)
         series = "text" if side == "text" else f"control: {side} text"
         for i, (value, low, high) in enumerate(zip(*bootstrap_columns(matrix, seed=asked.seed), strict=True)):
-            row = {"curve": "coherence along the continuation", "series": series, "x": float(i + 1), "x_unit": "token of the continuation"}
-            rows.append({**row, "value": float(value), "low": float(low), "high": float(high), "n": len(matrix), "unit": "nats a token"})
+            row = {
+                "curve": "coherence along the continuation",
+                "series": series,
+                "x": float(i + 1),
+                "x_unit": "token of the continuation",
+            }
+            rows.append(
+                {**row, "value": float(value), "low": float(low), "high": float(high), "n": len(matrix), "unit": "nats a token"}
+            )
     schema = {**dict.fromkeys(("curve", "series"), pl.String), "x": pl.Float64, "x_unit": pl.String}
-    return pl.DataFrame(rows, schema={**schema, **dict.fromkeys(("value", "low", "high"), pl.Float64), "n": pl.Int64, "unit": pl.String}).with_columns(
-        pl.col("low", "high").fill_nan(None)
-    )
+    return pl.DataFrame(
+        rows, schema={**schema, **dict.fromkeys(("value", "low", "high"), pl.Float64), "n": pl.Int64, "unit": pl.String}
+    ).with_columns(pl.col("low", "high").fill_nan(None))
 
 
 def token_frame(prompt: Prompt) -> pl.DataFrame:
@@ -101,7 +134,13 @@ def token_frame(prompt: Prompt) -> pl.DataFrame:
 def preferences_frame(prompts: Sequence[PairPrompt], log_odds: Array, side: str, gap: int = 0) -> pl.DataFrame:
     """Table ``preferences``: one row a prompt."""
     return pl.DataFrame(
-        {"side": side, "gap": gap, "wording": [p.wording for p in prompts], "a_first": [p.a_first for p in prompts], "log_odds": log_odds},
+        {
+            "side": side,
+            "gap": gap,
+            "wording": [p.wording for p in prompts],
+            "a_first": [p.a_first for p in prompts],
+            "log_odds": log_odds,
+        },
         schema={"side": pl.String, "gap": pl.Int64, "wording": pl.Int64, "a_first": pl.Boolean, "log_odds": pl.Float64},
     )
 
@@ -119,7 +158,7 @@ def gap_preferences(instrument: Instrument, tokenizer: Any, prompts: Sequence[Pa
             question = text.rindex(". ") + 1  # where the last sentence begins
             start = next(k for k, (a, _) in enumerate(prompt.offsets) if a >= question)
             positions[i, batch.lead[i] + start :] += gap
-        logits = instrument.run(batch, edits=(Positions(positions),), keep_logits=1).logits[:, -1].double().cpu()
+        logits = instrument.run(batch, edits=(Positions(positions),), keep_logits=1)["logits"][:, -1].double().cpu()
         mine = prompts[first : first + len(piece)]
         out += [float(row[p.right] - row[p.wrong]) for row, p in zip(logits, mine, strict=True)]
         first += len(piece)

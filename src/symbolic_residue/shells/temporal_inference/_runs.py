@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import EditError, PromptError, UnsupportedModelError
 from symbolic_residue.instrument import Edit, Instrument, Positions
+from symbolic_residue.instrument._instrument import cache_name
 
 __all__ = ["Tail", "TextRuns"]
 
@@ -65,7 +67,9 @@ class TextRuns:
         if len(ids) < 2:
             raise PromptError("A text of one token has nothing to shift.", todo="Give a longer text.")
         if parts.max_context is not None and len(ids) > parts.max_context:
-            raise PromptError(f"{len(ids)} tokens are more than the model's context of {parts.max_context}.", todo="Shorten the text.")
+            raise PromptError(
+                f"{len(ids)} tokens are more than the model's context of {parts.max_context}.", todo="Shorten the text."
+            )
         self.instrument, self.ids = instrument, list(ids)
         windows = any(parts.attention_window(i) is not None for i in parts.attention_layers)
         self.shared = parts.position_ids and not windows and all(layer.mixer is None for layer in parts.layers)
@@ -73,16 +77,17 @@ class TextRuns:
         if self.shared:
             from transformers import DynamicCache
 
-            from symbolic_residue.instrument._instrument import cache_name
-
             self._cache = DynamicCache()
             with torch.no_grad():
                 out = instrument.model(
-                    input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **{cache_name(instrument.model): self._cache}
+                    input_ids=tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    use_cache=True,
+                    **{cache_name(instrument.model): self._cache},
                 )
             logits = out.logits
         else:
-            logits = instrument.run(tokens).logits
+            logits = instrument.run(tokens)["logits"]
         self.log_p = np.concatenate([[np.nan], _log_p(logits[0, :-1], tokens[0, 1:])])
 
     def may_jump(self) -> bool:
@@ -109,10 +114,15 @@ class TextRuns:
         for first in range(0, len(order), size):
             mine = order[first : first + size]
             group = [tails[i] for i in mine]
-            logits = self._tails(group, [edits[i] for i in mine] if edits else None) if self.shared else self._whole(group)
+            keep = max(t.scored for t in group) + 1
+            logits = (
+                self._tails(group, [edits[i] for i in mine] if edits else None, keep)[0]
+                if self.shared
+                else self._whole(group, keep)
+            )
             for row, i in enumerate(mine):
                 tail = tails[i]
-                last = len(tail.ids) - 1
+                last = len(logits[row]) - 1
                 wanted = torch.tensor(tail.ids[len(tail.ids) - tail.scored :], device=logits[row].device)
                 found[i] = _log_p(logits[row][last - tail.scored : last], wanted)
         return found
@@ -125,54 +135,59 @@ class TextRuns:
                 todo="Use a shorter shift or a shorter text.",
             )
 
-    def _tails(self, tails: Sequence[Tail], edits: Sequence[Sequence[Edit]] | None) -> Tensor:
-        """Logits ``[tail, row, vocab]``; rows of the longest tail, padded on the right."""
-        from dataclasses import replace
-
-        from symbolic_residue.instrument._instrument import cache_name
-
+    def _tails(self, tails: Sequence[Tail], edits: Sequence[Sequence[Edit]] | None, keep: int) -> tuple[Tensor, Any, Tensor]:
+        """Logits ``[tail, row, vocab]`` of the last ``keep`` rows (tails padded on the left), the cache afterwards, and its mask."""
         device, n, width = self.instrument.device, len(self.ids), max(len(t.ids) for t in tails)
         cache = copy.deepcopy(self._cache)
-        cache.reorder_cache(torch.zeros(len(tails), dtype=torch.long, device=device))
+        if len(tails) > 1:
+            cache.reorder_cache(torch.zeros(len(tails), dtype=torch.long, device=device))  # type: ignore[arg-type]
         ids = torch.zeros((len(tails), width), dtype=torch.long)
         positions, mask = torch.zeros_like(ids), torch.zeros((len(tails), n + width), dtype=torch.long)
         for i, tail in enumerate(tails):
             m = len(tail.ids)
-            ids[i, :m], positions[i, :m] = torch.tensor(tail.ids), torch.tensor(tail.positions)
+            ids[i, -m:], positions[i, -m:] = torch.tensor(tail.ids), torch.tensor(tail.positions)
             mask[i, : tail.start] = 1
-            mask[i, n : n + m] = 1
-        acting = []
-        for i, own in enumerate(edits or ()):
-            acting += [replace(edit, rows=None, batch=(i,)) for edit in own]  # type: ignore[type-var]
-        call = {cache_name(self.instrument.model): cache, "use_cache": True}
-        with torch.no_grad(), self.instrument.attached(edits=acting):
-            out = self.instrument.model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), **call
-            )
-        return out.logits
+            mask[i, -m:] = 1
+        acting = [replace(edit, rows=None, batch=(i,)) for i, own in enumerate(edits or ()) for edit in own]  # type: ignore[type-var]
+        mask = mask.to(device)
+        return self._forward(ids.to(device), positions.to(device), mask, cache, acting, keep), cache, mask
 
-    def _whole(self, tails: Sequence[Tail]) -> list[Tensor]:
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, edits: Sequence[Edit], keep: int) -> Tensor:
+        call = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": keep}
+        with torch.no_grad(), self.instrument.attached(edits=edits):
+            return self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits
+
+    def _whole(self, tails: Sequence[Tail], keep: int) -> list[Tensor]:
         out = []
         for tail in tails:
             ids = torch.tensor([self.ids[: tail.start] + list(tail.ids)])
             positions = torch.tensor([[*range(tail.start), *tail.positions]])
             natural = bool((positions[0] == torch.arange(ids.shape[1])).all())
             moved = () if natural else (Positions(positions),)
-            out.append(self.instrument.run(ids, edits=moved, keep_logits=len(tail.ids)).logits[0])
+            out.append(self.instrument.run(ids, edits=moved, keep_logits=min(keep, ids.shape[1]))["logits"][0])
         return out
 
     def greedy(self, tail: Tail, steps: int) -> list[int]:
         """The most probable continuation after prefix and tail, ``steps`` tokens, positions counting on."""
         new: list[int] = []
-        for _ in range(steps):
-            whole = Tail(tail.start, (*tail.ids, *new), (*tail.positions, *range(tail.positions[-1] + 1, tail.positions[-1] + 1 + len(new))), 0)
-            new.append(int(self.last(whole).argmax()))
+        if not self.shared:
+            for _ in range(steps):
+                after = range(tail.positions[-1] + 1, tail.positions[-1] + 1 + len(new))
+                new.append(int(self.last(Tail(tail.start, (*tail.ids, *new), (*tail.positions, *after), 0)).argmax()))
+            return new
+        logits, cache, mask = self._tails([tail], None, 1)
+        for i in range(steps):
+            new.append(int(logits[0, -1].argmax()))
+            if i + 1 < steps:
+                at = torch.tensor([[tail.positions[-1] + 1 + i]], device=mask.device)
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+                logits = self._forward(torch.tensor([[new[-1]]], device=mask.device), at, mask, cache, (), 1)
         return new
 
     def last(self, tail: Tail) -> Tensor:
         """``[vocab]`` float64 logits after the last token of the tail."""
         self._check(tail)
-        logits = self._tails([tail], None) if self.shared else self._whole([tail])
+        logits = self._tails([tail], None, 1)[0] if self.shared else self._whole([tail], 1)
         return logits[0][-1].double().cpu()
 
 

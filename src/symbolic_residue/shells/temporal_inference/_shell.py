@@ -4,8 +4,8 @@
    the same shifts in a reference text (``_observe``).
 2. A pair of events is asked about in several wordings and both orders, beside stories without an order (``_pairs``).
 3. Four failure modes are judged: drift, discontinuity break, ordering reversal, causal confusion (``_judge``).
-4. Induction and previous-token heads are scored before and after the shift and confirmed by ablation, on repeated random sequences and on the text (``_heads``); for
-   a pair the same heads are ablated at the last row (``shells._confirm``).
+4. Induction and previous-token heads are scored before and after the shift and confirmed by ablation, on repeated random sequences and on the text
+   (``_heads``); for a pair the same heads are ablated at the last row (``shells._confirm``).
 """
 
 from __future__ import annotations
@@ -19,22 +19,31 @@ import polars as pl
 import torch
 
 from symbolic_residue.errors import ConfigError, EditError
-from symbolic_residue.prompts import build_prompt, ShellItem
-from symbolic_residue.prompts import temporal_coherence, TemporalItem
+from symbolic_residue.instrument import Positions
+from symbolic_residue.prompts import build_prompt, ShellItem, temporal_coherence, TemporalItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import confirm_heads, head_means, PairRuns
 from symbolic_residue.shells._findings import Findings, listed, state_of
 from symbolic_residue.shells._rows import LastRows
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.temporal_inference._config import Direction, DIRECTIONS, Mode, MODES, TemporalInferenceConfig
-from symbolic_residue.shells.temporal_inference._heads import ablate_on_text, HeadBehaviours, behaviours
+from symbolic_residue.shells.temporal_inference._heads import ablate_on_text, behaviours, HeadBehaviours
 from symbolic_residue.shells.temporal_inference._judge import drift_of, preference, verdicts
-from symbolic_residue.shells.temporal_inference._observe import coherence_curves, gap_preferences, preferences_frame, SHIFTS, shifts_frame, token_frame
+from symbolic_residue.shells.temporal_inference._observe import (
+    coherence_curves,
+    gap_preferences,
+    preferences_frame,
+    SHIFTS,
+    shifts_frame,
+    token_frame,
+)
 from symbolic_residue.shells.temporal_inference._operations import predict, Prediction, remember, Remembered, shift, Shifted
 from symbolic_residue.shells.temporal_inference._pairs import EventPair, pair_prompts, PairPrompt
 from symbolic_residue.shells.temporal_inference._references import Genre, REFERENCES
 from symbolic_residue.shells.temporal_inference._residue import Asked, TemporalInferenceResidue
-from symbolic_residue.shells.temporal_inference._runs import TextRuns
+from symbolic_residue.shells.temporal_inference._runs import Tail, TextRuns
 from symbolic_residue.shells.temporal_inference._shift import make_tail, places
+from symbolic_residue.stats import bootstrap_mean
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
@@ -98,6 +107,11 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
         self._references: dict[tuple[Any, ...], pl.DataFrame] = {}
         self._heads: dict[tuple[Any, ...], HeadBehaviours] = {}
         self._kept: tuple[str, TextRuns] | None = None
+        self._rows: dict[str, LastRows] = {}
+
+    def verdicts(self, residue: TemporalInferenceResidue) -> list[Verdict]:
+        """The four verdicts of a residue alone."""
+        return verdicts(residue)
 
     # -- operations ----------------------------------------------------------------------------------------------------------
 
@@ -185,7 +199,11 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             )
         self._must_jump(mode)
         config = self.config
-        prompt = build_prompt(self.tokenizer, input_text, max_tokens=self.instrument.parts.max_context) if input_text is not None else None
+        prompt = (
+            build_prompt(self.tokenizer, input_text, max_tokens=self.instrument.parts.max_context)
+            if input_text is not None
+            else None
+        )
         cuts = places(len(prompt), shift_distance, config) if prompt is not None else []
         prompts = pair_prompts(self.tokenizer, pair, config.wordings) if pair is not None else []
         neutral = pair_prompts(self.tokenizer, pair, config.wordings, control=True) if pair is not None else []
@@ -211,7 +229,10 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             runs = self._runs(prompt.ids)
             shifts = [shifts_frame(runs, cuts, asked, config, "text")]
             progress("shifting the reference text", 0.5)
-            shifts += [self._reference(name, asked) for name in ([genre] if config.references == 1 else list(REFERENCES)[: config.references])]
+            shifts += [
+                self._reference(name, asked)
+                for name in ([genre] if config.references == 1 else list(REFERENCES)[: config.references])
+            ]
             if config.references > 1 and genre not in list(REFERENCES)[: config.references]:
                 shifts.append(self._reference(genre, asked))
             all_shifts = pl.concat(shifts)
@@ -262,8 +283,7 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
                 tests.append(self._pair_tests(asked, heads))
             frames["head_tests"] = pl.concat(tests)
         progress("findings", 1.0)
-        findings = TemporalInferenceFindings(residue, judged, frames, _summary(residue, judged))
-        return findings
+        return TemporalInferenceFindings(residue, judged, frames, _summary(residue, judged))
 
     def visualize_temporal_coherence(self, findings: TemporalInferenceFindings) -> Any:
         """Coherence against distance, forward and backward, beside its controls; for a pair, the preference against the gap (an Altair chart).
@@ -282,7 +302,8 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
     def _must_jump(self, mode: str) -> None:
         if mode == "positions" and not self.instrument.parts.position_ids:
             raise EditError(
-                f"{self.instrument.parts.family} does not look at position ids, so they cannot be shifted.", todo="Use mode='tokens'."
+                f"{self.instrument.parts.family} does not look at position ids, so they cannot be shifted.",
+                todo="Use mode='tokens'.",
             )
 
     def _runs(self, ids: Sequence[int]) -> TextRuns:
@@ -315,8 +336,6 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
         plain = instrument.run(torch.tensor([runs.ids[: cut + window + 1]]), reads=points, keep_logits=1)
         whole = torch.tensor([[*runs.ids[: tail.start], *tail.ids]])
         positions = torch.tensor([[*range(tail.start), *tail.positions]])
-        from symbolic_residue.instrument import Positions
-
         natural = bool((positions[0] == torch.arange(whole.shape[1])).all())
         moved = instrument.run(whole, reads=points, edits=() if natural else (Positions(positions),), keep_logits=window + 2)
         rows = []
@@ -324,8 +343,12 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             a, b = (t[point][0, -window - 1 :].double() for t in (plain, moved))
             far = (1 - torch.nn.functional.cosine_similarity(a, b, dim=-1)).tolist()
             rows += [("state change (1 − cosine)", layer, cut + i, value, "") for i, value in enumerate(far)]
-        maps = pl.DataFrame(rows, schema={"map": pl.String, "layer": pl.Int64, "position": pl.Int64, "value": pl.Float64, "unit": pl.String}, orient="row")
-        logits = moved.logits[0, -window - 2].double()  # the row before the continuation
+        maps = pl.DataFrame(
+            rows,
+            schema={"map": pl.String, "layer": pl.Int64, "position": pl.Int64, "value": pl.Float64, "unit": pl.String},
+            orient="row",
+        )
+        logits = moved["logits"][0, -window - 2].double()  # the row before the continuation
         p = torch.softmax(logits, -1)
         best = p.topk(min(self.config.top_k, len(p)))
         candidates = [
@@ -333,24 +356,44 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             for rank, (v, i) in enumerate(zip(best.values, best.indices, strict=True))
         ]
         frames = {"maps": maps}
-        frames["candidates"] = pl.DataFrame(candidates, schema=["rank", "token_id", "token", "probability", "logit", "source"], orient="row")
+        frames["candidates"] = pl.DataFrame(
+            candidates, schema=["rank", "token_id", "token", "probability", "logit", "source"], orient="row"
+        )
         if self.config.steps:
-            from symbolic_residue.shells.temporal_inference._runs import Tail
-
             k = len(tail.ids) - window - 1
             before = Tail(tail.start, tail.ids[:k], tail.positions[:k], 0)
             start = Tail(cut - 1, (runs.ids[cut - 1],), (cut - 1,), 0)
             true = runs.ids[cut : cut + self.config.steps]
-            texts = [("shifted", runs.greedy(before, self.config.steps)), ("unshifted", runs.greedy(start, self.config.steps)), ("true", true)]
+            texts = [
+                ("shifted", runs.greedy(before, self.config.steps)),
+                ("unshifted", runs.greedy(start, self.config.steps)),
+                ("true", true),
+            ]
             frames["changes"] = pl.DataFrame(
-                [(i, "continuation", f"{name}: {self.tokenizer.decode(ids)}", None, "greedy", "") for i, (name, ids) in enumerate(texts)],
-                schema={"rank": pl.Int64, "kind": pl.String, "description": pl.String, "needed": pl.Float64, "effect": pl.String, "unit": pl.String},
+                [
+                    (i, "continuation", f"{name}: {self.tokenizer.decode(ids)}", None, "greedy", "")
+                    for i, (name, ids) in enumerate(texts)
+                ],
+                schema={
+                    "rank": pl.Int64,
+                    "kind": pl.String,
+                    "description": pl.String,
+                    "needed": pl.Float64,
+                    "effect": pl.String,
+                    "unit": pl.String,
+                },
                 orient="row",
             )
         return frames
 
     def _last_rows(self, prompts: Sequence[PairPrompt]) -> LastRows:
-        return LastRows(self.instrument, [build_prompt(self.tokenizer, p.text) for p in prompts])
+        """The prompts' cached last rows; those of the last pair are kept, since its analysis asks for them again."""
+        key = repr([p.text for p in prompts])
+        if key not in self._rows:
+            while len(self._rows) > 1:
+                del self._rows[next(iter(self._rows))]
+            self._rows[key] = LastRows(self.instrument, [build_prompt(self.tokenizer, p.text) for p in prompts])
+        return self._rows[key]
 
     def _pair(self, asked: Asked) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
         """Table ``preferences``, and the curve over gaps where there are any."""
@@ -367,16 +410,22 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
         frame = pl.concat(found)
         if not gaps:
             return frame, []
-        from symbolic_residue.stats import bootstrap_mean
-
         rows = []
         for side, series in (("pair", "story with an order"), ("neutral", "control: no order")):
             for gap in (0, *gaps):
                 e = bootstrap_mean(
-                    frame.filter((pl.col("side") == side) & (pl.col("gap") == gap)).group_by("wording").agg(pl.col("log_odds").mean())["log_odds"].to_numpy(),
+                    frame.filter((pl.col("side") == side) & (pl.col("gap") == gap))
+                    .group_by("wording")
+                    .agg(pl.col("log_odds").mean())["log_odds"]
+                    .to_numpy(),
                     seed=asked.seed,
                 )
-                row = {"curve": "preference for the right word", "series": series, "x": float(gap), "x_unit": "positions between story and question"}
+                row = {
+                    "curve": "preference for the right word",
+                    "series": series,
+                    "x": float(gap),
+                    "x_unit": "positions between story and question",
+                }
                 rows.append({**row, "value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": "nats"})
         return frame, [pl.DataFrame(rows).with_columns(pl.col("low", "high").fill_nan(None))]
 
@@ -396,27 +445,31 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             rng=np.random.default_rng(asked.seed),
             clusters=[f"{p.wording}" for p in asked.prompts],
         )
-        sayable = len({p.wording for p in asked.prompts}) >= 6 and bool(heads.drawn)
+        n = len({p.wording for p in asked.prompts})
         limit = first.random_effect if np.isfinite(first.random_effect) else None
-        rows = [
-            (t.layer, t.head, f"pair: {name}", t.ablation, t.low, t.high, len({p.wording for p in asked.prompts}), "nats", limit, first.random_n, t.p, t.q)
-            + ((bool(t.q <= 0.05 and limit is not None and abs(t.ablation) > limit and t.specificity <= 0.05) if sayable else None),)
-            for t, name in zip(first.tests, heads.behaviour, strict=True)
-        ]
+        rows = []
+        for t, name in zip(first.tests, heads.behaviour, strict=True):
+            ok = bool(t.q <= 0.05 and limit is not None and abs(t.ablation) > limit and t.specificity <= 0.05)
+            said = ok if n >= 6 and limit is not None else None
+            numbers = (t.ablation, t.low, t.high, n, "nats", limit, first.random_n, t.p, t.q)
+            rows.append((t.layer, t.head, f"pair: {name}", *numbers, said))
         return pl.DataFrame(rows, schema=heads.tests.schema, orient="row")
 
 
 def _summary(residue: TemporalInferenceResidue, judged: list[Any]) -> str:
     asked, said = residue.asked, []
     if asked.text is not None:
-        frame = residue.frames["curves"].filter((pl.col("series") == f"{asked.direction}, {asked.mode}") & (pl.col("x") == asked.distance))
+        frame = residue.frames["curves"].filter(
+            (pl.col("series") == f"{asked.direction}, {asked.mode}") & (pl.col("x") == asked.distance)
+        )
         said.append(
-            f"a shift of {asked.distance} tokens {asked.direction} costs {-frame['value'][0]:.2f} nats a token "
+            f"a shift of {asked.distance} tokens {asked.direction} changes coherence by {frame['value'][0]:+.2f} nats a token "
             f"(second half of the continuation {drift_of(residue, 'text').mean():+.2f})"
         )
     if asked.pair is not None:
         word = "order" if asked.pair.relation == "order" else "direction"
-        said.append(f"the right {word} is preferred by {preference(residue, 'pair').mean():+.2f} nats (without a story {preference(residue, 'neutral').mean():+.2f})")
+        own, without = (preference(residue, side).mean() for side in ("pair", "neutral"))
+        said.append(f"the right {word} is preferred by {own:+.2f} nats (without an order in the story {without:+.2f})")
     text = listed(said)
     verdicts = [v for v in judged if v.value.n]
     return f"{text[0].upper()}{text[1:]}: {state_of(verdicts)}."

@@ -27,7 +27,14 @@ Array = NDArray[np.float64]
 
 
 def make_tail(
-    ids: Sequence[int], cut: int, distance: int, direction: Direction, mode: Mode | str, after: int, *, rng: np.random.Generator | None = None
+    ids: Sequence[int],
+    cut: int,
+    distance: int,
+    direction: Direction,
+    mode: Mode | str,
+    after: int,
+    *,
+    rng: np.random.Generator | None = None,
 ) -> Tail:
     """The tail for one shift: what follows the part of the text that is left alone.
 
@@ -45,7 +52,9 @@ def make_tail(
     if direction not in DIRECTIONS or mode not in (*MODES, "shuffled"):
         raise ConfigError(f"A shift {direction!r} of {mode!r}.", todo=f"Use {' or '.join(DIRECTIONS)}; {' or '.join(MODES)}.")
     if not 0 <= distance <= cut - 2 or not 2 <= cut <= len(ids):
-        raise ConfigError(f"A shift of {distance} tokens does not fit before token {cut}.", todo="Use a shorter shift or a longer text.")
+        raise ConfigError(
+            f"A shift of {distance} tokens does not fit before token {cut}.", todo="Use a shorter shift or a longer text."
+        )
     continuation = ids[cut : cut + after]
     if mode == "tokens" and direction == "forward":
         start = cut - distance
