@@ -197,7 +197,7 @@ SMOOTH = {
 
 
 def test_smooth_curves_of_other_shapes_are_rarely_steps() -> None:
-    """With the packaged criteria: at most 5 % of 1400 simulated smooth curves fire (mean of six noisy places, interval as in the verdict)."""
+    """With the packaged criteria: at most 5 % of 280 simulated smooth curves fire (mean of six noisy places, interval as in the verdict)."""
     from symbolic_residue.stats import bootstrap_mean
 
     criteria, rng, fired = TemporalInferenceConfig().criteria, np.random.default_rng(0), []
