@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
     from symbolic_residue.shells import (
+        LayerSalienceConfig,
+        LayerSalienceShell,
         MemtraceConfig,
         MemtraceShell,
+        MetaShell,
         ShellBase,
         ShellIntegrator,
         TemporalInferenceConfig,
@@ -29,8 +32,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRead",
     "Instrument",
+    "LayerSalienceConfig",
+    "LayerSalienceShell",
     "MemtraceConfig",
     "MemtraceShell",
+    "MetaShell",
     "RunFolder",
     "ShellBase",
     "ShellIntegrator",
@@ -47,6 +53,9 @@ __all__ = [
 _ROOMS = {
     "AttentionRead": "instrument",
     "Instrument": "instrument",
+    "LayerSalienceConfig": "shells",
+    "LayerSalienceShell": "shells",
+    "MetaShell": "shells",
     "MemtraceConfig": "shells",
     "MemtraceShell": "shells",
     "RunFolder": "store",

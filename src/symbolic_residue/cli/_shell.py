@@ -23,7 +23,9 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._meta import meta
 from symbolic_residue.cli._shell_custom import custom
+from symbolic_residue.cli._shell_layer_salience import layer_salience
 from symbolic_residue.cli._shell_memtrace import memtrace
 from symbolic_residue.cli._shell_temporal import temporal_inference
 
@@ -39,6 +41,8 @@ def _group() -> None:
 
 shell_app.command("custom")(custom)
 shell_app.command("memtrace")(memtrace)
+shell_app.command("layer-salience")(layer_salience)
+shell_app.command("meta")(meta)
 shell_app.command("temporal-inference")(temporal_inference)
 
 

@@ -15,6 +15,7 @@ from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
 from symbolic_residue.figures._temporal import temporal_coherence
+from symbolic_residue.figures._salience import salience_heatmap
 from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
 
@@ -37,6 +38,7 @@ __all__ = [
     "probability_traces",
     "region_colours",
     "temporal_coherence",
+    "salience_heatmap",
     "to_png",
     "to_svg",
     "verdict_cards_html",

@@ -42,6 +42,12 @@ SHELLS: dict[str, ShellEntry] = {
         "ValueCollapseConfig",
         "Can it decide between competing next tokens?",
     ),
+    "layer-salience": ShellEntry(
+        "symbolic_residue.shells.layer_salience",
+        "LayerSalienceShell",
+        "LayerSalienceConfig",
+        "What does it stop looking at, and did it matter?",
+    ),
     "temporal-inference": ShellEntry(
         "symbolic_residue.shells.temporal_inference",
         "TemporalInferenceShell",

@@ -44,12 +44,22 @@ _COLUMNS = {
     "head_tests": "layer:i head:i behaviour effect:f low:f? high:f? n:i unit control:f? control_n:i p:f? q:f? confirmed:b?",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
+    "heals": "failure kind place dose:f restored:b twin_restored:b? probability_before:f probability_after:f side_kl:f side_low:f? side_high:f? "
+    "side_n:i entries:i entries_restoring:i",
+    "heal_rules": "kind place? dose:f? search_restored:i search_n:i restored:i? n:i? rate:f? low:f? high:f? control_rate:f? control_n:i? p:f? "
+    "p_adjusted:f? side_kl:f? side_low:f? side_high:f? side_n:i? side_changed:f? outcome",
+    "salience": "position:i token kind relative:f weighted:f? under:f? kl:f? fall:f? blamed:b?",
+    "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
     "ov": "layer:i token strength:f",
     "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
+    "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
     "signatures": "component group value:f? unit source",
+    "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
+    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
+    "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}

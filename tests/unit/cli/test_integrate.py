@@ -72,3 +72,15 @@ def test_one_shell_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["shells", "integrate", TEXT, "-m", model, "-s", "value-collapse"]) == 2
     assert "two shells" in capsys.readouterr().err
     assert not list(tmp_path.glob("residue-runs/*"))
+
+
+def test_meta_runs_a_shell_in_its_frame(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("frame.txt").write_text("Probe of the gate: one two three.\n", "utf-8")
+    Path("texts.jsonl").write_text('{"id": "a", "prompt": "The miller keeps the key"}\n{"id": "b", "prompt": "Anna put the red"}\n')
+    words = ["shell", "meta", "value-collapse", "-m", model, "--frame", "frame.txt"]
+    assert main([*words, "--file", "texts.jsonl", "-o", "run"]) == 0
+    assert validate("run") == []
+    shifts = RunFolder.open("run").table("frame_shifts")
+    assert set(shifts["n"]) == {2}
+    assert main([*words[:-1], "missing.txt", "A text"]) == 2

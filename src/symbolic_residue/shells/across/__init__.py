@@ -1,16 +1,33 @@
 """Across shells: what several of them blame, and measures that any of them can use."""
 
 from symbolic_residue.shells.across._blame import Blame, blames_of
+from symbolic_residue.shells.across._disruption import attention_disruption, attention_metrics, AttentionDisruption
+from symbolic_residue.shells.across._frame import frame_of
+from symbolic_residue.shells.across._ghosts import ghost_units, GhostUnits
 from symbolic_residue.shells.across._integrate import IntegratedAttribution, IntegratedRun, ShellIntegrator
+from symbolic_residue.shells.across._meta import MetaConfig, MetaFindings, MetaResidue, MetaShell
 from symbolic_residue.shells.across._overlap import Overlap, overlap_in_a_row, overlap_of_several, overlap_within_layers
+from symbolic_residue.shells.across._silence import null_attribution, NullAttribution
 
 __all__ = [
+    "AttentionDisruption",
     "Blame",
+    "GhostUnits",
     "IntegratedAttribution",
     "IntegratedRun",
+    "MetaConfig",
+    "MetaFindings",
+    "MetaResidue",
+    "MetaShell",
+    "NullAttribution",
     "Overlap",
     "ShellIntegrator",
+    "attention_disruption",
+    "attention_metrics",
     "blames_of",
+    "frame_of",
+    "ghost_units",
+    "null_attribution",
     "overlap_in_a_row",
     "overlap_of_several",
     "overlap_within_layers",

@@ -14,7 +14,7 @@ elsewhere they are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -176,7 +176,7 @@ def _head_scores(parts: Parts, asked: Asked, one: Passage, trace: Trace, heads: 
     rows += _scores(DIRECT, mine, None, layers, "nats", seed)
     rows += _scores(RETRIEVAL, attention * mine, control * mine if control is not None else None, layers, "nats", seed)
     if all(parts.layers[i].qkv_layout != "gated" for i in layers):
-        norms = value_weighted_attention(trace, parts).norms[:, :, :, row].double().cpu()
+        norms = _weighted_norms(parts, trace, row)
         weighted_control = draws_first(norms[..., padding].mean(-1)) if padding else None
         rows += _scores(WEIGHTED, draws_first(norms[..., at]), weighted_control, layers, "norm", seed)
         traced = _value_trace(parts, trace, layers, row, answer, foil)
@@ -185,6 +185,18 @@ def _head_scores(parts: Parts, asked: Asked, one: Passage, trace: Trace, heads: 
             rows += _scores(VALUE, draws_first(traced[..., at]), value_control, layers, "nats", seed)
     names = ("low", "high", "control", "control_low", "control_high")
     return pl.DataFrame(rows, schema_overrides=dict.fromkeys(names, pl.Float64))
+
+
+def _weighted_norms(parts: Parts, trace: Trace, row: int) -> Tensor:
+    """``[layer, draw, head, key]``: ``‖a v W_O‖`` of one row; layer by layer, since the reduced values of all layers together are large."""
+    table = trace.attention
+    assert table is not None
+    out = []
+    for i, layer in enumerate(table.layers):
+        one = table["weights"][i : i + 1, :, :, row][:, :, :, None]
+        part = replace(table, layers=(layer,), rows=table.rows[row][None], values={"weights": one})
+        out.append(value_weighted_attention(replace(trace, attention=part), parts).norms[0, :, :, 0].double().cpu())
+    return torch.stack(out)
 
 
 def _value_trace(parts: Parts, trace: Trace, layers: tuple[int, ...], row: int, answer: int, foil: int) -> Tensor | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from symbolic_residue.shells.memtrace._residue import Asked, Field, Side
 __all__ = ["Passage", "find_fact", "find_question", "padding_text", "passage", "scored_fields", "sentences", "token_type_of"]
 
 REGIONS = ("sink", "fact", "padding", "question", "text")
-_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$)\s*")
+_END = re.compile(r"[.!?]+\s+|\n\s*")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Passage:
 
 def sentences(text: str) -> list[str]:
     """Pieces that joined are the text, each up to the white space after a sentence's end."""
-    return [piece for piece in _SENTENCE.findall(text) if piece]
+    cuts = [0, *(match.end() for match in _END.finditer(text)), len(text)]
+    return [text[a:b] for a, b in pairwise(cuts) if a < b]
 
 
 def find_question(text: str) -> str:

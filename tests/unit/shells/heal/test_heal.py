@@ -1,0 +1,326 @@
+"""Healing finds a planted cause and nothing else; every entry equals a plain forward with the same edit; side effects and random twins stand beside."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tiny_models import build, tiny_tokenizer
+
+from symbolic_residue.cli import main
+from symbolic_residue.errors import ConfigError, PromptError, SpanError
+from symbolic_residue.instrument import Add, AttentionBias, collate, HeadScale, Instrument
+from symbolic_residue.models import wrap
+from symbolic_residue.prompts import build_prompt, Prompt
+from symbolic_residue.shells.heal import Failure, failure_of, heal, memory_failures, Menu
+from symbolic_residue.shells.heal._menu import random_span
+from symbolic_residue.store import RunFolder, validate
+
+WORDS = (
+    "gate",
+    "river",
+    "mill",
+    "key",
+    "door",
+    "boat",
+    "hill",
+    "road",
+    "lamp",
+    "rope",
+    "book",
+    "coat",
+    "bell",
+    "map",
+    "cup",
+    "hat",
+)
+TEXTS = [f"the old {a} stands near the {b} and the {c} by the" for a in WORDS for b, c in zip(WORDS[3:8], WORDS[6:11], strict=True)]
+ONLY_HEADS = Menu(anchor=(), inhibit=(), steer=(), bias=(), head=(0.0, 0.5, 2.0, 10 / 3))
+PLANTED = (1, 2)
+
+
+def scaled(model: Any, layer: int, head: int, factor: float) -> None:
+    """Scale what one head writes, in the weights."""
+    o = model.model.layers[layer].self_attn.o_proj.weight
+    d = o.shape[1] // model.config.num_attention_heads
+    with torch.no_grad():
+        o[:, head * d : (head + 1) * d] *= factor
+
+
+@torch.no_grad()
+def top(model: Any, prompt: Prompt) -> int:
+    return int(model(input_ids=torch.tensor([prompt.ids]), use_cache=False).logits[0, -1].argmax())
+
+
+@pytest.fixture(scope="module")
+def damaged() -> tuple[Instrument, list[Failure]]:
+    """A model one of whose heads writes too little, and the prompts whose answer that changes."""
+    model, tokenizer = build("llama"), tiny_tokenizer()
+    # The head speaks loudly in the sound model, so that its loss changes answers.
+    scaled(model, *PLANTED, 4.0)
+    prompts = [build_prompt(tokenizer, text) for text in TEXTS]
+    right = [top(model, p) for p in prompts]
+    scaled(model, *PLANTED, 0.3)
+    found = [
+        Failure(f"f{i}", f"f{i}", p, answer, "x")
+        for i, (p, answer) in enumerate(zip(prompts, right, strict=True))
+        if top(model, p) != answer
+    ]
+    assert len(found) >= 16
+    return Instrument(wrap(model, tokenizer)), found
+
+
+def unrelated(instrument: Instrument) -> list[Prompt]:
+    return [build_prompt(instrument.loaded.tokenizer, f"a {word} and one more {word} for") for word in WORDS[:8]]
+
+
+def test_the_planted_head_heals_and_is_named(damaged: tuple[Instrument, list[Failure]]) -> None:
+    instrument, found = damaged
+    half = len(found) // 2
+    healing = heal(instrument, found[:half], held_out=found[half:], unrelated=unrelated(instrument), menu=ONLY_HEADS)
+    rule = healing.rules.row(0, named=True)
+    assert (rule["kind"], rule["place"]) == ("head", f"{PLANTED[0]}.{PLANTED[1]}")
+    assert rule["dose"] == pytest.approx(10 / 3)
+    assert rule["restored"] == rule["n"] == len(found) - half
+    assert rule["control_rate"] < 0.5
+    assert rule["outcome"] == "heals"
+    assert rule["p_adjusted"] <= 0.05
+    assert f"{PLANTED[0]}.{PLANTED[1]}" in healing.summary
+    assert healing.right == ()
+    assert healing.heals["restored"].all()
+    assert healing.heals["twin_restored"].mean() < 0.5
+
+
+def test_the_same_seed_gives_the_same(damaged: tuple[Instrument, list[Failure]]) -> None:
+    instrument, found = damaged
+    one, two = (heal(instrument, found[:4], held_out=found[4:8], unrelated=unrelated(instrument)[:3], seed=5) for _ in range(2))
+    assert one.heals.equals(two.heals)
+    assert one.rules.equals(two.rules)
+
+
+def test_what_the_menu_cannot_restore_is_not_healed(damaged: tuple[Instrument, list[Failure]]) -> None:
+    instrument, found = damaged
+    lowest = []
+    for f in found[:6]:
+        logits = instrument.run(collate([f.prompt]))["logits"][0, -1]
+        lowest.append(replace(f, answer=int(logits.argmin())))
+    healing = heal(instrument, lowest[:3], held_out=lowest[3:], unrelated=unrelated(instrument)[:3], menu=ONLY_HEADS)
+    rule = healing.rules.row(0, named=True)
+    assert (rule["outcome"], rule["search_restored"], rule["place"]) == ("not healed", 0, None)
+    assert not healing.heals["restored"].any()
+    assert "No edit of the menu" in healing.summary
+
+
+def test_items_answered_rightly_are_no_failures(damaged: tuple[Instrument, list[Failure]]) -> None:
+    instrument, found = damaged
+    sound = [replace(f, answer=int(instrument.run(collate([f.prompt]))["logits"][0, -1].argmax())) for f in found[:2]]
+    healing = heal(instrument, [*sound, *found[2:4]], held_out=found[4:6], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS)
+    assert set(healing.right) == {f.id for f in sound}
+    assert set(healing.heals["failure"]) == {f.id for f in found[2:4]}
+    nothing = heal(instrument, sound, held_out=found[4:6], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS)
+    assert "Nothing fails" in nothing.summary
+    assert nothing.heals.is_empty()
+
+
+# -- entries against plain forwards ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3", "gpt2"])
+def sound(request: pytest.FixtureRequest) -> Instrument:
+    return Instrument(wrap(build(request.param), tiny_tokenizer()))
+
+
+def answers(instrument: Instrument, prompt: Prompt, edit: Any) -> torch.Tensor:
+    return torch.softmax(instrument.run(collate([prompt]), edits=[edit])["logits"][0, -1].double(), -1)
+
+
+def test_every_kind_is_the_edit_that_it_says(sound: Instrument) -> None:
+    """The answer is set to what a plain forward says under the strongest dose: that entry restores it, with that probability."""
+    tokenizer = sound.loaded.tokenizer
+    texts = [f"the {a} is near the {b} and so is the" for a, b in zip(WORDS[:8], WORDS[8:], strict=True)]
+    at = sound.parts.n_layers - 1
+    made = []
+    for i, text in enumerate(texts):
+        base = failure_of(
+            tokenizer, text, " x", id=f"f{i}", evidence=WORDS[i], distractor=WORDS[8 + i], control=text.replace("near", "by")
+        )
+        edits = {
+            "anchor": AttentionBias(math.log(1e4), base.evidence, rows=(-1,)),
+            "inhibit": AttentionBias(-math.inf, base.distractor, rows=(-1,)),
+        }
+        before = int(sound.run(collate([base.prompt]))["logits"][0, -1].argmax())
+        for kind, edit in edits.items():
+            p = answers(sound, base.prompt, edit)
+            if int(p.argmax()) != before:
+                made.append((kind, replace(base, id=f"{kind}{i}", answer=int(p.argmax())), float(p.max())))
+    assert made or sound.model.config.model_type == "gemma3_text"  # its answers are too sure to be turned
+    for kind, failure, probability in made[:6]:
+        menu = Menu(
+            anchor=(1e4,) if kind == "anchor" else (), inhibit=(0.0,) if kind == "inhibit" else (), head=(), steer=(), bias=()
+        )
+        found = heal(sound, [failure], held_out=[], unrelated=unrelated(sound)[:2], menu=menu)
+        row = found.heals.row(0, named=True)
+        assert (row["kind"], row["restored"]) == (kind, True)
+        assert row["probability_after"] == pytest.approx(probability, abs=1e-4)
+        assert found.rules["outcome"].to_list() == ["undecided"]  # nothing held out
+
+    # Steering by the other failure's difference, and a head.
+    first, second = (failure_of(tokenizer, texts[i], " x", id=f"s{i}", control=texts[i].replace("near", "by")) for i in (0, 1))
+    there, here = (
+        sound.run(collate([p]), reads=(f"resid_post.{at}",))[f"resid_post.{at}"][0, -1] for p in (second.control, second.prompt)
+    )
+    p = answers(sound, first.prompt, Add(f"resid_post.{at}", rows=(-1,), value=(there - here) * 2.0))
+    menu = Menu(anchor=(), inhibit=(), head=(), steer=(2.0,), layers=(1.0,), bias=())
+    answer = 5 if int(sound.run(collate([first.prompt]))["logits"][0, -1].argmax()) != 5 else 6
+    other = 7 if int(sound.run(collate([second.prompt]))["logits"][0, -1].argmax()) != 7 else 8
+    found = heal(
+        sound,
+        [replace(first, answer=answer), replace(second, answer=other)],
+        held_out=[],
+        unrelated=unrelated(sound)[:2],
+        menu=menu,
+    )
+    assert found.heals.filter(pl.col("failure") == "s0")["probability_after"][0] == pytest.approx(float(p[answer]), abs=1e-4)
+    alone = heal(sound, [replace(first, answer=answer)], held_out=[], unrelated=unrelated(sound)[:2], menu=menu)
+    assert alone.heals.is_empty()  # its own control is not used on itself
+
+
+def test_the_side_effect_is_the_divergence_on_unrelated_prompts(sound: Instrument) -> None:
+    failure = replace(failure_of(sound.loaded.tokenizer, TEXTS[0], " x"), answer=5)
+    if int(sound.run(collate([failure.prompt]))["logits"][0, -1].argmax()) == 5:
+        failure = replace(failure, answer=6)
+    menu = replace(ONLY_HEADS, head=(5.0,), heads=1)
+    prompts = unrelated(sound)
+    row = heal(sound, [failure], held_out=[], unrelated=prompts, menu=menu).heals.row(0, named=True)
+    layer, head = map(int, row["place"].split("."))
+    want = []
+    for prompt in prompts:
+        base = torch.log_softmax(sound.run(collate([prompt]))["logits"][0, -1].double(), -1)
+        after = torch.log_softmax(
+            sound.run(collate([prompt]), edits=[HeadScale(layer, head, 5.0, rows=(-1,))])["logits"][0, -1].double(), -1
+        )
+        want.append(float((base.exp() * (base - after)).sum()))
+    assert row["side_kl"] == pytest.approx(np.mean(want), rel=1e-3, abs=1e-6)
+    assert row["side_n"] == len(prompts)
+    assert row["side_low"] >= 0
+
+
+def test_an_edit_that_heals_by_destroying_shows_it(sound: Instrument) -> None:
+    failure = failure_of(sound.loaded.tokenizer, TEXTS[0], " x", evidence="gate")
+    logits = sound.run(collate([failure.prompt]))["logits"][0, -1]
+    inside = failure.prompt.ids[failure.evidence[-1]]
+    if int(logits.argmax()) == inside:
+        pytest.skip("this family says the evidence's word by itself")
+    menu = Menu(anchor=(), inhibit=(), head=(), steer=(), bias=(60.0,))
+    row = heal(sound, [replace(failure, answer=inside)], held_out=[], unrelated=unrelated(sound), menu=menu).heals.row(
+        0, named=True
+    )
+    assert row["probability_after"] > row["probability_before"]
+    assert row["side_kl"] > 5
+
+
+# -- parts ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_random_spans_avoid_sink_last_row_and_evidence() -> None:
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        span = random_span(12, 3, (4, 5), rng)
+        assert len(span) == 3
+        assert not {0, 11, 4, 5} & set(span)
+        seen.add(span)
+    assert seen == {(1, 2, 3), (6, 7, 8), (7, 8, 9), (8, 9, 10)}
+    assert random_span(3, 9, (), rng) == (1,)
+
+
+def test_what_cannot_be_healed_is_refused(damaged: tuple[Instrument, list[Failure]]) -> None:
+    instrument, found = damaged
+    tokenizer = instrument.loaded.tokenizer
+    with pytest.raises(ConfigError, match="needs failures"):
+        heal(instrument, [], held_out=found[:1], unrelated=unrelated(instrument))
+    with pytest.raises(ConfigError, match="unrelated"):
+        heal(instrument, found[:1], held_out=[], unrelated=[])
+    with pytest.raises(ConfigError, match="twice"):
+        heal(instrument, found[:1], held_out=found[:1], unrelated=unrelated(instrument))
+    with pytest.raises(ConfigError, match="draws"):
+        heal(instrument, found[:1], held_out=[], unrelated=unrelated(instrument), draws=0)
+    with pytest.raises(SpanError):
+        failure_of(tokenizer, "the gate by the", " x", evidence="window")
+    with pytest.raises(ConfigError, match="share"):
+        failure_of(tokenizer, "the gate by the", " x", evidence="gate", distractor="the gate")
+    with pytest.raises(PromptError, match="no token"):
+        failure_of(tokenizer, "the gate by the", "  ")
+
+
+def test_failures_of_the_benchmark_hold_their_evidence() -> None:
+    found = memory_failures()
+    assert min(map(len, found.values())) >= 20
+    for texts in found["calibration"] + found["held-out"]:
+        assert texts["evidence"] in texts["prompt"]
+        assert texts["evidence"] in texts["control"]
+        assert texts["prompt"].index(texts["evidence"]) == 0
+        assert texts["prompt"].split("\n")[-1] == texts["control"].split("\n")[-1]
+        assert texts["answer"].strip() in texts["evidence"]
+
+
+# -- from the command line ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    build("llama").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def test_a_file_of_failures_becomes_a_run_and_a_report(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"prompt": text, "answer": " x", "evidence": "old", "frame": f"frame {i // 2}"} for i, text in enumerate(TEXTS[:8])]
+    path = tmp_path / "failures.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    run = tmp_path / "run"
+    assert main(["heal", str(path), "--model", folder, "--draws", "1", "--output", str(run), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "4 failures to search on, 4 held out" in said["items"][0]["summary"]
+    assert validate(run) == []
+    kept = RunFolder.open(run)
+    assert set(kept.table("heals")["failure"]) <= {f"line-{i:05d}" for i in (1, 2, 5, 6)}  # frames are never split
+    assert kept.table("heal_rules")["search_n"].to_list()[0] == 4
+    page = (run / "report.html").read_text("utf-8")
+    assert "heal rules" in page
+    assert "heals:" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ('{"prompt": "a b"}', [], "answer"),
+        ('{"prompt": "a b", "answer": " c", "extra": 1}', [], "extra"),
+        ("", [], "no items"),
+        ('{"prompt": "a b", "answer": " c"}', ["--benchmark", "memory-degradation"], "not both"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: list[str], said: str
+) -> None:
+    path = tmp_path / "failures.jsonl"
+    path.write_text(text, "utf-8")
+    assert main(["heal", str(path), "--model", folder, *words]) not in (0, 70)
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_evidence_that_is_not_there_fails_the_item_by_name(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "failures.jsonl"
+    path.write_text('{"prompt": "the gate by the", "answer": " x", "evidence": "window"}\n' * 1, "utf-8")
+    assert main(["heal", str(path), "--model", folder, "--output", str(tmp_path / "run")]) == 1
+    assert "window" in capsys.readouterr().out
+    assert main(["heal", "--benchmark", "value-ambiguity", "--model", folder]) not in (0, 70)
+    assert main(["heal"]) not in (0, 70)
