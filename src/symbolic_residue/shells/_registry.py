@@ -54,6 +54,12 @@ SHELLS: dict[str, ShellEntry] = {
         "TemporalInferenceConfig",
         "Does order survive a gap?",
     ),
+    "instruction-disruption": ShellEntry(
+        "symbolic_residue.shells.instruction_disruption",
+        "InstructionDisruptionShell",
+        "InstructionDisruptionConfig",
+        "What does it do with two orders at once?",
+    ),
 }
 """Every packaged shell by its name."""
 

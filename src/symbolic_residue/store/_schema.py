@@ -56,10 +56,22 @@ _COLUMNS = {
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
+    "alignments": "layer:i unit:i shell effect:f p:f planted_n:i null_n:i aligned:b",
+    "alignment_pairs": "first second correlation:f null_low:f null_high:f p:f p_adjusted:f units:i",
     "signatures": "component group value:f? unit source",
+    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
+    "shell_high:f? shell_n:i unit",
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
     "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
     "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
+    "cross_run": "layer:i feature success:f failure:f difference:f low:f? high:f? effect:f? p:f q:f n:i",
+    "attention_rows": "layer:i head:i query:i key:i weight:f",
+    "ov_keys": "layer:i head:i position:i target strength:f",
+    "ov_heads": "layer:i head:i target strength:f norm:f",
+    "instruction_answers": "condition order arrangement task:i question answer ended:b follows_a:b follows_b:b follows_x:b blended:b",
+    "instruction_rates": "condition order arrangement outcome share:f low:f high:f n:i",
+    "instruction_pairs": "one two one_text two_text relation layer:i cosine:f conflict:f",
+    "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
