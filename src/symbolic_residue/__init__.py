@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts import build_prompt
     from symbolic_residue.report import render_report
     from symbolic_residue.shells import (
+        InstructionDisruptionConfig,
+        InstructionDisruptionShell,
         LayerSalienceConfig,
         LayerSalienceShell,
         MemtraceConfig,
@@ -29,6 +31,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionRead",
+    "InstructionDisruptionConfig",
+    "InstructionDisruptionShell",
     "Instrument",
     "LayerSalienceConfig",
     "LayerSalienceShell",
@@ -48,6 +52,8 @@ __all__ = [
 
 _ROOMS = {
     "AttentionRead": "instrument",
+    "InstructionDisruptionConfig": "shells",
+    "InstructionDisruptionShell": "shells",
     "Instrument": "instrument",
     "LayerSalienceConfig": "shells",
     "LayerSalienceShell": "shells",

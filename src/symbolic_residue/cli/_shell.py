@@ -25,6 +25,7 @@ from symbolic_residue.cli._common import (
 )
 from symbolic_residue.cli._meta import meta
 from symbolic_residue.cli._shell_custom import custom
+from symbolic_residue.cli._shell_instruction import instruction_disruption
 from symbolic_residue.cli._shell_layer_salience import layer_salience
 from symbolic_residue.cli._shell_memtrace import memtrace
 
@@ -39,6 +40,7 @@ def _group() -> None:
 
 
 shell_app.command("custom")(custom)
+shell_app.command("instruction-disruption")(instruction_disruption)
 shell_app.command("memtrace")(memtrace)
 shell_app.command("layer-salience")(layer_salience)
 shell_app.command("meta")(meta)

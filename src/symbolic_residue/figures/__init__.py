@@ -11,6 +11,7 @@ from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIE
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
+from symbolic_residue.figures._instructions import instruction_conflict
 from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
@@ -28,6 +29,7 @@ __all__ = [
     "curves",
     "diverging_colour",
     "head_map",
+    "instruction_conflict",
     "interval_text",
     "layer_token_map",
     "lens_heatmap",

@@ -117,6 +117,50 @@ class LastRow:
         decoder.logits = torch.empty(self.size, 0)
         return decoder
 
+    def follow(
+        self,
+        tails: Sequence[Sequence[int]],
+        *,
+        reads: Sequence[str] = (),
+        attention: AttentionRead | None = None,
+        keep_logits: int = 0,
+    ) -> Trace:
+        """One forward of the last row and of tokens that are known to come after it.
+
+        Args:
+            tails: token ids after each sequence, of any length; rows behind a shorter one are padding and mean nothing.
+            reads: points; tensors come as ``[sequence, 1 + longest tail, …]``, row 0 being the last row.
+            attention: statistics of all these rows (``rows=None``); keys behind the prompts form the region ``generated``.
+            keep_logits: keep the logits of the last n rows; 0 keeps all.
+
+        Raises:
+            InstrumentError: not one tail a sequence, or more tokens than the context holds.
+        """
+        if len(tails) != self.size:
+            raise InstrumentError(f"There are {len(tails)} tails for {self.size} sequences.")
+        size, device, limit = max(map(len, tails)), self._ids.device, self.instrument.parts.max_context
+        lengths = self._mask.sum(-1).tolist()
+        if limit is not None and max(n + len(t) for n, t in zip(lengths, tails, strict=True)) > limit:
+            raise InstrumentError(f"More than the context of {limit} tokens.", todo="Shorten what follows.")
+        ids = torch.tensor([[*t, *[0] * (size - len(t))] for t in tails], device=device, dtype=torch.long).reshape(self.size, size)
+        there = torch.tensor([[1] * len(t) + [0] * (size - len(t)) for t in tails], device=device).reshape(self.size, size)
+        positions = self._positions[:, -1:] + torch.arange(size + 1, device=device)
+        call: dict[str, Any] = {cache_name(self.instrument.model): fresh(self._cache), "use_cache": True}
+        if keep_logits:
+            call["logits_to_keep"] = keep_logits
+        with (
+            torch.no_grad(),
+            self.instrument.attached(reads=reads, attention=attention, edits=self._hiding(), prompt=self.width) as trace,
+        ):
+            out = self.instrument.model(
+                input_ids=torch.cat([self._ids[:, -1:], ids], 1),
+                attention_mask=torch.cat([self._mask, there.to(self._mask)], 1),
+                position_ids=positions if limit is None else positions.clamp_max(limit - 1),
+                **call,
+            )
+            trace.logits = out.logits
+        return trace
+
     @property
     def last(self) -> Tensor:
         """``[batch]``: the last token of each sequence."""
@@ -312,6 +356,14 @@ class Decoder:
     def length(self) -> int:
         """Tokens so far, padding included."""
         return self._mask.shape[1]
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        """Go on with these sequences only, in this order."""
+        at = torch.tensor(list(sequences), device=self._mask.device)
+        self._mask, self._next = self._mask[at], self._next[at]
+        if self.logits.numel():
+            self.logits = self.logits[at]
+        self._cache.reorder_cache(at)
 
     def step(self, *, ids: Tensor | None = None, embeds: Tensor | None = None, running: Tensor | None = None) -> Tensor:
         """Append one token (``ids [batch]``) or one vector (``embeds [batch, d_model]``) to each sequence; returns the new logits.

@@ -77,35 +77,47 @@ def shared_prefill(
         if any(span is not None for span in hidden):
             raise EditError("Nothing can be hidden from a part of the rows in a model that keeps a state.")
         return prefill(instrument, ids[:, :-1], mask[:, :-1], positions_of(mask)[:, :-1])[0]
-    unique = list(dict.fromkeys(heads))
+    # A beginning that is a part of a longer one is taken from it.
+    unique = sorted(set(heads), key=len, reverse=True)
+    unique = [h for i, h in enumerate(unique) if not any(longer[: len(h)] == h for longer in unique[:i])]
     width = max(map(len, unique))
     head_ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in unique], device=ids.device)
     head_mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in unique], device=ids.device)
     cache, _ = prefill(instrument, head_ids, head_mask, positions_of(head_mask))
-    own = torch.tensor([unique.index(h) for h in heads], device=ids.device)
-    cache.reorder_cache(own)
+    own = [next(i for i, longer in enumerate(unique) if longer[: len(h)] == h) for h in heads]
+    cache.reorder_cache(torch.tensor(own, device=ids.device))
+    start = torch.tensor(list(shared), device=ids.device)
+    size = max(shared)
+    # Token t stands in column width − len(its beginning) + t, and goes to column size − shared + t.
+    offset = torch.tensor([width - len(unique[i]) for i in own], device=ids.device)
+    _move(cache, torch.arange(size, device=ids.device)[None] - (size - start)[:, None] + offset[:, None])
+    head_mask = (torch.arange(size, device=ids.device)[None] >= (size - start)[:, None]).to(mask)
     tails = [t[k:-1] for t, k in zip(tokens, shared, strict=True)]
-    size = max(map(len, tails))
-    if size:
-        tail_ids = torch.tensor([t + [0] * (size - len(t)) for t in tails], device=ids.device)
-        tail_mask = torch.tensor([[1] * len(t) + [0] * (size - len(t)) for t in tails], device=ids.device)
-        start = torch.tensor(list(shared), device=ids.device)
-        positions = start[:, None] + torch.arange(size, device=ids.device)
+    length = max(map(len, tails))
+    if length:
+        tail_ids = torch.tensor([t + [0] * (length - len(t)) for t in tails], device=ids.device)
+        tail_mask = torch.tensor([[1] * len(t) + [0] * (length - len(t)) for t in tails], device=ids.device)
+        positions = start[:, None] + torch.arange(length, device=ids.device)
         limit = instrument.parts.max_context
         positions = positions if limit is None else positions.clamp_max(limit - 1)  # of padding only
-        spans = [None if h is None else (width - k + h[0], width - k + h[1]) for h, k in zip(hidden, shared, strict=True)]
+        spans = [None if h is None else (size - k + h[0], size - k + h[1]) for h, k in zip(hidden, shared, strict=True)]
         call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
         with torch.no_grad(), instrument.attached(edits=masks(spans)) if any(hidden) else nullcontext():
             instrument.model(
-                input_ids=tail_ids, attention_mask=torch.cat([head_mask[own], tail_mask], 1), position_ids=positions, **call
+                input_ids=tail_ids, attention_mask=torch.cat([head_mask, tail_mask.to(mask)], 1), position_ids=positions, **call
             )
-    # Token t of a sequence stands in column width − shared + t now, and goes to column lead + t.
+    # Token t stands in column size − shared + t now, and goes to column lead + t.
     lead = torch.tensor([ids.shape[1] - n for n in lengths], device=ids.device)
-    column = torch.arange(ids.shape[1] - 1, device=ids.device)[None] - lead[:, None]
-    column = (column + width - torch.tensor(list(shared), device=ids.device)[:, None]).clamp_min(0)
+    _move(cache, torch.arange(ids.shape[1] - 1, device=ids.device)[None] - lead[:, None] + (size - start)[:, None])
+    return cache
+
+
+def _move(cache: Any, column: Tensor) -> None:
+    """Put keys and values of the given columns ``[batch, key]`` side by side; columns before the first are padding."""
     for layer in cache.layers:
         for name in ("keys", "values"):
             kept = getattr(layer, name)
-            index = column.to(kept.device)[:, None, :, None].expand(-1, kept.shape[1], -1, kept.shape[3])
+            index = (
+                column.clamp(0, kept.shape[2] - 1).to(kept.device)[:, None, :, None].expand(-1, kept.shape[1], -1, kept.shape[3])
+            )
             setattr(layer, name, kept.gather(2, index))
-    return cache

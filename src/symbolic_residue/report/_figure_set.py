@@ -62,6 +62,12 @@ def item_figures(run: Run, item: str) -> dict[str, Figure]:
         label = "Attention mass of the last row by region and layer"
         found.append(Figure("attention_by_region", label, lambda: figures.attention_by_region(attention)))
     add("components", "Contribution of attention and MLP to the logit difference, by layer", "components", figures.components)
+    add(
+        "instruction_conflict",
+        "What share of the answers follows which instruction",
+        "instruction_rates",
+        figures.instruction_conflict,
+    )
     add("ov_strength", "OV strength toward each candidate, by layer", "ov", figures.ov_strength)
     return {figure.name: figure for figure in found}
 

@@ -23,6 +23,13 @@ from symbolic_residue.shells.across import (
     NullAttribution,
     ShellIntegrator,
 )
+from symbolic_residue.shells.instruction_disruption import (
+    conflict_predicts_failure,
+    InstructionDisruptionConfig,
+    InstructionDisruptionFindings,
+    InstructionDisruptionResidue,
+    InstructionDisruptionShell,
+)
 from symbolic_residue.shells.layer_salience import (
     LayerSalienceConfig,
     LayerSalienceFindings,
@@ -58,6 +65,10 @@ __all__ = [
     "GhostUnits",
     "HeadConfirmation",
     "HeadTest",
+    "InstructionDisruptionConfig",
+    "InstructionDisruptionFindings",
+    "InstructionDisruptionResidue",
+    "InstructionDisruptionShell",
     "IntegratedAttribution",
     "IntegratedRun",
     "LayerSalienceConfig",
@@ -92,6 +103,7 @@ __all__ = [
     "attention_metrics",
     "config_class",
     "confirm_heads",
+    "conflict_predicts_failure",
     "ghost_units",
     "judge",
     "make_shell",

@@ -48,6 +48,12 @@ SHELLS: dict[str, ShellEntry] = {
         "LayerSalienceConfig",
         "What does it stop looking at, and did it matter?",
     ),
+    "instruction-disruption": ShellEntry(
+        "symbolic_residue.shells.instruction_disruption",
+        "InstructionDisruptionShell",
+        "InstructionDisruptionConfig",
+        "What does it do with two orders at once?",
+    ),
 }
 """Every packaged shell by its name."""
 

@@ -59,6 +59,10 @@ _COLUMNS = {
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
     "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
     "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
+    "instruction_answers": "condition order arrangement task:i question answer ended:b follows_a:b follows_b:b follows_x:b blended:b",
+    "instruction_rates": "condition order arrangement outcome share:f low:f high:f n:i",
+    "instruction_pairs": "one two one_text two_text relation layer:i cosine:f conflict:f",
+    "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
