@@ -2,7 +2,8 @@
 
 1. Eight frames, each a statement that ends in a word, and a cue: the statement's beginning again, in half of the frames after a question. With unrelated sentences
    between, a model can only continue the cue from the one word at the start.
-2. ``early``: statement, three unrelated sentences, cue. ``null-late``: three unrelated sentences, statement, cue. ``null-open``: ordinary sentences that stop before
+2. ``early``: statement, three unrelated sentences (two before a question), cue. ``null-late``: the same sentences, statement, cue
+   without the question, so that the word stands right before the end. ``null-open``: ordinary sentences that stop before
    their last word, which does not stand in them.
 3. Words, names and sentences are split once, by their place in the lists: no word, name or sentence is in both splits. The frames are.
 
@@ -143,10 +144,10 @@ def items() -> list[dict[str, str]]:
             for i, word in enumerate(words[5 * s : 5 * s + EARLY + LATE]):
                 fill = {"n": NAMES[s][(f + 3 * i) % 10], "w": f" {word}"}
                 said, asked = statement.format(**fill), cue.format(**fill)
-                between = " ".join(SENTENCES[s][(drawn + k) % 10] for k in (0, 3, 7))
+                between = " ".join(SENTENCES[s][(drawn + k) % 10] for k in ((0, 3) if "Question" in cue else (0, 3, 7)))
                 drawn += 1
                 early = i < EARLY
-                parts = (said, between, asked) if early else (between, said, asked)
+                parts = (said, between, asked) if early else (between, said, asked.rpartition("Answer: ")[2])
                 add("early" if early else "null-late", frame, split, " ".join(parts), f" {word}")
         for text in OPEN[s]:
             add("null-open", "open", split, text, None)

@@ -84,15 +84,15 @@ class LayerSalienceConfig(ShellConfig):
 
     @classmethod
     def quick(cls, **options: Any) -> Self:
-        """The options of a suite: the ghosts' dose only, eight draws, six tokens, four heads."""
+        """The options of a suite: the ghosts' dose only, eight draws, six tokens, three heads."""
         fewer: dict[str, Any] = {
             "doses": (),
             "draws": 8,
             "matched_doses": False,
             "max_tokens": 6,
-            "top_heads": 4,
-            "top_layers": 2,
-            "random_heads": 12,
+            "top_heads": 3,
+            "top_layers": 1,
+            "random_heads": 8,
             "head_draws": 19,
         }
         return cls.make(**(fewer | options))
