@@ -42,6 +42,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),
     "runs": LazyCommand("symbolic_residue.cli._runs", "runs_app", "List, show and validate runs."),
+    "corpus": LazyCommand(
+        "symbolic_residue.cli._corpus", "corpus_app", "Keep failures by their signature, and search for similar ones."
+    ),
     "models": LazyCommand("symbolic_residue.cli._models", "models_app", "List, fetch and show models."),
 }
 

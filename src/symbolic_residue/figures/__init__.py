@@ -6,7 +6,9 @@ Every figure function takes polars frames of one item, in the columns of the tab
 
 from __future__ import annotations
 
-from symbolic_residue.figures._across import blame_map
+from symbolic_residue.figures._across import blame_map, qk_ov
+from symbolic_residue.figures._alignment import alignment_map
+from symbolic_residue.figures._compare import run_comparison
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
@@ -16,12 +18,14 @@ from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
 from symbolic_residue.figures._salience import salience_heatmap
+from symbolic_residue.figures._similarity import similarity_map
 from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
 
 __all__ = [
     "MOST_SERIES",
     "OUTCOME_SIGNS",
+    "alignment_map",
     "attention_by_region",
     "blame_map",
     "cards_css",
@@ -37,8 +41,11 @@ __all__ = [
     "number",
     "ov_strength",
     "probability_traces",
+    "qk_ov",
     "region_colours",
+    "run_comparison",
     "salience_heatmap",
+    "similarity_map",
     "to_png",
     "to_svg",
     "verdict_cards_html",

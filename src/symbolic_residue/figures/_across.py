@@ -1,7 +1,7 @@
-"""Figures across shells: which heads several shells blame.
+"""Figures across shells: which heads several shells blame, and one head's attention beside what it writes.
 
 ``blame_map``: rows = heads, columns = layers; the deeper the blue, the more shells blame the head; heads that an intervention confirmed for at least one
-shell are outlined.
+shell are outlined. ``qk_ov``: a head's attention rows, and under them what each key adds to a token's logit through the head.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Any, TYPE_CHECKING
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.figures._altair import altair, inline, rows, styled
-from symbolic_residue.figures._palette import INK
+from symbolic_residue.figures._palette import AGAINST, FOR, INK, NEUTRAL
+from symbolic_residue.figures._text import fit, visible
 
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["blame_map"]
+__all__ = ["blame_map", "qk_ov"]
 
 _SHADES = ["#cfe6ee", "#8cc1de", "#4f9bcb", "#2a6fa8", "#174a75"]
 
@@ -62,3 +63,88 @@ def blame_map(blame: polars.DataFrame) -> Any:
     )
     outline = base.mark_rect(fillOpacity=0, stroke=INK, strokeWidth=2, aria=False).transform_filter("datum.confirmed")
     return styled(alt.layer(squares, outline).properties(width=cell * n_layers, height=18 * len(head_numbers)))
+
+
+def qk_ov(
+    attention: polars.DataFrame,
+    ov_keys: polars.DataFrame,
+    tokens: polars.DataFrame,
+    *,
+    layer: int,
+    head: int,
+    target: str | None = None,
+    last: int = 24,
+) -> Any:
+    """One head: attention of the last queries on the last keys, and under it what each key adds to the target through the head.
+
+    Args:
+        attention: table ``attention_rows`` of one item: ``layer, head, query, key, weight``.
+        ov_keys: table ``ov_keys``: ``layer, head, position, target, strength``.
+        tokens: ``position, token``.
+        layer, head: which head; ``target`` may be left out where there is only one.
+        last: how many keys, counted from the end. Position 0 is always shown, since the sink is there.
+
+    Raises:
+        ConfigError: missing columns, several items, no such head or target. MissingExtraError: no Altair.
+    """
+    alt = altair()
+    cells = [
+        r
+        for r in rows(attention, "attention_rows", ("layer", "head", "query", "key", "weight"))
+        if (r["layer"], r["head"]) == (layer, head)
+    ]
+    bars = [
+        r
+        for r in rows(ov_keys, "ov_keys", ("layer", "head", "position", "target", "strength"))
+        if (r["layer"], r["head"]) == (layer, head)
+    ]
+    names = list(dict.fromkeys(r["target"] for r in bars))
+    chosen = names[0] if target is None and len(names) == 1 else target
+    if not cells or chosen not in names:
+        raise ConfigError(
+            f"There is no view of head {layer}.{head} toward {chosen!r}.",
+            todo=f"Targets of this head: {', '.join(names) or 'none'}.",
+        )
+    words = {r["position"]: r["token"] for r in rows(tokens, "tokens", ("position", "token"))}
+    every = sorted(words)
+    shown = sorted({0, *every[-last:]})
+    label = {p: f"{fit(visible(words[p], spaces='all'), 8)}  {p}" for p in every}
+    queries = sorted({r["query"] for r in cells})
+    x = alt.X(
+        "key:N",
+        sort=[label[p] for p in shown],
+        title="key",
+        axis=alt.Axis(labelAngle=-60, labelLimit=130, domain=False, ticks=False),
+        scale=alt.Scale(domain=[label[p] for p in shown]),
+    )
+    data = [{"query": label[r["query"]], "key": label[r["key"]], "weight": r["weight"]} for r in cells if r["key"] in shown]
+    width = 20 * len(shown)
+    heat = (
+        alt.Chart(inline(data))
+        .mark_rect(stroke="white", strokeWidth=0.5, aria=False)
+        .encode(
+            x=x,
+            y=alt.Y("query:N", sort=[label[p] for p in queries], title="query", axis=alt.Axis(domain=False, ticks=False)),
+            color=alt.Color(
+                "weight:Q",
+                title=f"attention of head {layer}.{head}",
+                scale=alt.Scale(domain=[0, 1], range=[NEUTRAL, FOR], interpolate="rgb"),
+                legend=alt.Legend(orient="top", gradientLength=160, gradientThickness=10, titleLimit=320),
+            ),
+        )
+        .properties(width=width, height=16 * len(queries))
+    )
+    strengths = [
+        {"key": label[r["position"]], "strength": r["strength"]} for r in bars if r["target"] == chosen and r["position"] in shown
+    ]
+    bar = (
+        alt.Chart(inline(strengths))
+        .mark_bar(aria=False)
+        .encode(
+            x=x,
+            y=alt.Y("strength:Q", title=f"logits toward {visible(str(chosen), spaces='ends')}"),
+            color=alt.condition("datum.strength < 0", alt.value(AGAINST), alt.value(FOR)),
+        )
+        .properties(width=width, height=110)
+    )
+    return styled(alt.vconcat(heat, bar, spacing=14))

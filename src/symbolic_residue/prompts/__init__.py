@@ -18,6 +18,7 @@ from symbolic_residue.prompts._spans import find_span
 if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._memory import memory_items, MemoryItem
+    from symbolic_residue.prompts._natural import natural_prompts, NaturalPrompt
     from symbolic_residue.prompts._padding import Padding, padding_sentences
     from symbolic_residue.prompts._perturb import perturb, Variant
 
@@ -30,6 +31,7 @@ __all__ = [
     "ChatMessage",
     "MemoryItem",
     "Message",
+    "NaturalPrompt",
     "Padding",
     "Piece",
     "Prompt",
@@ -43,6 +45,7 @@ __all__ = [
     "data_card",
     "find_span",
     "memory_items",
+    "natural_prompts",
     "padding_sentences",
     "perturb",
     "read_items",
@@ -53,11 +56,13 @@ __all__ = [
 _LATER = {
     "BENCHMARKS": "_benchmark",
     "BenchmarkItem": "_benchmark",
+    "NaturalPrompt": "_natural",
     "MemoryItem": "_memory",
     "Padding": "_padding",
     "ShellItem": "_benchmark",
     "Variant": "_perturb",
     "benchmark": "_benchmark",
+    "natural_prompts": "_natural",
     "memory_items": "_memory",
     "padding_sentences": "_padding",
     "data_card": "_benchmark",

@@ -8,6 +8,7 @@
     polars.read_parquet("run/tables/verdicts")
 """
 
+from symbolic_residue.store._corpus import Corpus, corpus_key, CorpusEntry
 from symbolic_residue.store._manifest import list_runs, Manifest, RunInfo
 from symbolic_residue.store._run import RunFolder
 from symbolic_residue.store._schema import MAY_BE_MISSING, SCHEMA_VERSION, TABLES
@@ -17,10 +18,13 @@ __all__ = [
     "MAY_BE_MISSING",
     "SCHEMA_VERSION",
     "TABLES",
+    "Corpus",
+    "CorpusEntry",
     "Manifest",
     "Problem",
     "RunFolder",
     "RunInfo",
+    "corpus_key",
     "list_runs",
     "validate",
 ]

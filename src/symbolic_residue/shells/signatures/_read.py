@@ -3,8 +3,9 @@
 1. Prompts go through the model in padded batches of bounded size, read at the last row only: attention statistics, the residual stream of every layer,
    heads' and MLPs' outputs. Only the last row of each point is kept.
 2. The logit lens, the next-token distribution, and the direct logit attribution of the two best tokens' log-odds come from those.
-3. The components are computed by the same functions as those from tables. Against a shell's run on the same text, ``attention``, ``lens`` and
-   ``output`` are equal within rounding; ``attribution`` in a run is a mean over variants of the prompt.
+3. The components are computed by the same functions as those from tables. Against a shell's run on the same text, ``attention``, ``lens`` and ``output``
+   are equal within rounding; ``attribution`` in a run is a mean over variants of the prompt.
+
 """
 
 from __future__ import annotations
