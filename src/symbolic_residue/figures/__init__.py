@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from symbolic_residue.figures._across import blame_map, qk_ov
 from symbolic_residue.figures._alignment import alignment_map
+from symbolic_residue.figures._compare import run_comparison
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
@@ -44,6 +45,7 @@ __all__ = [
     "qk_ov",
     "region_colours",
     "temporal_coherence",
+    "run_comparison",
     "salience_heatmap",
     "similarity_map",
     "to_png",
