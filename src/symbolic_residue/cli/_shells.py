@@ -3,6 +3,7 @@
 1. ``list``: the shells, what each asks, its operations and its benchmark.
 2. ``integrate``: several shells on one prompt, and what they blame together.
 3. ``run``: items of each shell's benchmark through the shell; verdict rates on planted items beside null ones, the heads confirmed, and a report.
+4. ``compare``: the same items in two runs or more, tested item by item.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._compare import compare
 from symbolic_residue.cli._integrate import integrate
 
 __all__ = ["run_suite", "shells_app"]
@@ -38,6 +40,7 @@ def _group() -> None:
 
 
 shells_app.command("integrate")(integrate)
+shells_app.command("compare")(compare)
 
 
 @shells_app.command("list")

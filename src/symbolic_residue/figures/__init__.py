@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from symbolic_residue.figures._across import blame_map, qk_ov
 from symbolic_residue.figures._alignment import alignment_map
+from symbolic_residue.figures._compare import run_comparison
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
@@ -18,6 +19,7 @@ from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
 from symbolic_residue.figures._salience import salience_heatmap
 from symbolic_residue.figures._similarity import similarity_map
+from symbolic_residue.figures._temporal import temporal_coherence
 from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
 
@@ -42,8 +44,10 @@ __all__ = [
     "probability_traces",
     "qk_ov",
     "region_colours",
+    "run_comparison",
     "salience_heatmap",
     "similarity_map",
+    "temporal_coherence",
     "to_png",
     "to_svg",
     "verdict_cards_html",

@@ -8,6 +8,7 @@ from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
 from symbolic_residue.stats._estimate import Estimate, t_interval, wilson
 from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
+from symbolic_residue.stats._paired import mcnemar, paired_difference
 from symbolic_residue.stats._tests import (
     auc,
     cluster_sign_flip,
@@ -36,6 +37,8 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "max_t",
+    "mcnemar",
+    "paired_difference",
     "paired_permutation",
     "power_sign_flip",
     "quantile_criterion",
