@@ -28,6 +28,7 @@ from symbolic_residue.cli._shell_custom import custom
 from symbolic_residue.cli._shell_instruction import instruction_disruption
 from symbolic_residue.cli._shell_layer_salience import layer_salience
 from symbolic_residue.cli._shell_memtrace import memtrace
+from symbolic_residue.cli._shell_temporal import temporal_inference
 
 __all__ = ["shell_app"]
 
@@ -44,6 +45,7 @@ shell_app.command("instruction-disruption")(instruction_disruption)
 shell_app.command("memtrace")(memtrace)
 shell_app.command("layer-salience")(layer_salience)
 shell_app.command("meta")(meta)
+shell_app.command("temporal-inference")(temporal_inference)
 
 
 @shell_app.command("value-collapse")

@@ -19,6 +19,7 @@ from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
 from symbolic_residue.figures._salience import salience_heatmap
 from symbolic_residue.figures._similarity import similarity_map
+from symbolic_residue.figures._temporal import temporal_coherence
 from symbolic_residue.figures._text import visible
 from symbolic_residue.figures._verdict import probability_traces, verdict_intervals
 
@@ -46,6 +47,7 @@ __all__ = [
     "run_comparison",
     "salience_heatmap",
     "similarity_map",
+    "temporal_coherence",
     "to_png",
     "to_svg",
     "verdict_cards_html",

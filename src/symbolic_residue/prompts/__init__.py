@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts._natural import natural_prompts, NaturalPrompt
     from symbolic_residue.prompts._padding import Padding, padding_sentences
     from symbolic_residue.prompts._perturb import perturb, Variant
+    from symbolic_residue.prompts._temporal import temporal_coherence, TemporalItem
 
 __all__ = [
     "BENCHMARKS",
@@ -39,6 +40,7 @@ __all__ = [
     "PromptSet",
     "Regions",
     "ShellItem",
+    "TemporalItem",
     "Variant",
     "benchmark",
     "build_prompt",
@@ -51,6 +53,7 @@ __all__ = [
     "read_items",
     "read_prompts",
     "segment_chat",
+    "temporal_coherence",
 ]
 
 _LATER = {
@@ -60,6 +63,7 @@ _LATER = {
     "MemoryItem": "_memory",
     "Padding": "_padding",
     "ShellItem": "_benchmark",
+    "TemporalItem": "_temporal",
     "Variant": "_perturb",
     "benchmark": "_benchmark",
     "natural_prompts": "_natural",
@@ -68,6 +72,7 @@ _LATER = {
     "data_card": "_benchmark",
     "perturb": "_perturb",
     "read_items": "_benchmark",
+    "temporal_coherence": "_temporal",
 }
 
 

@@ -65,6 +65,13 @@ from symbolic_residue.shells.signatures import (
     trace_map,
     TraceMap,
 )
+from symbolic_residue.shells.temporal_inference import (
+    EventPair,
+    TemporalInferenceConfig,
+    TemporalInferenceFindings,
+    TemporalInferenceResidue,
+    TemporalInferenceShell,
+)
 from symbolic_residue.shells.value_collapse import (
     Criteria,
     ValueCollapseConfig,
@@ -83,6 +90,7 @@ __all__ = [
     "Criteria",
     "CrossRun",
     "ErrorAccumulation",
+    "EventPair",
     "Findings",
     "GhostUnits",
     "HeadConfirmation",
@@ -118,6 +126,10 @@ __all__ = [
     "ShellSignature",
     "Signature",
     "SimilarityMap",
+    "TemporalInferenceConfig",
+    "TemporalInferenceFindings",
+    "TemporalInferenceResidue",
+    "TemporalInferenceShell",
     "TraceMap",
     "ValueCollapseConfig",
     "ValueCollapseFindings",

@@ -48,6 +48,12 @@ SHELLS: dict[str, ShellEntry] = {
         "LayerSalienceConfig",
         "What does it stop looking at, and did it matter?",
     ),
+    "temporal-inference": ShellEntry(
+        "symbolic_residue.shells.temporal_inference",
+        "TemporalInferenceShell",
+        "TemporalInferenceConfig",
+        "Does order survive a gap?",
+    ),
     "instruction-disruption": ShellEntry(
         "symbolic_residue.shells.instruction_disruption",
         "InstructionDisruptionShell",

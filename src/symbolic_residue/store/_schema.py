@@ -41,6 +41,7 @@ _COLUMNS = {
     "curves": "curve series x:f x_unit value:f low:f? high:f? n:i unit",
     "fits": "series model a:f b:f b_low:f? b_high:f? rss:f aic:f difference:f preferred:f? n:i distances:i",
     "head_scores": "layer:i head:i score value:f low:f? high:f? control:f? control_low:f? control_high:f? n:i unit",
+    "head_tests": "layer:i head:i behaviour effect:f low:f? high:f? n:i unit control:f? control_n:i p:f? q:f? confirmed:b?",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
     "heals": "failure kind place dose:f restored:b twin_restored:b? probability_before:f probability_after:f side_kl:f side_low:f? side_high:f? "

@@ -196,6 +196,11 @@ def test_a_shells_benchmark_is_read_as_plain_prompts() -> None:
     np.testing.assert_allclose(found.planted[0], read_signature(instrument, first.prompt).values, atol=2e-4)
 
 
+def test_items_that_are_no_plain_prompts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no plain prompt"):
+        read_shell(Instrument(wrap(build("llama"), tiny_tokenizer())), "memtrace", most=4)
+
+
 def test_the_map_is_drawn() -> None:
     world = World(2)
     found = generalization_map(world.natural({1: 3 * world.axes[0]}), world.shells(3.0), n_permutations=99)

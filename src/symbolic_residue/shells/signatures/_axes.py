@@ -139,10 +139,20 @@ def _items(shell: str, split: str, most: int | None) -> tuple[list[Any], list[An
     return chosen[0], chosen[1]
 
 
-def text_of(item: object) -> str:
-    """What the model reads of an item: its ``prompt`` where it has one as text, else the item as it is shown."""
+def text_of(item: Any) -> str:
+    """What the model reads of an item.
+
+    Raises:
+        ConfigError: the item is no plain prompt: its shell makes one of it (padding, a conversation), and what a reader is shown is another text.
+    """
     prompt = getattr(item, "prompt", None)
-    return prompt if isinstance(prompt, str) else item.shown  # type: ignore[attr-defined]
+    if not isinstance(prompt, str):
+        raise ConfigError(
+            f"{item.id} is no plain prompt.",
+            why="Its shell makes the prompt of it, so the text that a reader is shown is not what the model reads.",
+            todo="Give the signatures of such prompts, or of the shell's runs, to shell_signature.",
+        )
+    return prompt
 
 
 @dataclass(frozen=True, eq=False)

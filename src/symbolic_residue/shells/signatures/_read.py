@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["read_signature", "read_signatures"]
 
+_AT_ONCE = 8
+"""Prompts in a batch: each has its own answer, and the lens and the attribution look at all answers of a batch in all its prompts."""
+
 
 def read_signature(instrument: Instrument, prompt: Prompt | str, *, name: str = "") -> Signature:
     """The signature of one prompt.
@@ -76,7 +79,8 @@ def read_signatures(
     # Neighbours in length share a batch: less padding.
     order = sorted(range(len(built)), key=lambda i: len(built[i]))
     done = 0
-    for piece in in_pieces([built[i] for i in order]):
+    pieces = [piece[i : i + _AT_ONCE] for piece in in_pieces([built[i] for i in order]) for i in range(0, len(piece), _AT_ONCE)]
+    for piece in pieces:
         progress("reading prompts", done / len(built))
         for offset, values in enumerate(_read(instrument, piece)):
             place = order[done + offset]

@@ -1,0 +1,116 @@
+"""``residue shell temporal-inference``: does order survive a gap?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from symbolic_residue.cli._common import (
+    Adapter,
+    Device,
+    Dtype,
+    File,
+    Json,
+    measure_items,
+    Model,
+    NoReport,
+    open_for_cli,
+    Output,
+    Prompt,
+    Resume,
+    Seed,
+)
+from symbolic_residue.errors import ConfigError, PromptFileError
+
+__all__ = ["temporal_inference"]
+
+
+def temporal_inference(
+    prompt: Prompt = None,
+    file: File = None,
+    distance: Annotated[int, typer.Option("--distance", min=1, help="Tokens of the shift.")] = 15,
+    direction: Annotated[str, typer.Option("--direction", help="forward or backward.")] = "forward",
+    mode: Annotated[str, typer.Option("--mode", help="tokens (dropped or repeated) or positions (moved).")] = "tokens",
+    genre: Annotated[str, typer.Option("--genre", help="narrative, factual or list: the reference text.")] = "narrative",
+    first: Annotated[str | None, typer.Option("--first", help="An event: 'Mara fed the cat'.", show_default=False)] = None,
+    second: Annotated[str | None, typer.Option("--second", help="Another event.", show_default=False)] = None,
+    relation: Annotated[str, typer.Option("--relation", help="order or cause: what is asked about the events.")] = "order",
+    echo: Annotated[str, typer.Option("--echo", help="none, right or wrong: restate the story.")] = "none",
+    top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate; 0: verdicts only.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The options of a suite.")] = False,
+    model: Model = "demo",
+    adapter: Adapter = None,
+    output: Output = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    resume: Resume = False,
+    no_report: NoReport = False,
+    json: Json = False,
+) -> None:
+    """TEMPORAL-INFERENCE: does order survive a gap? Give a text, two events, or both; a --file holds items of the benchmark's form."""
+    from symbolic_residue.diagnose import shell_item
+    from symbolic_residue.prompts import BadLine, PromptSet, TemporalItem
+    from symbolic_residue.shells import EventPair, TemporalInferenceConfig, TemporalInferenceShell
+
+    if (first is None) != (second is None):
+        raise ConfigError("One event alone has no order.", todo="Give --first and --second.")
+    if (file is not None) == (prompt is not None or first is not None):
+        raise ConfigError(
+            "Give a text or two events, or --file with items, not both." if file is not None else "There is nothing to probe."
+        )
+    given = {"top_heads": top_heads} if top_heads is not None else {}
+    config = TemporalInferenceConfig.quick(**given) if quick else TemporalInferenceConfig.make(**given)
+    items: list[Any] = []
+    bad: list[BadLine] = []
+    if file is not None:
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptFileError(f"{file} cannot be read: {error}.") from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                items.append(TemporalItem.model_validate_json(line))
+            except ValueError as error:
+                bad.append(BadLine(number, line, str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)))
+    else:
+        from pydantic import ValidationError
+
+        try:
+            pair = (
+                EventPair.model_validate({"first": first, "second": second, "relation": relation, "echo": echo}) if first else None
+            )
+        except ValidationError as error:
+            raise ConfigError(f"The events cannot be used: {error.errors()[0]['msg']}.") from None
+
+        class One:
+            id = "prompt"
+            shown = prompt or f"{first} / {second}"
+
+        items.append(One)
+    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
+    shell = TemporalInferenceShell(loaded=loaded, config=config)
+
+    def collect(item: Any, told: Any) -> Any:
+        if file is not None:
+            return shell.run_item(item, seed=seed, progress=told)
+        asked: Any = {"direction": direction, "mode": mode, "genre": genre}
+        return shell.run(prompt, shift_distance=distance, pair=pair, seed=seed, progress=told, **asked)
+
+    def work(item: Any, progress: Any) -> Any:
+        return shell_item(shell, item.id, item.shown, lambda told: collect(item, told), seed=seed, progress=progress)
+
+    code = measure_items(
+        kind="temporal-inference",
+        loaded=loaded,
+        prompts=PromptSet(items, bad),
+        config={"shells": {"temporal-inference": config.model_dump(mode="json")}, "chat": False, "seed": seed},
+        output=output,
+        resume=resume,
+        seed=seed,
+        report=not no_report,
+        as_json=json,
+        work=work,
+    )
+    raise typer.Exit(code)

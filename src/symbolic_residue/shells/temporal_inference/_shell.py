@@ -1,0 +1,475 @@
+"""TEMPORAL-INFERENCE (REMEMBER, SHIFT, PREDICT): does order survive a gap?
+
+1. A text is shifted at several places and distances, forward and backward (``_shift``); coherence of the true continuation is read beside a shuffled span and
+   the same shifts in a reference text (``_observe``).
+2. A pair of events is asked about in several wordings and both orders, beside stories without an order (``_pairs``).
+3. Four failure modes are judged: drift, discontinuity break, ordering reversal, causal confusion (``_judge``).
+4. Induction and previous-token heads are scored before and after the shift and confirmed by ablation, on repeated random sequences and on the text
+   (``_heads``); for a pair the same heads are ablated at the last row (``shells._confirm``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+
+from symbolic_residue.errors import ConfigError, EditError
+from symbolic_residue.instrument import Positions
+from symbolic_residue.prompts import build_prompt, ShellItem, temporal_coherence, TemporalItem
+from symbolic_residue.shells._base import Progress, quiet, ShellBase
+from symbolic_residue.shells._confirm import confirm_heads, head_means, PairRuns
+from symbolic_residue.shells._findings import Findings, listed, state_of
+from symbolic_residue.shells._rows import LastRows
+from symbolic_residue.shells._verdict import Verdict
+from symbolic_residue.shells.temporal_inference._config import Direction, DIRECTIONS, Mode, MODES, TemporalInferenceConfig
+from symbolic_residue.shells.temporal_inference._heads import ablate_on_text, behaviours, HeadBehaviours
+from symbolic_residue.shells.temporal_inference._judge import drift_of, preference, verdicts
+from symbolic_residue.shells.temporal_inference._observe import (
+    coherence_curves,
+    gap_preferences,
+    preferences_frame,
+    SHIFTS,
+    shifts_frame,
+    token_frame,
+)
+from symbolic_residue.shells.temporal_inference._operations import predict, Prediction, remember, Remembered, shift, Shifted
+from symbolic_residue.shells.temporal_inference._pairs import EventPair, pair_prompts, PairPrompt
+from symbolic_residue.shells.temporal_inference._references import Genre, REFERENCES
+from symbolic_residue.shells.temporal_inference._residue import Asked, TemporalInferenceResidue
+from symbolic_residue.shells.temporal_inference._runs import Tail, TextRuns
+from symbolic_residue.shells.temporal_inference._shift import make_tail, places
+from symbolic_residue.stats import bootstrap_mean
+
+if TYPE_CHECKING:
+    from symbolic_residue.models import LoadedModel
+
+__all__ = ["TemporalInferenceFindings", "TemporalInferenceShell"]
+
+
+@dataclass(frozen=True)
+class TemporalInferenceFindings(Findings[TemporalInferenceResidue]):
+    """What TEMPORAL-INFERENCE found; ``head_tests`` among its tables says which heads were confirmed."""
+
+    def confirmed(self, behaviour: str = "") -> list[tuple[int, int]]:
+        """(layer, head) of the heads confirmed for a behaviour whose name holds this text."""
+        tests = self.frames.get("head_tests")
+        if tests is None:
+            return []
+        mine = tests.filter(pl.col("confirmed") & pl.col("behaviour").str.contains(behaviour, literal=True))
+        return list(dict.fromkeys(mine.select("layer", "head").rows()))
+
+
+class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferenceFindings]):
+    """Probe whether a model keeps track of order across a jump in time.
+
+    Args:
+        model, tokenizer: a plain Hugging Face decoder and its tokenizer.
+        config: a ``TemporalInferenceConfig``; ``None`` takes the defaults.
+        loaded: instead of model and tokenizer: an opened model.
+    """
+
+    name: ClassVar[str] = "temporal-inference"
+    operations: ClassVar[tuple[str, str, str]] = ("REMEMBER", "SHIFT", "PREDICT")
+    benchmark: ClassVar[str | None] = "temporal-coherence"
+
+    config: TemporalInferenceConfig
+
+    @classmethod
+    def items(cls) -> list[TemporalItem]:
+        """The items of ``temporal-coherence``: texts in three genres, pairs of events in order, and causes with effects; planted and null."""
+        return temporal_coherence()
+
+    def run_item(self, item: ShellItem, *, seed: int = 0, progress: Progress = quiet) -> TemporalInferenceResidue:
+        """Collect the residue of one item: its text or its pair.
+
+        Raises:
+            ConfigError: it is no item of the benchmark.
+        """
+        if not isinstance(item, TemporalItem):
+            raise ConfigError(f"{item.id} is no item of temporal-coherence.", todo=f"Use one of {type(self).__name__}.items().")
+        pair = EventPair.model_validate(item.pair) if item.pair is not None else None
+        return self.run(item.text, pair=pair, genre=item.genre or "narrative", seed=seed, progress=progress)
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        config: TemporalInferenceConfig | None = None,
+        *,
+        loaded: LoadedModel | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, config or TemporalInferenceConfig(), loaded=loaded)
+        self._references: dict[tuple[Any, ...], pl.DataFrame] = {}
+        self._heads: dict[tuple[Any, ...], HeadBehaviours] = {}
+        self._kept: tuple[str, TextRuns] | None = None
+        self._rows: dict[str, LastRows] = {}
+
+    def verdicts(self, residue: TemporalInferenceResidue) -> list[Verdict]:
+        """The four verdicts of a residue alone."""
+        return verdicts(residue)
+
+    # -- operations ----------------------------------------------------------------------------------------------------------
+
+    def remember_operation(self, positions: Sequence[int], context: str) -> Remembered:
+        """REMEMBER: residual states at the anchors, before the first layer and after each.
+
+        Args:
+            positions: anchors, counted in tokens; negative from the end.
+            context: the text.
+
+        Raises:
+            ConfigError: no anchor, or one outside the context.
+        """
+        return remember(self.instrument, build_prompt(self.tokenizer, context), positions)
+
+    def shift_operation(
+        self, distance: int = 15, direction: Direction = "forward", mode: Mode = "tokens", *, context: str
+    ) -> Shifted:
+        """SHIFT: a jump of ``distance`` tokens at the end of a context.
+
+        Args:
+            distance: tokens.
+            direction: ``forward`` drops the last tokens (or raises positions), ``backward`` repeats them (or lowers positions).
+            mode: ``tokens`` or ``positions``.
+            context: the text.
+
+        Raises:
+            ConfigError: an unknown direction or mode, or a distance that the context is too short for.
+            EditError: ``positions`` where the model does not look at position ids.
+        """
+        self._must_jump(mode)
+        return shift(self.tokenizer, build_prompt(self.tokenizer, context).ids, distance, direction, mode)
+
+    def predict_operation(self, targets: Sequence[str], context: str | Shifted) -> Prediction:
+        """PREDICT: the most probable next tokens, each target's probability (of its first token), and the greedy continuation.
+
+        Args:
+            targets: texts; may be empty.
+            context: a text, or what SHIFT made of one.
+
+        Raises:
+            ConfigError: a target without tokens. EditError: positions that the model does not have.
+        """
+        if isinstance(context, str):
+            ids = tuple(build_prompt(self.tokenizer, context).ids)
+            context = Shifted(ids, tuple(range(len(ids))), context, 0, "forward", "tokens")
+        return predict(self.instrument, self.tokenizer, context, targets, self.config.top_k, self.config.steps)
+
+    # -- the run -------------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        input_text: str | None = None,
+        *,
+        shift_distance: int = 15,
+        direction: Direction = "forward",
+        mode: Mode = "tokens",
+        pair: EventPair | None = None,
+        genre: Genre = "narrative",
+        seed: int = 0,
+        progress: Progress = quiet,
+    ) -> TemporalInferenceResidue:
+        """Collect the residue of a text, of a pair of events, or of both.
+
+        Args:
+            input_text: the text to shift; the shift is made at several places near its end.
+            shift_distance: tokens of the shift that drift is judged at.
+            direction: ``forward`` or ``backward``.
+            mode: ``tokens`` or ``positions``: what is shifted.
+            pair: two events whose order, or which of them is the cause, is asked about.
+            genre: of the reference text that serves as the control.
+            seed: of everything random.
+            progress: told what is going on, and the share done.
+
+        Raises:
+            PromptError: an unusable or too short text. ConfigError: neither text nor pair, or an unknown option.
+            EditError: ``positions`` where the model does not look at position ids, or has too few.
+        """
+        if input_text is None and pair is None:
+            raise ConfigError("There is nothing to probe.", todo="Give input_text, a pair of events, or both.")
+        if direction not in DIRECTIONS or mode not in MODES or genre not in REFERENCES or shift_distance < 1:
+            raise ConfigError(
+                f"A shift of {shift_distance} {direction!r} ({mode!r}, genre {genre!r}).",
+                todo=f"Use a distance from 1; {' or '.join(DIRECTIONS)}; {' or '.join(MODES)}; {', '.join(REFERENCES)}.",
+            )
+        self._must_jump(mode)
+        config = self.config
+        prompt = (
+            build_prompt(self.tokenizer, input_text, max_tokens=self.instrument.parts.max_context)
+            if input_text is not None
+            else None
+        )
+        cuts = places(len(prompt), shift_distance, config) if prompt is not None else []
+        prompts = pair_prompts(self.tokenizer, pair, config.wordings) if pair is not None else []
+        neutral = pair_prompts(self.tokenizer, pair, config.wordings, control=True) if pair is not None else []
+        asked = Asked(
+            input_text=input_text if input_text is not None else prompts[0].text,
+            text=input_text,
+            pair=pair,
+            genre=genre,
+            distance=shift_distance,
+            direction=direction,
+            mode=mode,
+            cuts=cuts,
+            prompts=prompts,
+            neutral=neutral,
+            seed=seed,
+        )
+        frames: dict[str, pl.DataFrame] = {"shifts": pl.DataFrame(schema=SHIFTS)}
+        shown = prompt if prompt is not None else build_prompt(self.tokenizer, prompts[0].text)
+        frames["tokens"] = token_frame(shown)
+        curves = []
+        if prompt is not None:
+            progress("shifting the text", 0.0)
+            runs = self._runs(prompt.ids)
+            shifts = [shifts_frame(runs, cuts, asked, config, "text")]
+            progress("shifting the reference text", 0.5)
+            shifts += [
+                self._reference(name, asked)
+                for name in ([genre] if config.references == 1 else list(REFERENCES)[: config.references])
+            ]
+            if config.references > 1 and genre not in list(REFERENCES)[: config.references]:
+                shifts.append(self._reference(genre, asked))
+            all_shifts = pl.concat(shifts)
+            curves.append(coherence_curves(all_shifts, asked, config))
+            # Judged against the reference of the asked genre; the others stay in the curves.
+            frames["shifts"] = all_shifts.filter(pl.col("side").is_in(["text", genre])).with_columns(
+                side=pl.when(pl.col("side") == genre).then(pl.lit("reference")).otherwise(pl.col("side"))
+            )
+            frames |= self._states(runs, cuts[-1], asked)
+        if pair is not None:
+            progress("asking about the pair", 0.8)
+            frames["preferences"], gaps = self._pair(asked)
+            curves += gaps
+        else:
+            frames["preferences"] = preferences_frame([], np.zeros(0), "pair")
+        if curves:
+            frames["curves"] = pl.concat(curves)
+        provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
+        progress("residue collected", 1.0)
+        return TemporalInferenceResidue(asked, config, provenance, frames)
+
+    def analyze_residue(self, residue: TemporalInferenceResidue, *, progress: Progress = quiet) -> TemporalInferenceFindings:
+        """Verdicts, head scores and ablations of a residue.
+
+        Args:
+            residue: from :meth:`run`, or loaded.
+            progress: told what is going on, and the share done.
+
+        Raises:
+            ConfigError: the residue belongs to another model (its weights' hash differs).
+        """
+        residue.must_be_of(self.loaded.provenance.weights_sha256)
+        asked, config = residue.asked, residue.config
+        judged = verdicts(residue)
+        frames: dict[str, pl.DataFrame] = {}
+        if config.top_heads:
+            progress("heads on random sequences", 0.0)
+            heads = self._behaviours(config, asked)
+            frames["head_scores"] = heads.scores
+            tests = [heads.tests]
+            if asked.text is not None:
+                progress("ablating heads on the text", 0.5)
+                runs = self._runs(build_prompt(self.tokenizer, asked.text).ids)
+                if runs.shared:
+                    tests.append(ablate_on_text(runs, asked.cuts, config.window, heads, asked.seed))
+            if asked.pair is not None:
+                progress("ablating heads on the pair", 0.7)
+                tests.append(self._pair_tests(asked, heads))
+            frames["head_tests"] = pl.concat(tests)
+        progress("findings", 1.0)
+        return TemporalInferenceFindings(residue, judged, frames, _summary(residue, judged))
+
+    def visualize_temporal_coherence(self, findings: TemporalInferenceFindings) -> Any:
+        """Coherence against distance, forward and backward, beside its controls; for a pair, the preference against the gap (an Altair chart).
+
+        Raises:
+            ConfigError: the residue has no curve. MissingExtraError: no Altair.
+        """
+        from symbolic_residue.figures import temporal_coherence as draw
+
+        if "curves" not in findings.residue.frames:
+            raise ConfigError("There is no curve to draw.", todo="Run a text, or a pair with gaps.")
+        return draw(findings.residue.frames["curves"])
+
+    # -- parts ---------------------------------------------------------------------------------------------------------------
+
+    def _must_jump(self, mode: str) -> None:
+        if mode == "positions" and not self.instrument.parts.position_ids:
+            raise EditError(
+                f"{self.instrument.parts.family} does not look at position ids, so they cannot be shifted.",
+                todo="Use mode='tokens'.",
+            )
+
+    def _runs(self, ids: Sequence[int]) -> TextRuns:
+        key = repr(list(ids))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, TextRuns(self.instrument, ids))
+        return self._kept[1]
+
+    def _reference(self, genre: str, asked: Asked) -> pl.DataFrame:
+        """Table ``shifts`` of a reference text under the asked shift; the same for every text, so kept."""
+        key = (genre, asked.mode, asked.direction, asked.distance, asked.seed)
+        if key not in self._references:
+            ids = build_prompt(self.tokenizer, REFERENCES[genre]).ids
+            cuts = places(len(ids), asked.distance, self.config)
+            # Longer distances than the reference has room for are left out of its curve.
+            self._references[key] = shifts_frame(TextRuns(self.instrument, ids), cuts, asked, self.config, genre)
+        return self._references[key]
+
+    def _behaviours(self, config: TemporalInferenceConfig, asked: Asked) -> HeadBehaviours:
+        key = (config.model_dump_json(), asked.distance, asked.direction, asked.seed)
+        if key not in self._heads:
+            self._heads[key] = behaviours(self.instrument, config, asked.distance, asked.direction, seed=asked.seed)
+        return self._heads[key]
+
+    def _states(self, runs: TextRuns, cut: int, asked: Asked) -> dict[str, pl.DataFrame]:
+        """REMEMBER at the last place: how far the continuation's residual states move under the asked shift; and PREDICT there."""
+        window, instrument = self.config.window, self.instrument
+        tail = make_tail(runs.ids, cut, asked.distance, asked.direction, asked.mode, window + 1)
+        points = [f"resid_post.{i}" for i in range(instrument.parts.n_layers)]
+        plain = instrument.run(torch.tensor([runs.ids[: cut + window + 1]]), reads=points, keep_logits=1)
+        whole = torch.tensor([[*runs.ids[: tail.start], *tail.ids]])
+        positions = torch.tensor([[*range(tail.start), *tail.positions]])
+        natural = bool((positions[0] == torch.arange(whole.shape[1])).all())
+        moved = instrument.run(whole, reads=points, edits=() if natural else (Positions(positions),), keep_logits=window + 2)
+        rows = []
+        for layer, point in enumerate(points):
+            a, b = (t[point][0, -window - 1 :].double() for t in (plain, moved))
+            far = (1 - torch.nn.functional.cosine_similarity(a, b, dim=-1)).tolist()
+            rows += [("state change (1 − cosine)", layer, cut + i, value, "") for i, value in enumerate(far)]
+        maps = pl.DataFrame(
+            rows,
+            schema={"map": pl.String, "layer": pl.Int64, "position": pl.Int64, "value": pl.Float64, "unit": pl.String},
+            orient="row",
+        )
+        logits = moved["logits"][0, -window - 2].double()  # the row before the continuation
+        p = torch.softmax(logits, -1)
+        best = p.topk(min(self.config.top_k, len(p)))
+        candidates = [
+            (rank, int(i), self.tokenizer.decode([int(i)]), float(v), float(logits[int(i)]), "shifted")
+            for rank, (v, i) in enumerate(zip(best.values, best.indices, strict=True))
+        ]
+        frames = {"maps": maps}
+        frames["candidates"] = pl.DataFrame(
+            candidates, schema=["rank", "token_id", "token", "probability", "logit", "source"], orient="row"
+        )
+        if self.config.steps:
+            k = len(tail.ids) - window - 1
+            before = Tail(tail.start, tail.ids[:k], tail.positions[:k], 0)
+            start = Tail(cut - 1, (runs.ids[cut - 1],), (cut - 1,), 0)
+            true = runs.ids[cut : cut + self.config.steps]
+            texts = [
+                ("shifted", runs.greedy(before, self.config.steps)),
+                ("unshifted", runs.greedy(start, self.config.steps)),
+                ("true", true),
+            ]
+            frames["changes"] = pl.DataFrame(
+                [
+                    (i, "continuation", f"{name}: {self.tokenizer.decode(ids)}", None, "greedy", "")
+                    for i, (name, ids) in enumerate(texts)
+                ],
+                schema={
+                    "rank": pl.Int64,
+                    "kind": pl.String,
+                    "description": pl.String,
+                    "needed": pl.Float64,
+                    "effect": pl.String,
+                    "unit": pl.String,
+                },
+                orient="row",
+            )
+        return frames
+
+    def _last_rows(self, prompts: Sequence[PairPrompt]) -> LastRows:
+        """The prompts' cached last rows; those of the last pair are kept, since its analysis asks for them again."""
+        key = repr([p.text for p in prompts])
+        if key not in self._rows:
+            while len(self._rows) > 1:
+                del self._rows[next(iter(self._rows))]
+            self._rows[key] = LastRows(self.instrument, [build_prompt(self.tokenizer, p.text) for p in prompts])
+        return self._rows[key]
+
+    def _pair(self, asked: Asked) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
+        """Table ``preferences``, and the curve over gaps where there are any."""
+        found, sides = [], (("pair", asked.prompts), ("neutral", asked.neutral))
+        for side, prompts in sides:
+            rows = self._last_rows(prompts)
+            logits = torch.cat([trace["logits"][:, -1].double().cpu() for trace in rows.run()])
+            log_odds = np.array([float(row[p.right] - row[p.wrong]) for row, p in zip(logits, prompts, strict=True)])
+            found.append(preferences_frame(prompts, log_odds, side))
+        gaps = self.config.gaps if self.instrument.parts.position_ids else ()
+        for gap in gaps:
+            for side, prompts in sides:
+                found.append(preferences_frame(prompts, gap_preferences(self.instrument, self.tokenizer, prompts, gap), side, gap))
+        frame = pl.concat(found)
+        if not gaps:
+            return frame, []
+        rows = []
+        for side, series in (("pair", "story with an order"), ("neutral", "control: no order")):
+            for gap in (0, *gaps):
+                e = bootstrap_mean(
+                    frame.filter((pl.col("side") == side) & (pl.col("gap") == gap))
+                    .group_by("wording")
+                    .agg(pl.col("log_odds").mean())["log_odds"]
+                    .to_numpy(),
+                    seed=asked.seed,
+                )
+                row = {
+                    "curve": "preference for the right word",
+                    "series": series,
+                    "x": float(gap),
+                    "x_unit": "positions between story and question",
+                }
+                rows.append({**row, "value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": "nats"})
+        return frame, [pl.DataFrame(rows).with_columns(pl.col("low", "high").fill_nan(None))]
+
+    def _pair_tests(self, asked: Asked, heads: HeadBehaviours) -> pl.DataFrame:
+        """Table ``head_tests`` of the same heads ablated at the pair's last row."""
+        last, neutral = self._last_rows(asked.prompts), self._last_rows(asked.neutral)
+        runs = PairRuns(self.instrument, last.prompts, [(p.right, p.wrong) for p in asked.prompts], rows=last)
+        means, _ = head_means(self.instrument, neutral.prompts, rows=neutral)
+        # The direct part of each head is not asked here: an effect of either sign counts.
+        first = confirm_heads(
+            runs,
+            heads.chosen,
+            heads.drawn,
+            means=means,
+            contribution=np.zeros(len(heads.chosen)),
+            seed=asked.seed,
+            rng=np.random.default_rng(asked.seed),
+            clusters=[f"{p.wording}" for p in asked.prompts],
+        )
+        n = len({p.wording for p in asked.prompts})
+        limit = first.random_effect if np.isfinite(first.random_effect) else None
+        rows = []
+        for t, name in zip(first.tests, heads.behaviour, strict=True):
+            ok = bool(t.q <= 0.05 and limit is not None and abs(t.ablation) > limit and t.specificity <= 0.05)
+            said = ok if n >= 6 and limit is not None else None
+            numbers = (t.ablation, t.low, t.high, n, "nats", limit, first.random_n, t.p, t.q)
+            rows.append((t.layer, t.head, f"pair: {name}", *numbers, said))
+        return pl.DataFrame(rows, schema=heads.tests.schema, orient="row")
+
+
+def _summary(residue: TemporalInferenceResidue, judged: list[Any]) -> str:
+    asked, said = residue.asked, []
+    if asked.text is not None:
+        frame = residue.frames["curves"].filter(
+            (pl.col("series") == f"{asked.direction}, {asked.mode}") & (pl.col("x") == asked.distance)
+        )
+        said.append(
+            f"a shift of {asked.distance} tokens {asked.direction} changes coherence by {frame['value'][0]:+.2f} nats a token "
+            f"(second half of the continuation {drift_of(residue, 'text').mean():+.2f})"
+        )
+    if asked.pair is not None:
+        word = "order" if asked.pair.relation == "order" else "direction"
+        own, without = (preference(residue, side).mean() for side in ("pair", "neutral"))
+        said.append(f"the right {word} is preferred by {own:+.2f} nats (without an order in the story {without:+.2f})")
+    text = listed(said)
+    verdicts = [v for v in judged if v.value.n]
+    return f"{text[0].upper()}{text[1:]}: {state_of(verdicts)}."
