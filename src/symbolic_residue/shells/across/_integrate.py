@@ -359,7 +359,10 @@ def _summary(overlap: pl.DataFrame, silent: Mapping[str, str], results: Integrat
         else f"{r['first']} and {r['second']} share {r['shared']} of {r['first_n']} {r['level']}s"
         for r in sure.to_dicts()
     ]
-    text = f"{'; '.join(said)} (more than chance)" if said else "No overlap beyond chance"
+    if overlap.is_empty():
+        text = "Nothing was compared: no two shells score the same units"
+    else:
+        text = f"{'; '.join(said)} (more than chance)" if said else "No overlap beyond chance"
     left = [*(f"{name} blames nothing" for name in silent), *(f"{name} was not run" for name in results.refused)]
     return f"{text}{'; ' + '; '.join(left) if left else ''}."
 

@@ -135,6 +135,18 @@ def test_what_cannot_be_integrated_is_refused(loaded: Any) -> None:
         mixed.integrated_attribution(mixed.run_all(TEXT))
 
 
+def test_shells_without_common_units_are_not_called_different(loaded: Any) -> None:
+    class Layers(Scores):
+        def analyze_residue(self, residue: dict[str, pl.DataFrame], *, progress: Progress = quiet) -> Said:
+            cells = [("m", i, 1, 0.5) for i in range(LAYERS)]
+            return Said({"maps": pl.DataFrame(cells, schema=["map", "layer", "position", "value"], orient="row")})
+
+    joint = ShellIntegrator({"a": Scores(config=1, loaded=loaded), "b": Layers(config=2, loaded=loaded)})
+    found = joint.integrated_attribution(joint.run_all(TEXT))
+    assert found.overlap.is_empty()
+    assert "Nothing was compared" in found.summary
+
+
 def test_levels_are_read_from_the_tables() -> None:
     heads = pl.DataFrame(
         {"layer": [0, 0, 0], "head": [0, 1, 0], "target": ["a", "a", "b"], "dla": [-2.0, 1.0, 9.0], "confirmed": [True, None, None]}
