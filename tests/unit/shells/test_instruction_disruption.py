@@ -237,6 +237,20 @@ def test_span_effects_name_the_block_that_decides_and_no_other() -> None:
     assert not any(e.responsible for e in nothing)
 
 
+def test_a_span_hidden_in_one_order_is_compared_with_that_order() -> None:
+    """The two orders differ by six nats; hiding the control does nothing, and must look like nothing."""
+    table = preference_table({"a": -3.0}).with_columns(
+        value=pl.col("value") + pl.when(pl.col("order") == "ab").then(6.0).otherwise(0.0)
+    )
+    turn = (pl.col("order") == "ab") == (pl.col("task") % 2 == 0)
+    once = table.filter((pl.col("condition") != "conflict") | (pl.col("hidden") == "") | turn)
+    found = {e.name: e for e in span_effects(once, 0) if e.order == "both"}
+    assert found["control"].effect.value == pytest.approx(0.0, abs=0.1)
+    assert found["control"].effect.n == 8
+    assert found["a"].responsible is True
+    assert not found["b"].responsible
+
+
 def test_a_model_that_listens_to_one_block_has_it_named(llama: InstructionDisruptionShell, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads ``a``'s block writes a's tokens against b's into the last row; where the block is hidden it writes nothing."""
     from symbolic_residue.instrument import LastRow

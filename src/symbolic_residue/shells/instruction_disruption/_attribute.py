@@ -54,25 +54,25 @@ class SpanEffect:
 
 def span_effects(preference: pl.DataFrame, seed: int) -> list[SpanEffect]:
     """Effects of hiding each block: per order, and over both orders."""
-    by_task = preference.group_by("condition", "order", "hidden", "task").agg(pl.col("value").mean(), pl.col("tokens").mean())
-
-    def values(condition: str, order: str | None, hidden: str) -> pl.DataFrame:
-        found = by_task.filter((pl.col("condition") == condition) & (pl.col("hidden") == hidden))
-        if order is not None:
-            found = found.filter(pl.col("order") == order)
-        return found.group_by("task").agg(pl.col("value").mean(), pl.col("tokens").mean()).sort("task")
-
+    cell = preference.group_by("condition", "order", "hidden", "task").agg(pl.col("value").mean(), pl.col("tokens").mean())
+    conflict = cell.filter(pl.col("condition") == "conflict")
+    alone = cell.filter(pl.col("condition").str.starts_with("alone"))
+    plain = conflict.filter(pl.col("hidden") == "").select("order", "task", base="value")
     out: list[SpanEffect] = []
     for order in ("ab", "ba", None):
-        base = values("conflict", order, "")
+        mine = plain if order is None else plain.filter(pl.col("order") == order)
+        base = mine.group_by("task").agg(pl.col("base").mean()).sort("task")
         found: dict[str, tuple[Array, float]] = {}
         for name in ("a", "b", "control"):
-            joined = base.join(values("conflict", order, name), on="task", how="inner", suffix="_hidden")
-            if len(joined):
-                found[name] = (
-                    (joined["value_hidden"] - joined["value"]).to_numpy(),
-                    float(joined["tokens_hidden"].to_numpy().mean()),
-                )
+            # A span that is hidden in one order only is compared with that order.
+            joined = mine.join(conflict.filter(pl.col("hidden") == name), on=["order", "task"], how="inner")
+            each = (
+                joined.group_by("task")
+                .agg((pl.col("value") - pl.col("base")).mean().alias("effect"), pl.col("tokens").mean())
+                .sort("task")
+            )
+            if len(each):
+                found[name] = (each["effect"].to_numpy(), float(each["tokens"].to_numpy().mean()))
         control = bootstrap_mean(found["control"][0], seed=seed) if "control" in found else None
         limit = max(abs(control.low), abs(control.high)) if control is not None and control.has_interval else None
         for name, (effect, tokens) in found.items():
@@ -80,9 +80,9 @@ def span_effects(preference: pl.DataFrame, seed: int) -> list[SpanEffect]:
             p = float(sign_flip_test(effect, seed=seed)) if len(effect) > 1 else None
             recovered = responsible = None
             if name != "control":
-                other = values("alone b" if name == "a" else "alone a", None, "")
-                way = base.join(other, on="task", how="inner", suffix="_other")
-                distance = float((way["value_other"] - way["value"]).to_numpy().mean()) if len(way) else 0.0
+                other = alone.filter(pl.col("order") == ("b" if name == "a" else "a")).select("task", other="value")
+                way = base.join(other, on="task", how="inner")
+                distance = float((way["other"] - way["base"]).to_numpy().mean()) if len(way) else 0.0
                 recovered = float(estimate.value / distance) if abs(distance) > 0.1 else None
                 sign = -1.0 if name == "a" else 1.0
                 against = estimate.below(0.0) if name == "a" else estimate.above(0.0)

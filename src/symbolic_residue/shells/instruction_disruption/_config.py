@@ -61,6 +61,9 @@ class InstructionDisruptionConfig(ShellConfig):
     both_control_orders: bool = True
     """Ask the compatible control in both orders; otherwise with the first instruction first."""
 
+    both_hidden_orders: bool = True
+    """Hide each block in both orders of every question; otherwise in one order, by turns."""
+
     max_new_tokens: int = Field(default=24, ge=1, le=512)
     """The longest answer; it ends earlier at a line's end."""
 
@@ -87,6 +90,7 @@ class InstructionDisruptionConfig(ShellConfig):
             "frame": "plain",
             "tasks": 6,
             "both_control_orders": False,
+            "both_hidden_orders": False,
             "max_new_tokens": 10,
             "top_heads": 3,
             "random_heads": 9,

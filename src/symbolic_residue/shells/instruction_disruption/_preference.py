@@ -76,8 +76,11 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def cells_of(frames: Sequence[Frame], pairs: Sequence[Pair | None], *, hide: bool) -> list[Cell]:
-    """The cells to run: each alone and both orders; with ``hide`` also both orders with each block, and the control run, hidden."""
+def cells_of(frames: Sequence[Frame], pairs: Sequence[Pair | None], *, hide: bool, both_orders: bool = True) -> list[Cell]:
+    """The cells to run: each alone and both orders; with ``hide`` also each block, and the control run, hidden.
+
+    Without ``both_orders`` blocks are hidden in one order of each question, by turns, as the control always is.
+    """
     cells = []
     for frame in frames:
         pair = pairs[frame.task]
@@ -85,11 +88,12 @@ def cells_of(frames: Sequence[Frame], pairs: Sequence[Pair | None], *, hide: boo
             continue
         ids = (*frame.prompt.ids, *pair[0])
         cells.append(Cell(frame, ids, pair[1:]))
-        if frame.condition == "conflict" and hide:
+        turn = (frame.order == "ab") == (frame.task % 2 == 0)
+        if frame.condition == "conflict" and hide and (both_orders or turn):
             inside = {name: (max(1, a), min(b, frame.shared)) for name, (a, b) in frame.spans.items()}
             cells += [Cell(frame, ids, pair[1:], name, span) for name, span in inside.items()]
             control = _control_span(frame)
-            if control is not None and (frame.order == "ab") == (frame.task % 2 == 0):
+            if control is not None and turn:
                 cells.append(Cell(frame, ids, pair[1:], "control", control))
     return cells
 

@@ -165,7 +165,9 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
         known = plain_pairs(self.tokenizer, asked)
         own_questions = all(task.plain is None for task in asked.tasks)
         wanted = self.config.top_heads > 0
-        cells = cells_of(frames, known, hide=hide) if wanted and not own_questions else []
+        cells = (
+            cells_of(frames, known, hide=hide, both_orders=self.config.both_hidden_orders) if wanted and not own_questions else []
+        )
         rows, at = self._rows(frames, cells)
         progress("answers", 0.3)
         of_frames = rows.select(range(len(frames)))
@@ -176,7 +178,9 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
         progress("attention", 0.6)
         reading = read_answers(self.instrument, self.tokenizer, frames, of_frames, answers, both, shown)
         if wanted and own_questions:
-            cells = cells_of(frames, answer_pairs(asked, frames, answers.ids), hide=hide)
+            cells = cells_of(
+                frames, answer_pairs(asked, frames, answers.ids), hide=hide, both_orders=self.config.both_hidden_orders
+            )
             if cells:
                 rows, at = self._rows([], cells)
         tables = {"instruction_answers": answers_frame(asked, frames, answers), "mass": mass_frame(frames, reading)}
