@@ -197,7 +197,7 @@ def test_a_shells_benchmark_is_read_as_plain_prompts() -> None:
 
 
 def test_items_that_are_no_plain_prompts_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no plain prompt"):
+    with pytest.raises(ConfigError, match="no plain prompts"):
         read_shell(Instrument(wrap(build("llama"), tiny_tokenizer())), "memtrace", most=4)
 
 

@@ -101,12 +101,12 @@ def read_shell(
         progress: told how far it is.
 
     Raises:
-        ConfigError: no such shell, or one without a benchmark.
+        ConfigError: no such shell, or one without a benchmark of plain prompts.
     """
     planted, null = _items(shell, split, most)
     together = planted + null
     found = read_signatures(
-        instrument, [text_of(item) for item in together], names=[item.id for item in together], progress=progress
+        instrument, [str(text_of(item)) for item in together], names=[item.id for item in together], progress=progress
     )
     n = len(planted)
     frames = [item.frame or item.kind for item in together]
@@ -122,14 +122,20 @@ def shell_prompts(shell: str, *, split: str = "calibration", most: int | None = 
         most: at most so many of each side, spread over the split.
 
     Raises:
-        ConfigError: no such shell, or one without a benchmark.
+        ConfigError: no such shell, or one without a benchmark of plain prompts.
     """
     planted, null = _items(shell, split, most)
-    return [text_of(item) for item in planted], [text_of(item) for item in null]
+    return [str(text_of(item)) for item in planted], [str(text_of(item)) for item in null]
 
 
 def _items(shell: str, split: str, most: int | None) -> tuple[list[Any], list[Any]]:
-    items = [item for item in shell_class(shell).items() if item.split == split]
+    items = [item for item in shell_class(shell).items() if item.split == split and text_of(item) is not None]
+    if not items:
+        raise ConfigError(
+            f"The items of {shell} are no plain prompts.",
+            why="The shell makes its prompts of them, so the text that a reader is shown is not what the model reads.",
+            todo="Give the signatures of such prompts, or of the shell's runs, to shell_signature.",
+        )
     chosen = []
     for null in (False, True):
         side = [item for item in items if item.null is null]
@@ -139,20 +145,9 @@ def _items(shell: str, split: str, most: int | None) -> tuple[list[Any], list[An
     return chosen[0], chosen[1]
 
 
-def text_of(item: Any) -> str:
-    """What the model reads of an item.
-
-    Raises:
-        ConfigError: the item is no plain prompt: its shell makes one of it (padding, a conversation), and what a reader is shown is another text.
-    """
-    prompt = getattr(item, "prompt", None)
-    if not isinstance(prompt, str):
-        raise ConfigError(
-            f"{item.id} is no plain prompt.",
-            why="Its shell makes the prompt of it, so the text that a reader is shown is not what the model reads.",
-            todo="Give the signatures of such prompts, or of the shell's runs, to shell_signature.",
-        )
-    return prompt
+def text_of(item: Any) -> str | None:
+    """What the model reads of an item: its ``prompt`` or ``text``; None where the shell makes a prompt of it (padding, a conversation, a pair)."""
+    return next((value for value in (getattr(item, name, None) for name in ("prompt", "text")) if isinstance(value, str)), None)
 
 
 @dataclass(frozen=True, eq=False)
