@@ -10,7 +10,7 @@
 
 VALUE-COLLAPSE has a script of its own (``calibrate_value_collapse.py``: more variants, controls as null items); here its rates are measured, its criteria left alone.
 
-Run: python benchmarks/calibration.py [--shell NAME …] [--write]
+Run: python benchmarks/calibration.py [--shell NAME …] [--half] [--write]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import math
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -46,11 +46,23 @@ RATE = 0.05
 OWN_SCRIPT = {"value-collapse"}
 
 
-def residues(shell: Any, work: Path) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
-    """(item, residue) of every item of the shell's benchmark, and the reasons of those that could not be used."""
+def halved(items: list[Any]) -> list[Any]:
+    """Without planted items of the calibration split (no criterion needs them), and every second held-out item of each kind."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        if item.split == "held-out":
+            seen[item.kind] += 1
+        if item.null if item.split == "calibration" else seen[item.kind] % 2:
+            kept.append(item)
+    return kept
+
+
+def residues(shell: Any, work: Path, *, half: bool = False) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
+    """(item, residue) of every item of the shell's benchmark (or of :func:`halved`), and the reasons of those that could not be used."""
     found, failed = [], {}
     residue_type = residue_class(shell.name)
-    for item in track(shell.items(), shell.name):
+    for item in track(halved(shell.items()) if half else shell.items(), shell.name):
         # An item that was reworded is another item.
         folder = work / shell.name / f"{item.id}-{hashlib.sha256(item.model_dump_json().encode()).hexdigest()[:10]}"
         try:
@@ -179,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shell", action="append", choices=list(SHELLS))
     parser.add_argument("--write", action="store_true", help="write calibration.json of the shells, and the page")
+    parser.add_argument("--half", action="store_true", help="no planted calibration items, every second held-out item of each kind")
     parser.add_argument("--work", type=Path, default=cache_dir() / "calibration")
     args = parser.parse_args()
     loaded = open_model("demo")
@@ -186,7 +199,7 @@ def main() -> None:
     for name in args.shell or SHELLS:
         config = config_class(name).quick(top_heads=0)
         shell = make_shell(name, loaded, config)
-        found, failed = residues(shell, args.work)
+        found, failed = residues(shell, args.work, half=args.half)
         file = Path(import_module(shell_class(name).__module__.rpartition(".")[0]).__file__ or "").with_name("calibration.json")
         kept = json.loads(file.read_text("utf-8"))
         criteria, counts = shell.config.criteria, {}

@@ -62,13 +62,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shell", action="append", choices=list(SHELLS))
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--half", action="store_true", help="the items that calibration.py --half takes")
     parser.add_argument("--work", type=Path, default=cache_dir() / "calibration")
     args = parser.parse_args()
     loaded = open_model("demo")
 
     def kept(name: str) -> tuple[Any, list[tuple[Any, Any]]]:
         shell = make_shell(name, loaded, config_class(name).quick(top_heads=0))
-        found, failed = residues(shell, args.work)
+        found, failed = residues(shell, args.work, half=args.half)
         for item, why in failed.items():
             print(f"{name}: {item} left out: {why}")
         # Judged by the criteria of today, whenever the residue was collected.

@@ -127,6 +127,26 @@ def test_too_few_items_change_nothing_and_missing_values_do_not_count(calibratio
     assert counts == {"high": 0, "low": 0}
 
 
+@dataclass(frozen=True)
+class Kind(Item):
+    kind: str = "a"
+
+
+def test_half_keeps_every_calibration_null_and_every_second_held_out_item_of_a_kind(calibration: ModuleType) -> None:
+    items = [
+        Kind(f"{s}{n}{k}{i}", s, n, kind=k)
+        for s in ("calibration", "held-out")
+        for n in (True, False)
+        for k in "ab"
+        for i in range(3)
+    ]
+    kept = calibration.halved(items)
+    assert [i for i in kept if i.split == "calibration"] == [i for i in items if i.split == "calibration" and i.null]
+    held = [i for i in kept if i.split == "held-out"]
+    assert len(held) == 6
+    assert {(i.kind, i.null) for i in held} == {("a", True), ("b", True), ("a", False), ("b", False)}
+
+
 @pytest.mark.parametrize(
     ("low", "high", "outcome"),
     [(0.6, 0.8, "supported"), (0.1, 0.3, "contradicted"), (0.4, 0.7, "undecided"), (0.42, 0.48, "undecided")],

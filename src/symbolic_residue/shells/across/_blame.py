@@ -1,7 +1,8 @@
 """What one shell blames, read from its tables: heads, layers, tokens, features, each with a score.
 
-1. *Heads*: the table ``heads`` (size of the direct logit attribution of its first target, and which ones interventions confirmed); else ``head_scores`` (its
-   first score: distance between value and control).
+1. *Heads*: the table ``heads`` (size of the direct logit attribution of its first target, and which ones interventions confirmed); where ``head_scores``
+   has more heads, its
+   first score instead (distance between value and control), with what was confirmed.
 2. *Layers*: ``components`` (size of what the layer's parts add together to the first target); else ``maps`` (its first map: mean size over positions).
 3. *Tokens*: ``tokens`` (size of the influence). *Features*: ``features`` (``feature, layer, score``), which a shell of one's own may give.
 4. Findings that have a method ``blame()`` say it themselves: level → frame with ``layer, unit, score`` and, where it is known, ``confirmed``.
@@ -95,18 +96,23 @@ def _first(frame: pl.DataFrame, column: str) -> tuple[str, pl.DataFrame]:
 
 
 def _heads(tables: dict[str, pl.DataFrame]) -> Blame | None:
-    heads = tables.get("heads")
+    heads, scores = tables.get("heads"), tables.get("head_scores")
+    tested = None
     if heads is not None and len(heads):
         target, mine = _first(heads, "target")
-        frame = mine.select("layer", pl.col("head").cast(pl.String).alias("unit"), pl.col("dla").alias("score"), "confirmed")
-        return _blame("head", frame, f"direct logit attribution of {target}")
-    scores = tables.get("head_scores")
-    if scores is None or scores.is_empty():
-        return None
-    name, mine = _first(scores, "score")
-    distance = pl.col("value") - pl.col("control").fill_null(0.0).fill_nan(0.0)
-    frame = mine.select("layer", pl.col("head").cast(pl.String).alias("unit"), distance.alias("score"))
-    return _blame("head", frame, f"{name}, distance from control")
+        tested = mine.select("layer", pl.col("head").cast(pl.String).alias("unit"), pl.col("dla").alias("score"), "confirmed")
+    if scores is not None and len(scores):
+        name, mine = _first(scores, "score")
+        distance = pl.col("value") - pl.col("control").fill_null(0.0).fill_nan(0.0)
+        frame = mine.select("layer", pl.col("head").cast(pl.String).alias("unit"), distance.alias("score"))
+        # A shell whose table ``heads`` lists the heads tested only scores all of them here.
+        if tested is None or len(frame) > len(tested):
+            if tested is not None:
+                frame = frame.join(
+                    tested.select("layer", "unit", "confirmed"), on=["layer", "unit"], how="left", maintain_order="left"
+                )
+            return _blame("head", frame, f"{name}, distance from control")
+    return None if tested is None else _blame("head", tested, f"direct logit attribution of {target}")
 
 
 def _layers(tables: dict[str, pl.DataFrame]) -> Blame | None:

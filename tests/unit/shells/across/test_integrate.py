@@ -197,3 +197,25 @@ def test_value_collapse_is_integrated_and_drawn(loaded: Any) -> None:
     for name, frame in found.tables().items():
         conform(name, frame, "x")
     assert "shells that blame the head" in to_svg(joint.visualize_integrated(found), label="blame")
+
+
+def test_a_shell_that_lists_only_tested_heads_is_read_by_its_scores_of_all() -> None:
+    class Told:
+        def tables(self) -> dict[str, pl.DataFrame]:
+            heads = {"layer": [1], "head": [2], "target": ["x"], "dla": [0.5], "confirmed": [True]}
+            scores = {
+                "layer": [0, 0, 1, 1],
+                "head": [0, 1, 0, 2],
+                "score": ["s"] * 4,
+                "value": [0.1, 0.2, 0.3, 0.9],
+                "control": [0.0, 0.5, 0.0, 0.0],
+            }
+            return {"heads": pl.DataFrame(heads), "head_scores": pl.DataFrame(scores)}
+
+    from symbolic_residue.shells.across._blame import blames_of
+
+    found = blames_of(Told())["head"]
+    assert found.units == ((0, "0"), (0, "1"), (1, "0"), (1, "2"))
+    assert found.score.tolist() == pytest.approx([0.1, 0.3, 0.3, 0.9])
+    assert found.confirmed is not None
+    assert found.confirmed.tolist() == [False, False, False, True]
