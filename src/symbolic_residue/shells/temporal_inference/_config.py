@@ -45,7 +45,7 @@ class Criteria(ShellCriteria):
 class TemporalInferenceConfig(ShellConfig):
     """Options of TEMPORAL-INFERENCE. All are checked; unknown names are refused."""
 
-    distances: tuple[int, ...] = Field(default=(2, 5, 8, 11, 15, 24, 31, 38))
+    distances: tuple[int, ...] = Field(default=(2, 4, 6, 8, 11, 15, 24, 28, 32, 38))
     """Shifts in tokens, besides the one that is asked for; those that the text is too short for are left out."""
 
     other_distances: tuple[int, ...] = Field(default=(5, 15, 24))
@@ -102,6 +102,13 @@ class TemporalInferenceConfig(ShellConfig):
     @classmethod
     def quick(cls, **options: Any) -> Self:
         """The options of a suite: shifts of tokens only, one reference text, six wordings without gaps, shorter random sequences, fewer heads."""
-        few: dict[str, Any] = {"modes": (), "other_distances": (), "references": 1, "wordings": 6, "gaps": (), "steps": 0}
-        few |= {"sequences": 6, "half": 12, "top_heads": 6, "random_heads": 8}
+        few: dict[str, Any] = {
+            "modes": (),
+            "other_distances": (),
+            "references": 1,
+            "wordings": 6,
+            "gaps": (),
+            "steps": 0,
+        }
+        few |= {"sequences": 6, "half": 10, "top_heads": 4, "random_heads": 6}
         return cls.make(**few | options)

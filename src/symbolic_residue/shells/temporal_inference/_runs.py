@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,20 +112,21 @@ class TextRuns:
         order = sorted(range(len(tails)), key=lambda i: len(tails[i].ids))
         found: list[Array] = [np.zeros(0)] * len(tails)
         size = max(1, _KEYS_AT_ONCE // (len(self.ids) + max((len(t.ids) for t in tails), default=1)))
-        for first in range(0, len(order), size):
-            mine = order[first : first + size]
+        while order:
+            # A group is padded to its longest tail, so lengths in it lie within two of each other.
+            mine = [i for i in order[:size] if len(tails[i].ids) <= len(tails[order[0]].ids) + 2]
+            order = order[len(mine) :]
             group = [tails[i] for i in mine]
-            keep = max(t.scored for t in group) + 1
+            # The last token is predicted, never read.
+            read = [Tail(t.start, t.ids[:-1], t.positions[:-1], t.scored) for t in group]
+            keep = max(t.scored for t in group)
             logits = (
-                self._tails(group, [edits[i] for i in mine] if edits else None, keep)[0]
-                if self.shared
-                else self._whole(group, keep)
+                self._tails(read, [edits[i] for i in mine] if edits else None, keep)[0] if self.shared else self._whole(read, keep)
             )
             for row, i in enumerate(mine):
-                tail = tails[i]
-                last = len(logits[row]) - 1
-                wanted = torch.tensor(tail.ids[len(tail.ids) - tail.scored :], device=logits[row].device)
-                found[i] = _log_p(logits[row][last - tail.scored : last], wanted)
+                n = tails[i].scored
+                wanted = torch.tensor(tails[i].ids[-n:], device=logits[row].device)
+                found[i] = _log_p(logits[row][-n:], wanted)
         return found
 
     def _check(self, tail: Tail) -> None:
@@ -135,7 +137,9 @@ class TextRuns:
                 todo="Use a shorter shift or a shorter text.",
             )
 
-    def _tails(self, tails: Sequence[Tail], edits: Sequence[Sequence[Edit]] | None, keep: int) -> tuple[Tensor, Any, Tensor]:
+    def _tails(
+        self, tails: Sequence[Tail], edits: Sequence[Sequence[Edit]] | None, keep: int, plain: bool = False
+    ) -> tuple[Tensor, Any, Tensor]:
         """Logits ``[tail, row, vocab]`` of the last ``keep`` rows (tails padded on the left), the cache afterwards, and its mask."""
         device, n, width = self.instrument.device, len(self.ids), max(len(t.ids) for t in tails)
         cache = copy.deepcopy(self._cache)
@@ -150,11 +154,13 @@ class TextRuns:
             mask[i, -m:] = 1
         acting = [replace(edit, rows=None, batch=(i,)) for i, own in enumerate(edits or ()) for edit in own]  # type: ignore[type-var]
         mask = mask.to(device)
-        return self._forward(ids.to(device), positions.to(device), mask, cache, acting, keep), cache, mask
+        edited = None if plain else acting
+        return self._forward(ids.to(device), positions.to(device), mask, cache, edited, keep), cache, mask
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, edits: Sequence[Edit], keep: int) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, edits: Sequence[Edit] | None, keep: int) -> Tensor:
         call = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": keep}
-        with torch.no_grad(), self.instrument.attached(edits=edits):
+        # Where nothing is edited the model runs as it is (what the caller attached reads it).
+        with torch.no_grad(), self.instrument.attached(edits=edits) if edits else nullcontext():
             return self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits
 
     def _whole(self, tails: Sequence[Tail], keep: int) -> list[Tensor]:
@@ -166,6 +172,20 @@ class TextRuns:
             moved = () if natural else (Positions(positions),)
             out.append(self.instrument.run(ids, edits=moved, keep_logits=min(keep, ids.shape[1]))["logits"][0])
         return out
+
+    def states(self, tail: Tail, points: Sequence[str], rows: int) -> tuple[dict[str, Tensor], Tensor]:
+        """What the last ``rows`` tokens of the tail carry at ``points`` (``[row, d_model]`` float64), and their logits ``[row, vocab]``."""
+        self._check(tail)
+        if self.shared:
+            with self.instrument.attached(reads=points) as trace:
+                logits = self._tails([tail], None, rows, plain=True)[0]
+        else:
+            ids = torch.tensor([self.ids[: tail.start] + list(tail.ids)])
+            positions = torch.tensor([[*range(tail.start), *tail.positions]])
+            natural = bool((positions[0] == torch.arange(ids.shape[1])).all())
+            trace = self.instrument.run(ids, reads=points, edits=() if natural else (Positions(positions),), keep_logits=rows)
+            logits = trace["logits"]
+        return {point: trace[point][0, -rows:].double().cpu() for point in points}, logits[0, -rows:].double().cpu()
 
     def greedy(self, tail: Tail, steps: int) -> list[int]:
         """The most probable continuation after prefix and tail, ``steps`` tokens, positions counting on."""

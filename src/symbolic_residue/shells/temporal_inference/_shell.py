@@ -19,7 +19,6 @@ import polars as pl
 import torch
 
 from symbolic_residue.errors import ConfigError, EditError
-from symbolic_residue.instrument import Positions
 from symbolic_residue.prompts import build_prompt, ShellItem, temporal_coherence, TemporalItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import confirm_heads, head_means, PairRuns
@@ -330,25 +329,22 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
 
     def _states(self, runs: TextRuns, cut: int, asked: Asked) -> dict[str, pl.DataFrame]:
         """REMEMBER at the last place: how far the continuation's residual states move under the asked shift; and PREDICT there."""
-        window, instrument = self.config.window, self.instrument
+        window = self.config.window
+        points = [f"resid_post.{i}" for i in range(self.instrument.parts.n_layers)]
         tail = make_tail(runs.ids, cut, asked.distance, asked.direction, asked.mode, window + 1)
-        points = [f"resid_post.{i}" for i in range(instrument.parts.n_layers)]
-        plain = instrument.run(torch.tensor([runs.ids[: cut + window + 1]]), reads=points, keep_logits=1)
-        whole = torch.tensor([[*runs.ids[: tail.start], *tail.ids]])
-        positions = torch.tensor([[*range(tail.start), *tail.positions]])
-        natural = bool((positions[0] == torch.arange(whole.shape[1])).all())
-        moved = instrument.run(whole, reads=points, edits=() if natural else (Positions(positions),), keep_logits=window + 2)
+        still = make_tail(runs.ids, cut, 0, "forward", "tokens", window + 1)
+        plain, _ = runs.states(still, points, window + 2)
+        moved, found = runs.states(tail, points, window + 2)
         rows = []
         for layer, point in enumerate(points):
-            a, b = (t[point][0, -window - 1 :].double() for t in (plain, moved))
-            far = (1 - torch.nn.functional.cosine_similarity(a, b, dim=-1)).tolist()
+            far = (1 - torch.nn.functional.cosine_similarity(plain[point][1:], moved[point][1:], dim=-1)).tolist()
             rows += [("state change (1 − cosine)", layer, cut + i, value, "") for i, value in enumerate(far)]
         maps = pl.DataFrame(
             rows,
             schema={"map": pl.String, "layer": pl.Int64, "position": pl.Int64, "value": pl.Float64, "unit": pl.String},
             orient="row",
         )
-        logits = moved["logits"][0, -window - 2].double()  # the row before the continuation
+        logits = found[0]  # the row before the continuation
         p = torch.softmax(logits, -1)
         best = p.topk(min(self.config.top_k, len(p)))
         candidates = [

@@ -171,13 +171,13 @@ def test_places_leave_room_on_both_sides(n: int, d: int) -> None:
 
 # -- change point ------------------------------------------------------------------------------------------------------------
 
-GRID = np.array([2, 5, 8, 11, 15, 24, 31, 38.0])
+GRID = np.array(TemporalInferenceConfig().distances, float)
 
 
 @settings(max_examples=60)
-@given(at=st.integers(2, 6), size=st.floats(-5, -1), level=st.floats(-1, 1), scale=st.floats(0.0, 0.1), seed=st.integers(0, 9))
+@given(at=st.integers(2, 8), size=st.floats(-5, -1), level=st.floats(-1, 1), scale=st.floats(0.0, 0.1), seed=st.integers(0, 9))
 def test_a_step_is_found_where_it_is(at: int, size: float, level: float, scale: float, seed: int) -> None:
-    y = np.where(np.arange(8) < at, level, level + size) + np.random.default_rng(seed).normal(0, scale, 8)
+    y = np.where(np.arange(10) < at, level, level + size) + np.random.default_rng(seed).normal(0, scale, 10)
     change = change_point(GRID, y)
     assert change.split == at
     assert abs(change.size - size) < 0.6
@@ -203,7 +203,7 @@ def test_smooth_curves_of_other_shapes_are_rarely_steps() -> None:
     criteria, rng, fired = TemporalInferenceConfig().criteria, np.random.default_rng(0), []
     for name, shape in SMOOTH.items():
         for _ in range(40):
-            matrix = shape(GRID) + rng.normal(0, 0.5, (6, 8)) + rng.normal(0, 0.2, (6, 1))
+            matrix = shape(GRID) + rng.normal(0, 0.5, (6, 10)) + rng.normal(0, 0.2, (6, 1))
             change = change_point(GRID, matrix.mean(0))
             value = bootstrap_mean(matrix[:, change.split] - matrix[:, change.split - 1], seed=0)
             fired.append((name, value.below(criteria.fall) and change.gain >= max(criteria.margin, 1e-9) and change.share >= 0.5))
