@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from datetime import date
@@ -76,19 +77,37 @@ def main() -> None:
         return shell, [(item, dataclasses.replace(r, config=shell.config)) for item, r in found]
 
     bench = Bench(loaded, kept)
-    rows, details = [], []
+    kept_folder = args.work / "claims"
+    kept_folder.mkdir(parents=True, exist_ok=True)
     for shell in args.shell or SHELLS:
-        for claim in claims_of(shell):
-            found = tested(claim, bench)
-            rows.append(f"| [{claim.statement}](#{claim.id}) | {shell} | {SIGNS[found.outcome]} | {found.numbers} |")
-            details.append(
-                f"### {claim.id}\n\n{claim.statement}\n\n**Test.** {claim.test}\n\n**Outcome.** {SIGNS[found.outcome]}: {found.numbers}.\n"
-            )
-            print(rows[-1], flush=True)
+        found = [(claim, tested(claim, bench)) for claim in claims_of(shell)]
+        lines = [{"id": claim.id, "outcome": m.outcome, "numbers": m.numbers, "test": claim.test} for claim, m in found]
+        (kept_folder / f"{shell}.json").write_text(json.dumps(lines, ensure_ascii=False, indent=1), "utf-8")
+        for line in lines:
+            print(f"{line['id']}: {line['outcome']}: {line['numbers']}", flush=True)
     if args.write:
-        head = f"{HEAD}\n{date.today()}; {machine(torch.get_num_threads())}.\n"
-        table = "| statement | shell | outcome | measured |\n|---|---|---|---|\n" + "\n".join(rows)
-        PAGE.write_text(f"{head}\n{table}\n\n## The tests\n\n" + "\n".join(details), "utf-8")
+        PAGE.write_text(page(kept_folder), "utf-8")
+
+
+def page(folder: Path) -> str:
+    """The page, from what was measured last of each shell; a claim whose test was reworded since is refused."""
+    rows, details = [], []
+    for shell in SHELLS:
+        file = folder / f"{shell}.json"
+        if not file.exists():
+            raise SystemExit(f"The claims of {shell} have not been tested: run with --shell {shell}.")
+        measured = {line["id"]: line for line in json.loads(file.read_text("utf-8"))}
+        for claim in claims_of(shell):
+            line = measured.get(claim.id)
+            if line is None or line["test"] != claim.test:
+                raise SystemExit(f"The test of {claim.id} is not the one that was run: run with --shell {shell}.")
+            rows.append(f"| [{claim.statement}](#{claim.id}) | {shell} | {SIGNS[line['outcome']]} | {line['numbers']} |")
+            details.append(
+                f"### {claim.id}\n\n{claim.statement}\n\n**Test.** {claim.test}\n\n**Outcome.** {SIGNS[line['outcome']]}: {line['numbers']}.\n"
+            )
+    head = f"{HEAD}\n{date.today()}; {machine(torch.get_num_threads())}.\n"
+    table = "| statement | shell | outcome | measured |\n|---|---|---|---|\n" + "\n".join(rows)
+    return f"{head}\n{table}\n\n## The tests\n\n" + "\n".join(details)
 
 
 if __name__ == "__main__":
