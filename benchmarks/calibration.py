@@ -135,7 +135,9 @@ def rate(pairs: list[tuple[Any, Any]]) -> str:
     return said + (f", {open_} undecided" if open_ else "")
 
 
-def table(shell: Any, modes: dict[str, list[tuple[Any, Any]]], counts: dict[str, int], failed: dict[str, str]) -> list[str]:
+def table(
+    shell: Any, modes: dict[str, list[tuple[Any, Any]]], counts: dict[str, int], failed: dict[str, str], *, half: bool = False
+) -> list[str]:
     """The shell's section of the page."""
     lines = [f"## {shell.name}", ""]
     lines += [
@@ -219,7 +221,7 @@ def main() -> None:
                 }
                 file.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", "utf-8")
         shell.config = config.model_copy(update={"criteria": criteria})
-        sections[name] = "\n".join(table(shell, judged(shell, found, criteria), counts, failed))
+        sections[name] = "\n".join(table(shell, judged(shell, found, criteria), counts, failed, half=args.half))
         print(sections[name])
     if args.write:
         body = "\n".join(sections[name] for name in SHELLS if name in sections)
