@@ -149,7 +149,12 @@ def table(
     for mode, pairs in modes.items():
         v = pairs[0][1]
         sides = [
-            [(i, v) for i, v in pairs if i.split == split and (i.null if side == "null" else mode in i.modes)]
+            [
+                (i, v)
+                for i, v in pairs
+                # An item on which the mode could not be measured (no rival, no pair …) says nothing of its rate.
+                if i.split == split and (i.null if side == "null" else mode in i.modes) and not math.isnan(v.value.value)
+            ]
             for split in ("held-out", "calibration")
             for side in ("null", "planted")
         ]
@@ -182,7 +187,7 @@ HEAD = """# How often the verdicts fire
 Written by `benchmarks/calibration.py`. Every item of each shell's benchmark on the demo model (SmolLM2-135M-Instruct), with the shell's suite options (`quick()`). *Null* items are made to show no
 failure: what fires there is a false alarm, and the criteria are set so that at most 5 % of the calibration split's null items fire. *Planted* items are made to show the failure; whether the
 model shows it is what is measured, so a planted rate is not a hit rate of a test with known truth. Rates of the held-out split were measured after the criteria were set. In brackets 95 % Wilson
-intervals over items. "Undecided" does not fire.
+intervals over the items on which the failure could be measured. "Undecided" does not fire.
 
 The criteria hold for this model and for text of this kind. On another model they are a starting point: run `residue benchmark NAME --model …` and look at the null rates.
 """
