@@ -160,7 +160,7 @@ def table(
         ]
         unit = f" {v.unit}" if v.unit else ""
         lines.append(
-            f"| {mode} | {v.direction} {v.criterion:.4g}{unit} | {counts.get(mode, 0)} items | "
+            f"| {mode} | {v.direction} {v.criterion:.4g}{unit} | {f'{counts[mode]} items' if mode in counts else 'set by a script of its own'} | "
             + " | ".join(map(rate, sides))
             + " |"
         )

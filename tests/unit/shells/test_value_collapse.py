@@ -285,7 +285,7 @@ def test_small_pieces_change_nothing_but_rounding(
 
 
 @torch.no_grad()
-def test_no_prompt_is_run_twice(shell: ValueCollapseShell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_analysis_does_not_run_the_variants_again(shell: ValueCollapseShell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Analysing right after the run costs single rows, beside what is run once a shell (unrelated prompts) and the control and the prompt alone."""
     seen: list[int] = []
     fresh = ValueCollapseShell(loaded=shell.loaded, config=SMALL)
