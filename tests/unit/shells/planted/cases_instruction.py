@@ -32,12 +32,19 @@ Rule = Literal["later", "earlier", "first named", "shared"]
 @cache
 def tokenizer() -> Any:
     lines = [p.question for p in (*PLAIN, *TASKS)] + [p.answer for p in (*PLAIN, *TASKS)] + list(NEUTRAL)
-    lines += [i.text for i in (A, B, EASY, CONTROL)] + ["Question: Answer: Rule 1: 2: Where the rules differ, rule 1 holds.", OPENING, *WORDS, OTHER]
+    lines += [i.text for i in (A, B, EASY, CONTROL)] + [
+        "Question: Answer: Rule 1: 2: Where the rules differ, rule 1 holds.",
+        OPENING,
+        *WORDS,
+        OTHER,
+    ]
     return word_tokenizer(lines)
 
 
 @cache
-def shell(rule: Rule, *, rest: float = 1.0, rest_word: str | int = OTHER, again: bool = False, working: bool = True) -> InstructionDisruptionShell:
+def shell(
+    rule: Rule, *, rest: float = 1.0, rest_word: str | int = OTHER, again: bool = False, working: bool = True
+) -> InstructionDisruptionShell:
     """The planted model in a shell.
 
     Args:

@@ -27,7 +27,15 @@ CONFIG = MemtraceConfig.quick(distances=(0, 8, 48), top_heads=1, random_heads=6,
 
 @cache
 def tokenizer() -> Any:
-    words = [*NATURAL, *REPETITIVE, QUESTION, *COLOURS, *METALS, "the mill is. and the gate has.", *(f" the {t} is." for t in THINGS)]
+    words = [
+        *NATURAL,
+        *REPETITIVE,
+        QUESTION,
+        *COLOURS,
+        *METALS,
+        "the mill is. and the gate has.",
+        *(f" the {t} is." for t in THINGS),
+    ]
     return word_tokenizer(words)
 
 
@@ -75,7 +83,7 @@ def similar_facts_take_their_share() -> MemtraceFindings:
 def the_fact_is_out_of_reach() -> MemtraceFindings:
     found = findings({"short_sighted": True})
     assert "at 8 tokens" in found.verdict("recall decay").note or "at 0 tokens" in found.verdict("recall decay").note
-    assert found.retrieval_heads == [] or found.retrieval_heads == [HEAD]
+    assert set(found.retrieval_heads) <= {HEAD}
     return found
 
 

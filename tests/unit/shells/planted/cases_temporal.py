@@ -25,10 +25,45 @@ from .builder import Planted, word_tokenizer
 from .registry import plants
 
 SHELL = "temporal-inference"
-WORDS = (
-    "apple stone river green candle seven window horse paper silver garden bottle north hammer coffee yellow village engine button orange "
-    "mirror winter doctor basket copper ladder summer pocket bridge needle island carpet letter monkey forest castle violin"
-).split()
+WORDS = [
+    "apple",
+    "stone",
+    "river",
+    "green",
+    "candle",
+    "seven",
+    "window",
+    "horse",
+    "paper",
+    "silver",
+    "garden",
+    "bottle",
+    "north",
+    "hammer",
+    "coffee",
+    "yellow",
+    "village",
+    "engine",
+    "button",
+    "orange",
+    "mirror",
+    "winter",
+    "doctor",
+    "basket",
+    "copper",
+    "ladder",
+    "summer",
+    "pocket",
+    "bridge",
+    "needle",
+    "island",
+    "carpet",
+    "letter",
+    "monkey",
+    "forest",
+    "castle",
+    "violin",
+]
 NEW = WORDS[26:37]
 SURE = 0.3
 """Factor on the unembedding, so that a word that is not a copy costs no more than a few nats, whatever is guessed in its place."""
@@ -100,8 +135,12 @@ def shifts_that_stop_short_of_the_span() -> TemporalInferenceFindings:
 def echoing() -> TemporalInferenceShell:
     """Repeats the connective that it has read."""
     first, second = "Mara fed the cat", "Mara locked the door"
-    pairs = [EventPair(first=first, second=second, relation=r, echo=e) for r in ("order", "cause") for e in ("none", "right", "wrong")]  # type: ignore[arg-type]
-    texts = [p.text for pair in pairs for c in (False, True) for p in pair_prompts(word_tokenizer(["a before"]), pair, 8, control=c)]
+    pairs = [
+        EventPair(first=first, second=second, relation=r, echo=e) for r in ("order", "cause") for e in ("none", "right", "wrong")
+    ]  # type: ignore[arg-type]
+    texts = [
+        p.text for pair in pairs for c in (False, True) for p in pair_prompts(word_tokenizer(["a before"]), pair, 8, control=c)
+    ]
     made = Planted(word_tokenizer([*texts, *(w for pair in CONNECTIVES.values() for w in pair)]))
     words = [w for pair in CONNECTIVES.values() for w in pair]
     made.mark(words, 1)
@@ -115,7 +154,9 @@ def echoing() -> TemporalInferenceShell:
 
 def echoed(relation: Any, echo: Any) -> TemporalInferenceFindings:
     shell = echoing()
-    return shell.analyze_residue(shell.run(pair=EventPair(first="Mara fed the cat", second="Mara locked the door", relation=relation, echo=echo)))
+    return shell.analyze_residue(
+        shell.run(pair=EventPair(first="Mara fed the cat", second="Mara locked the door", relation=relation, echo=echo))
+    )
 
 
 @plants(SHELL, "present", "ordering reversal")

@@ -99,7 +99,9 @@ def positions(strength: float) -> ValueCollapseFindings:
         made.transformer.wpe.weight[:, :32] = torch.randn(1024, 32, generator=generator)
         made.lm_head.weight[:, :32] = strength * torch.randn(made.lm_head.weight.shape[0], 32, generator=generator)
     shell = ValueCollapseShell(made, tiny_tokenizer(), CONFIG)
-    return shell.analyze_residue(shell.run("The mill stands by the river, and it is old. However, the miller saw Anna in the big house, and the gate is"))
+    return shell.analyze_residue(
+        shell.run("The mill stands by the river, and it is old. However, the miller saw Anna in the big house, and the gate is")
+    )
 
 
 @plants(SHELL, "present", "confidence fragility")

@@ -7,7 +7,7 @@ import pytest
 from symbolic_residue.shells import config_class, SHELLS
 
 from . import cases_instruction, cases_layer_salience, cases_memtrace, cases_temporal, cases_value_collapse  # noqa: F401  (they register themselves)
-from .registry import CASES, Case, OUTCOME
+from .registry import Case, CASES, OUTCOME
 
 _RUN: dict[object, object] = {}
 
