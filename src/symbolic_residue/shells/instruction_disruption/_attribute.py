@@ -2,8 +2,8 @@
 
 1. **Spans.** Effect of hiding a block = preference (for ``a``, nats) with it hidden − without, mean over both orders of a question; the interval and the
    sign-flip p are over questions. Hiding ``a`` should lower the preference for it, hiding ``b`` raise it. *Responsible* is a block whose effect goes against
-   it, with its whole interval, is larger than the control's (the longest run of other tokens hidden), and goes at least a tenth of the way to the frames in which
-   the other instruction stands alone (``recovered``; at least 0.1 nats where those are no farther away).
+   it, with its whole interval, is larger than the control's (the longest run of other tokens hidden), and goes at least a tenth of the way to the
+   frames in which the other instruction stands alone (``recovered``; at least 0.1 nats where those are no farther away).
 2. **Heads.** The quantity is the log-odds of the later instruction's token against the earlier one's, both orders, so that a head counts that lets the later
    (or the earlier) one win whatever it says. Heads with the largest mean direct logit attribution are mean-ablated at the last row and confirmed against
    random heads, random pairs of tokens, and over questions as clusters (``shells._confirm``).

@@ -8,8 +8,8 @@
    family-wise: the share of draws (plus one) in which *any* tested head's absolute effect is at least as large.
 4. *Heads drawn at random*: the same tokens hidden in other heads; the 95th percentile of their absolute effects is the size to exceed. Layers have no
    such control.
-5. Confirmed: p ≤ 0.05, larger than 0.01 nats, and for heads larger than the random heads' size. A head whose hiding *raises* ln P(answer) can be confirmed too; the sign
-   says which way.
+5. Confirmed: p ≤ 0.05, larger than 0.01 nats, and for heads larger than the random heads' size. A head whose hiding *raises* ln P(answer) can be confirmed too;
+   the sign says which way.
 
 Interventions act on the last row only: heads that moved the token's content to other rows earlier are not seen here, but count in CANCEL.
 """

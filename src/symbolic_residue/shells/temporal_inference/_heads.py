@@ -7,8 +7,8 @@
    the second half then sees a jump, so only it is read.
 3. *Ablation on repeated sequences*: a head's output is replaced, in every row, by its mean over rows and sequences of the plain text. Effect =
    log-probability of the repeated token (mean over the second half but its first token, nats a token) with − without; n = sequences. Control: heads drawn
-   at random, the 95th percentile of their sizes. Confirmed: q ≤ 0.05 over the heads tested, effect below 0, larger than the random heads' and than 0.01 nats, and more so than
-   on the plain text.
+   at random, the 95th percentile of their sizes. Confirmed: q ≤ 0.05 over the heads tested, effect below 0, larger than the random heads' and than 0.01 nats,
+   and more so than on the plain text.
 4. *Ablation on the text*: the same heads in the rows of the continuation, unshifted; effect on the log-probability of the true tokens (window), n =
    places, which overlap: q says that the effect is the same all over this passage.
 
