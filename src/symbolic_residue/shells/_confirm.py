@@ -13,7 +13,8 @@
    far as the pair in question. It
    asks whether the head acts on this choice, not on everything.
 6. A head is confirmed if the effect is the same over prompts (q ≤ 0.05), larger than the random heads' and than 0.01 nats (:data:`SMALLEST`), specific
-   (p ≤ 0.05), and goes against the head's own contribution. (In a model where no head does anything, one of them still does so most steadily.) With fewer than six
+   (p ≤ 0.05), and goes against the head's own contribution. (In a model where no head does anything, one of them still does so most
+   steadily.) With fewer than six
    units (prompts, or clusters) or no random heads nothing can be confirmed, and the field is None.
 
 Interventions act on the last row only: indirect effects through later layers of that row count, those through earlier rows do not.
