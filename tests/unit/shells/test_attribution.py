@@ -411,7 +411,7 @@ def test_a_confirmed_head_passes_all_four_conditions(seed: int) -> None:
     for t in found.tests:
         own = found.heads[0, :, t.layer, t.head].mean()
         assert t.confirmed == (
-            t.q <= 0.05 and abs(t.ablation) > found.random_effect and t.specificity <= 0.05 and t.ablation * own < 0
+            t.q <= 0.05 and abs(t.ablation) > max(found.random_effect, 0.01) and t.specificity <= 0.05 and t.ablation * own < 0
         )
 
 
