@@ -112,7 +112,7 @@ def head_means(instrument: Instrument, prompts: Sequence[Prompt], *, rows: LastR
     """
     layers = instrument.attention_layers
     each = []
-    for trace in (rows or LastRows(instrument, prompts)).run(reads=("z.*",)):
+    for trace in (rows or LastRows(instrument, prompts)).plain(("z.*",)):
         found = torch.stack([trace[f"z.{i}"][:, -1] for i in layers], 1)
         whole = found.new_full((len(found), instrument.parts.n_layers, *found.shape[2:]), float("nan"))
         whole[:, list(layers)] = found
@@ -202,7 +202,8 @@ class PairRuns:
 
     def logits(self, edits: Sequence[Edit] = ()) -> Tensor:
         """``[prompt, vocab]`` float64, on the CPU."""
-        return torch.cat([trace["logits"][:, -1].double().cpu() for trace in self.last.run(edits)])
+        traces = self.last.run(edits) if edits else self.last.plain()
+        return torch.cat([trace["logits"][:, -1].double().cpu() for trace in traces])
 
 
 def confirm_heads(

@@ -259,7 +259,7 @@ def test_patching_every_head_arrives_at_the_control(family: str) -> None:
 
 def test_small_pieces_give_the_same(case: Case, found: Attribution, monkeypatch: pytest.MonkeyPatch) -> None:
     influence = token_influence(case.instrument, case.prompts[0], (40, 77))
-    monkeypatch.setattr(_attribute, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(_attribute, "_CACHED_AT_ONCE", 1)
     again = case.attribute()
     for name in ("heads", "mlps", "biases", "embedding", "total", "toward"):
         np.testing.assert_allclose(getattr(again, name), getattr(found, name), atol=2e-4)
