@@ -222,9 +222,14 @@ def measure_items(
             }
         )
     else:
-        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or "across" in r.tables] if rates else results
+        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or _pooled(r.tables)] if rates else results
         _show(told, path, page, rates)
     return 1 if failed else 0
+
+
+def _pooled(tables: dict[str, Any]) -> bool:
+    """Whether the item is about several others."""
+    return "across" in tables and bool(tables["across"]["pooled"].any())
 
 
 def _rates(path: Path) -> list[dict[str, Any]]:

@@ -16,10 +16,12 @@ from symbolic_residue.diagnose._heal import heal_item
 from symbolic_residue.diagnose._read import read_item
 from symbolic_residue.diagnose._silence import silence_item, silence_together
 from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
+from symbolic_residue.diagnose._suite_across import add_across, suite_across
 
 __all__ = [
     "ItemResult",
     "across_row",
+    "add_across",
     "attention_item",
     "build_item",
     "choose_items",
@@ -38,5 +40,6 @@ __all__ = [
     "shell_item",
     "silence_item",
     "silence_together",
+    "suite_across",
     "suite_item",
 ]

@@ -17,6 +17,7 @@ from symbolic_residue.shells.across._integrate import IntegratedAttribution, Int
 from symbolic_residue.shells.across._meta import MetaConfig, MetaFindings, MetaResidue, MetaShell
 from symbolic_residue.shells.across._overlap import Overlap, overlap_in_a_row, overlap_of_several, overlap_within_layers
 from symbolic_residue.shells.across._silence import end_tokens, Ending, endings, null_attribution, NullAttribution
+from symbolic_residue.shells.across._stress import stressed
 from symbolic_residue.shells.across._view import attention_view, AttentionView, check_heads
 
 __all__ = [
@@ -56,4 +57,5 @@ __all__ = [
     "overlap_of_several",
     "overlap_within_layers",
     "run_features",
+    "stressed",
 ]
