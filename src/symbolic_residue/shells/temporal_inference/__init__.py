@@ -6,6 +6,7 @@ from symbolic_residue.shells.temporal_inference._operations import Prediction, R
 from symbolic_residue.shells.temporal_inference._pairs import EventPair
 from symbolic_residue.shells.temporal_inference._residue import TemporalInferenceResidue
 from symbolic_residue.shells.temporal_inference._shell import TemporalInferenceFindings, TemporalInferenceShell
+from symbolic_residue.shells.temporal_inference._shift import coherence_curve
 
 __all__ = [
     "Change",
@@ -19,4 +20,5 @@ __all__ = [
     "TemporalInferenceResidue",
     "TemporalInferenceShell",
     "change_point",
+    "coherence_curve",
 ]
