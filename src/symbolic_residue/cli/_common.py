@@ -198,7 +198,7 @@ def measure_items(
                         "item": r.item,
                         "status": r.tables["items"]["status"][0],
                         "summary": r.summary,
-                        "verdicts": r.tables["verdicts"].to_dicts() if "verdicts" in r.tables else [],
+                        "verdicts": r.tables["verdicts"].fill_nan(None).to_dicts() if "verdicts" in r.tables else [],
                     }
                     for r in results
                 ],
@@ -276,23 +276,30 @@ def _show(results: list[Any], path: Path, page: Path | None, rates: list[dict[st
         table = Table(box=None, pad_edge=False)
         for name in ("", "verdict", "value", "95 % interval", "n", "control", "criterion"):
             table.add_column(name, justify="right" if name in ("value", "n", "control") else "left")
-        for row in result.tables["verdicts"].iter_rows(named=True):
+        verdicts = result.tables["verdicts"].with_columns(pl.col("value", "control_value").fill_nan(None))
+        for row in verdicts.iter_rows(named=True):
             interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else "none"
             table.add_row(
                 row["mode"],
                 row["outcome"],
-                f"{row['value']:.3f} {row['unit']}",
+                "not measured" if row["value"] is None else f"{row['value']:.3f} {row['unit']}",
                 escape(interval),
                 str(row["n"]),
-                f"{row['control_value']:.3f}",
+                "not measured" if row["control_value"] is None else f"{row['control_value']:.3f}",
                 f"{row['direction']} {row['criterion']:.3f}",
             )
         console.print(table)
-        for row in result.tables["verdicts"].filter(pl.col("outcome") == "undecided").iter_rows(named=True):
-            if row["note"]:
-                console.print(f"[dim]{escape(row['mode'])}: {escape(visible(row['note']))}[/]", soft_wrap=True)
+        for row in verdicts.filter(pl.col("outcome") == "undecided").iter_rows(named=True):
+            said = f"not measured: {_why(row)}" if row["value"] is None else row["note"]
+            if said:
+                console.print(f"[dim]{escape(row['mode'])}: {escape(visible(said))}[/]", soft_wrap=True)
     if rates:
         _show_rates(console, rates)
     console.print(f"run: {escape(str(path))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
+
+
+def _why(row: dict[str, Any]) -> str:
+    """Why a verdict's number could not be had: its note, without the heading that every number without an interval gets."""
+    return str(row["note"]).removeprefix("No interval: ") or f"{row['quantity']} has no value on this item."
