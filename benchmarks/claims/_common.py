@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ class _Shown:
     def __format__(self, spec: str) -> str:
         e = self._estimate
         interval = f" [{e.low:{spec}}, {e.high:{spec}}]" if e.has_interval else f" (no interval: {e.method})"
-        return f"{e.value:{spec}}{interval}".replace("-", "−")
+        return f"{e.value:{spec}}{interval}"
 
 
 def words(claim: Claim, kept: Kept) -> str:
@@ -152,7 +153,8 @@ def words(claim: Claim, kept: Kept) -> str:
         return f"not measured: {kept.refused}"
     if any(bound.number not in kept.numbers for bound in (*claim.rule.supported, *claim.rule.contradicted)):
         return "too little was measured: " + ", ".join(f"{name} {value}" for name, value in kept.beside.items())
-    return claim.said.format(**{name: _Shown(e) for name, e in kept.numbers.items()}, **kept.beside)
+    text = claim.said.format(**{name: _Shown(e) for name, e in kept.numbers.items()}, **kept.beside)
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
 def outcome(claim: Claim, kept: Kept) -> Outcome:
