@@ -101,6 +101,7 @@ class Claim:
         said: the outcome's words, a template over the numbers (shown with their intervals) and what stands beside.
         measure: makes the test.
         stated: what was known when the test was written.
+        afterwards: what the verdict hangs on, written when the numbers were known.
     """
 
     id: str
@@ -110,6 +111,7 @@ class Claim:
     said: str
     measure: Callable[[Bench], Measured]
     stated: str = "Before any of its numbers was seen."
+    afterwards: str = ""
 
 
 @dataclass(frozen=True)

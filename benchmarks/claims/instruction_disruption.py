@@ -101,19 +101,23 @@ def threshold(bench: Bench) -> Measured:
             weak += 1
             continue
         rows.append([name, split, level, round(found[0], 5), int(found[1])])
-    numbers, said = _numbers(rows, "")
-    others, beside = _numbers([row for row in rows if row[2] < 2], " without contradictions")
-    first, was = _numbers([row for row in rows if row[1] == "held-out"], " held out")
-    counts = {
-        "all": said,
-        "compatible": beside,
-        "first": was,
-        "items": len(rows),
-        "weak": weak,
-        "added": sum(row[1] == "added" for row in rows),
-        "kinds": len({" + ".join(sorted(p.split()[0] for p in row[0].split(" + "))) for row in rows if row[1] == "added"}),
-    }
-    return Measured(numbers | others | first, counts, rows)
+    return conflict_numbers(rows, weak)
+
+
+def conflict_numbers(rows: list[list[Any]], weak: int) -> Measured:
+    """From the rows of judged items (name, split or ``added``, level, conflict, failed) to the numbers."""
+    numbers: dict[str, Estimate] = {}
+    counts: dict[str, float | int | str] = {"items": len(rows), "weak": weak, "added": sum(row[1] == "added" for row in rows)}
+    counts["kinds"] = len({" + ".join(sorted(p.split()[0] for p in row[0].split(" + "))) for row in rows if row[1] == "added"})
+    for key, name, some in (
+        ("all", "", rows),
+        ("compatible", " without contradictions", [row for row in rows if row[2] < 2]),
+        ("own", " of the benchmark", [row for row in rows if row[1] != "added"]),
+        ("first", " held out", [row for row in rows if row[1] == "held-out"]),
+    ):
+        found, counts[key] = _numbers(some, name)
+        numbers |= found
+    return Measured(numbers, counts, rows)
 
 
 def later_wins(bench: Bench) -> Measured:
@@ -144,10 +148,12 @@ CLAIMS = [
             (Bound("difference", "below", 0.1), Bound("AUC", "below", 0.5)),
         ),
         "{all}: difference {difference:+.2f}, AUC {AUC:.2f} over {items} items ({added} of them added, of {kinds} combinations of kinds; {weak} not judged). Without contradictions: {compatible}: difference {difference without "
-        "contradictions:+.2f}, AUC {AUC without contradictions:.2f}. Held out alone: {first}: difference {difference held out:+.2f}, AUC {AUC held out:.2f}",
+        "contradictions:+.2f}, AUC {AUC without contradictions:.2f}. Without the added pairs: {own}: difference {difference of the benchmark:+.2f}, AUC {AUC of the benchmark:.2f}. Held out alone: {first}: difference {difference held out:+.2f}, AUC {AUC held out:.2f}",
         threshold,
         "The first run had the held-out items alone, and was undecided: difference −0.18 [−0.46, +0.22], AUC 0.50 [0.33, 0.67] over 45 items, six of them below the limit. That was known when the "
         "calibration items and pairs of low conflict were added, and no failure of theirs; measure and limits are as they were before the first run.",
+        "The verdict hangs on the added pairs, and nearly all compatible instructions that point alike are of two combinations of kinds (two words to mention; a first and a last word), which this model follows badly together. "
+        "Without them the statement is undecided, as in the first run. So: a small angle is no sign that two instructions go together; that a large one protects does not follow.",
     ),
     Claim(
         "instruction-later-wins",

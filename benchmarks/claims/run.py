@@ -142,6 +142,8 @@ def page(folder: Path) -> str:
             ]
             if decided == "undecided" and not kept.refused:
                 parts.append(f"**What the data could have seen.** {reach(claim.rule, kept.numbers)}")
+            if claim.afterwards:
+                parts.append(f"**Seen afterwards.** {claim.afterwards}")
             details.append("\n\n".join(parts) + "\n")
             made.setdefault(f"{kept.date}; {kept.machine}", []).append(kept.seconds)
     lines = [f"{len(seconds)} claims: {where}; {sum(seconds) / 60:.1f} minutes." for where, seconds in made.items()]
