@@ -31,7 +31,7 @@ MARK = re.compile(r"<!-- output: (?P<command>[^\n]+?) -->\n(?P<old>.*?)<!-- /out
 LARGEST = 400_000
 """Bytes of a picture."""
 
-COLUMNS = 118
+COLUMNS = 150
 """Width of the terminal that the pasted outputs come from."""
 
 EXAMPLES = "residue diagnose --file examples/prompts.jsonl"
