@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from contrast_records import long_table
 
 from symbolic_residue.contrast import DELTAS, deltas, missing, RECORDS
 from symbolic_residue.errors import RecordError
-from contrast_records import long_table
 
 
-def record(example: str, stratum: str, mass: float, *, offset: int = -1, row: int = 0, cluster: str = "q", layer: int = 0, region: str = "system") -> dict:
+def record(
+    example: str,
+    stratum: str,
+    mass: float,
+    *,
+    offset: int = -1,
+    row: int = 0,
+    cluster: str = "q",
+    layer: int = 0,
+    region: str = "system",
+) -> dict:
     return {
         "model": "m", "condition": "c", "example": example, "cluster": cluster, "layer": layer, "head": None, "region": region,
         "segmentation": "full", "stratum": stratum, "query_offset": offset, "row": row, "mass": mass,
@@ -53,7 +63,12 @@ def test_offsets_do_not_mix() -> None:
     """The row that emits is compared with rows that emit, the row that consumes with rows that consume."""
     table = deltas(
         pl.DataFrame(
-            [record("a", "event", 0.9, offset=-1), record("a", "event", 0.2, offset=0), record("a", "C1", 0.5, offset=-1), record("a", "C1", 0.1, offset=0)],
+            [
+                record("a", "event", 0.9, offset=-1),
+                record("a", "event", 0.2, offset=0),
+                record("a", "C1", 0.5, offset=-1),
+                record("a", "C1", 0.1, offset=0),
+            ],
             schema_overrides={"head": pl.Int32},
         )
     ).filter(pl.col("stratum") == "C1")
@@ -71,7 +86,9 @@ def test_every_delta_is_a_difference_of_means() -> None:
     records = long_table(clusters=3, each=2, layers=2, strata=("C1",), lags=2)
     table = deltas(records).filter(pl.col("stratum") == "C1")
     for row in table.iter_rows(named=True):
-        same = pl.all_horizontal(pl.col(name) == row[name] for name in ("example", "layer", "region", "segmentation", "query_offset"))
+        same = pl.all_horizontal(
+            pl.col(name) == row[name] for name in ("example", "layer", "region", "segmentation", "query_offset")
+        )
         part = records.filter(same)
         event, control = (part.filter(pl.col("stratum") == name)["mass"] for name in ("event", "C1"))
         assert row["delta"] == pytest.approx(event.item() - sum(control) / len(control))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from contrast_records import long_table
 
 from symbolic_residue.contrast import deltas, gates, Options, select_heads
 from symbolic_residue.errors import ConfigError, RecordError
-from contrast_records import long_table
 
 FAST = Options(n_resamples=400)
 
@@ -40,25 +40,37 @@ def test_each_gate_fails_for_its_own_reason() -> None:
     base = long_table(effect={1: 0.1}, strata=("C1", "C2"), unpaired=True, lags=10)
     system, event = pl.col("region") == "system", pl.col("stratum") == "event"
     # E: the rows just before rise as well.
-    raised = base.with_columns(mass=pl.when(system & (pl.col("stratum") == "C2") & (pl.col("layer") == 1)).then(pl.col("mass") + 0.12).otherwise("mass"))
+    raised = base.with_columns(
+        mass=pl.when(system & (pl.col("stratum") == "C2") & (pl.col("layer") == 1)).then(pl.col("mass") + 0.12).otherwise("mass")
+    )
     found = gates(deltas(raised), options=FAST)
     assert flags(found)[1]["B"] is True
     assert flags(found)[1]["E"] is False
     # E by C4 alone: answers that end by themselves look there too.
-    ends = base.with_columns(mass=pl.when(system & (pl.col("stratum") == "C4") & (pl.col("layer") == 1)).then(pl.col("mass") + 0.12).otherwise("mass"))
+    ends = base.with_columns(
+        mass=pl.when(system & (pl.col("stratum") == "C4") & (pl.col("layer") == 1)).then(pl.col("mass") + 0.12).otherwise("mass")
+    )
     ruled = gates(deltas(ends), options=FAST).rule_outs.filter(system & (pl.col("layer") == 1) & (pl.col("segmentation") == "full"))
     assert dict(ruled.select("stratum", "passed").iter_rows()) == {"C2": True, "C4": False}
     # F: the rise was there five rows before.
-    early = base.with_columns(mass=pl.when(system & event & (pl.col("query_offset") <= -6) & (pl.col("layer") == 1)).then(pl.col("mass") + 0.1).otherwise("mass"))
+    early = base.with_columns(
+        mass=pl.when(system & event & (pl.col("query_offset") <= -6) & (pl.col("layer") == 1))
+        .then(pl.col("mass") + 0.1)
+        .otherwise("mass")
+    )
     assert flags(gates(deltas(early), options=FAST))[1]["F"] is False
     assert flags(gates(deltas(base), options=FAST))[1]["F"] is True
     # D: only one segmentation shows it.
     one = base.with_columns(
-        mass=pl.when(system & event & (pl.col("segmentation") == "content") & (pl.col("layer") == 1)).then(pl.col("mass") - 0.1).otherwise("mass")
+        mass=pl.when(system & event & (pl.col("segmentation") == "content") & (pl.col("layer") == 1))
+        .then(pl.col("mass") - 0.1)
+        .otherwise("mass")
     )
     assert flags(gates(deltas(one), options=FAST))[1]["D"] is False
     # C: another region rises as much.
-    rival = base.with_columns(mass=pl.when((pl.col("region") == "user") & event & (pl.col("layer") == 1)).then(pl.col("mass") + 0.1).otherwise("mass"))
+    rival = base.with_columns(
+        mass=pl.when((pl.col("region") == "user") & event & (pl.col("layer") == 1)).then(pl.col("mass") + 0.1).otherwise("mass")
+    )
     row = flags(gates(deltas(rival), options=FAST))[1]
     assert (row["B"], row["C"], row["rival"]) == (True, False, "user")
 
@@ -89,7 +101,19 @@ def test_clustered_noise_passes_in_at_most_one_of_twenty_families() -> None:
     fired = naive = 0
     n = 120
     for seed in range(n):
-        table = deltas(long_table(seed=seed, clusters=10, each=6, layers=5, between=0.03, spread=0.005, strata=("C1",), segmentations=("full",), rows=1))
+        table = deltas(
+            long_table(
+                seed=seed,
+                clusters=10,
+                each=6,
+                layers=5,
+                between=0.03,
+                spread=0.005,
+                strata=("C1",),
+                segmentations=("full",),
+                rows=1,
+            )
+        )
         rows = flags(gates(table.filter(pl.col("region") == "system"), options=Options(n_resamples=500)))
         fired += any(row["B"] for row in rows.values())
         study = flags(gates(table.filter(pl.col("region") == "system"), protocol="published"))
@@ -103,7 +127,9 @@ def test_clustered_noise_passes_in_at_most_one_of_twenty_families() -> None:
 def test_power_on_a_planted_effect() -> None:
     found = 0
     for seed in range(40):
-        table = deltas(long_table(seed=seed, clusters=12, each=3, layers=5, effect={2: 0.02}, strata=("C1",), segmentations=("full",), rows=2))
+        table = deltas(
+            long_table(seed=seed, clusters=12, each=3, layers=5, effect={2: 0.02}, strata=("C1",), segmentations=("full",), rows=2)
+        )
         rows = flags(gates(table, regions=["system"], options=Options(n_resamples=500)))
         found += rows[2]["B"] is True
         # What could have been seen is of the size of the noise: cluster sd .01 over 12 clusters.
@@ -166,7 +192,9 @@ def test_published_rule_outs_compare_a_control_with_a_control() -> None:
     table = deltas(long_table(effect={1: 0.2}, strata=("C1", "C2"), spread=0.0, between=0.0))
     ruled = gates(table, protocol="published").rule_outs.filter((pl.col("region") == "system") & (pl.col("layer") == 1))
     assert ruled["value"].to_list() == pytest.approx([0.0] * len(ruled))  # the event's rise of .2 is not in it
-    assert gates(table, options=FAST).rule_outs.filter((pl.col("region") == "system") & (pl.col("layer") == 1))["value"].to_list() == pytest.approx([0.2, 0.2])
+    assert gates(table, options=FAST).rule_outs.filter((pl.col("region") == "system") & (pl.col("layer") == 1))[
+        "value"
+    ].to_list() == pytest.approx([0.2, 0.2])
 
 
 def test_windows_need_neighbours() -> None:
@@ -197,8 +225,14 @@ def test_the_chosen_half_overstates_and_the_other_does_not() -> None:
     """On noise the first half's value is large by choice; the second half's is not, and holds in few cases."""
     chosen, fresh, held = [], [], 0
     for seed in range(30):
-        table = deltas(long_table(seed=seed, clusters=12, each=1, layers=4, heads=6, strata=("C1",), segmentations=("full",), between=0.0, rows=1))
-        row = select_heads(table.filter(pl.col("region") == "system"), top=1, options=Options(seed=seed, n_resamples=400)).row(0, named=True)
+        table = deltas(
+            long_table(
+                seed=seed, clusters=12, each=1, layers=4, heads=6, strata=("C1",), segmentations=("full",), between=0.0, rows=1
+            )
+        )
+        row = select_heads(table.filter(pl.col("region") == "system"), top=1, options=Options(seed=seed, n_resamples=400)).row(
+            0, named=True
+        )
         chosen.append(row["chosen_value"])
         fresh.append(row["value"])
         held += row["holds"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from contrast_records import long_table
 
 from symbolic_residue.contrast import deltas, diff_of_diffs, gates, Options, peak_shift, verdict
 from symbolic_residue.errors import ConfigError, RecordError
-from contrast_records import long_table
 
 FAST = Options(n_resamples=400)
 RISE = {2: 0.06, 3: 0.08, 4: 0.06}
@@ -50,7 +50,19 @@ def test_a_gate_within_one_model_is_never_enough() -> None:
 
 def test_no_training_effect_is_called_induced_in_at_most_one_of_twenty() -> None:
     fired = sum(
-        judged({}, {}, seed=seed, clusters=10, each=4, between=0.03, spread=0.005, layers=5, strata=("C1",), segmentations=("full",), rows=1)["outcome"]
+        judged(
+            {},
+            {},
+            seed=seed,
+            clusters=10,
+            each=4,
+            between=0.03,
+            spread=0.005,
+            layers=5,
+            strata=("C1",),
+            segmentations=("full",),
+            rows=1,
+        )["outcome"]
         != "undecided"
         for seed in range(60)
     )
@@ -61,7 +73,11 @@ def test_differences_are_paired_by_example() -> None:
     """A common component of an example, a hundred times the effect, cancels."""
     ours = deltas(long_table(effect={1: 0.01}, spread=0.001, between=0.2, clusters=12, each=1, strata=("C1",)))
     theirs = deltas(long_table(effect={}, spread=0.001, between=0.2, clusters=12, each=1, strata=("C1",), model="base"))
-    row = diff_of_diffs(ours, theirs, options=FAST).frame.filter((pl.col("region") == "system") & (pl.col("layer") == 1)).row(0, named=True)
+    row = (
+        diff_of_diffs(ours, theirs, options=FAST)
+        .frame.filter((pl.col("region") == "system") & (pl.col("layer") == 1))
+        .row(0, named=True)
+    )
     assert row["value"] == pytest.approx(0.01, abs=1e-9)  # one seed: the noise is the same in both
     lost = theirs.filter(pl.col("example") != "q0.0")
     part = diff_of_diffs(ours, lost, options=FAST).frame
@@ -74,7 +90,9 @@ def test_peaks_move() -> None:
     theirs = deltas(long_table(effect={1: 0.1}, strata=("C1",), model="base", seed=5))
     row = peak_shift(ours, theirs, options=FAST).filter(pl.col("region") == "system").row(0, named=True)
     assert (row["tuned_peak"], row["reference_peak"], row["shift"], row["low"], row["high"]) == (4, 1, 3, 3.0, 3.0)
-    flat = peak_shift(deltas(long_table(strata=("C1",))), theirs, options=FAST).filter(pl.col("region") == "system").row(0, named=True)
+    flat = (
+        peak_shift(deltas(long_table(strata=("C1",))), theirs, options=FAST).filter(pl.col("region") == "system").row(0, named=True)
+    )
     assert flat["high"] - flat["low"] >= 1  # no peak: it is anywhere
 
 

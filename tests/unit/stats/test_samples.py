@@ -20,7 +20,9 @@ def test_the_interval_covers_a_difference_of_clustered_samples() -> None:
         held += bool(low[0] <= 0.5 <= high[0])
         if seed == 0:
             # Clusters that both share cancel: far narrower than two samples that know nothing of each other.
-            _, apart_low, apart_high = two_sample_columns(a, b, clusters=(labels[0], [f"d{c}" for c in labels[1]]), seed=0, n_resamples=400)
+            _, apart_low, apart_high = two_sample_columns(
+                a, b, clusters=(labels[0], [f"d{c}" for c in labels[1]]), seed=0, n_resamples=400
+            )
             assert high[0] - low[0] < 0.5 * (apart_high[0] - apart_low[0])
         assert value[0] == pytest.approx(a.mean() - b.mean())
     assert 0.92 <= held / n <= 0.985
