@@ -56,10 +56,10 @@ _COLUMNS = {
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
-    "alignments": "layer:i unit:i shell effect:f p:f planted_n:i null_n:i aligned:b",
+    "alignments": "layer:i unit:i shell effect:f p:f q:f planted_n:i null_n:i aligned:b",
     "alignment_pairs": "first second correlation:f null_low:f null_high:f p:f p_adjusted:f units:i",
     "signatures": "component group value:f? unit source",
-    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
+    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? cosine:f? p:f? p_toward:f? components:i shell_auc:f shell_low:f? "
     "shell_high:f? shell_n:i unit",
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
     "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
