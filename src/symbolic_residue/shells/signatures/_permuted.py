@@ -164,7 +164,7 @@ class Running:
         found = []
         centred = [np.concatenate(c) for c in self._centred]
         for a, b in combinations(range(len(self.labels)), 2):
-            value = float(_pearson(centred[a] @ centred[b], centred[a], centred[b]))
+            value = _pearson(centred[a], centred[b])
             nulls = [self._null(a, b, centred[b]), self._null(b, a, centred[a])]
             ps = [float(empirical_p(abs(value) * (1 - _ROUNDING), np.abs(null))) for null in nulls]
             worse = int(ps[1] > ps[0])
@@ -179,9 +179,10 @@ class Running:
         return np.divide(dot, size, out=np.zeros_like(dot), where=size > 0)
 
 
-def _pearson(dot: float, a: Array, b: Array) -> float:
-    size = np.sqrt(((a - a.mean()) ** 2).sum() * ((b - b.mean()) ** 2).sum())
-    return (dot - len(a) * a.mean() * b.mean()) / size if size > 0 else 0.0
+def _pearson(a: Array, b: Array) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else 0.0
 
 
 def pair_frame(names: Sequence[str], running: Running) -> pl.DataFrame:

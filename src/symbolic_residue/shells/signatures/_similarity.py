@@ -11,9 +11,10 @@ planted items are from null ones. Everything here is conditional on the shells' 
    compared with the largest statistic of all cells (single step), which holds the family-wise error over categories × shells.
 2. *Toward the shell* (``p_toward``): categories of text differ in every direction, so being farther is not yet being like the failure. The category's
    displacement from the others, in the axis's space, has a part along the axis ``d`` and a part across it of length ``e``. The null is ``d ≤ shift / 4`` or
-   ``d ≤ e / 2`` (outside a cone of 63° about the axis). The statistics are ``d − shift / 4`` and ``d − e / 2``, each over the standard error from the spread of
-   all prompts along what it measures; the smallest of them and of statistic 1 is compared with the same permutation distribution. That is conservative: the
-   spread of all prompts holds what categories differ by as well, and noise lengthens ``e``. No random axes are drawn, so nothing rests on how they are.
+   ``d ≤ e / 2`` (outside a cone of 63° about the axis). ``e²`` is what is seen less the variance of the difference of means across the axis, from the spread
+   within categories (unbiased). The statistics are ``d − shift / 4`` and ``d − e / 2``, each over the standard error from the spread of all prompts along what
+   it measures; the smallest of them and of statistic 1 is compared with the same permutation distribution. So it never rejects where 1 does not; beyond that
+   it is conservative, not exact, since the spread of all prompts holds what categories differ by as well. No random axes are drawn, so nothing rests on how.
 
 *One prompt* against a background of others: ``p`` ranks its position among theirs, ``p_toward`` its cosine with the axis, both from the mean of all and by the
 largest over shells (standardised over all). If the prompt is one like the others, each rank is as likely as any other, and both are exact.
@@ -213,16 +214,21 @@ def compare_categories(
     # What a mean difference is, as weights of the prompts: [category, prompt].
     weights = member / size[:, None] - (1 - member) / (len(labels) - size)[:, None]
     farther, difference, cosine, toward = (np.empty((len(member), len(axes))) for _ in range(4))
+    free = len(labels) - len(member)
     for s, axis in enumerate(axes):
         x = axis.scaled(matrix)
         apart = weights @ x
         along = apart @ axis.direction
         across = apart - along[:, None] * axis.direction
+        # Of the squared length across the axis, the part that sampling adds.
+        within = x - (member / size[:, None] @ x)[labels]
+        noise = ((within**2).sum() - ((within @ axis.direction) ** 2).sum()) / free * scale**2
+        length = np.sqrt(np.maximum((across**2).sum(1) - noise, 0.0))
         slope = axis.direction - LEAST_SLOPE * unit(across)
         spread = position[:, s].std(ddof=1) * scale
         difference[:, s], cosine[:, s] = along, unit(apart) @ axis.direction
         farther[:, s] = _over(along, spread)
-        cone = _over((apart * slope).sum(1), (x @ slope.T).std(0, ddof=1) * scale)
+        cone = _over(along - LEAST_SLOPE * length, (x @ slope.T).std(0, ddof=1) * scale)
         margin = _over(along - LEAST_SHARE * max(axis.shift, 0.0), spread)
         toward[:, s] = np.minimum(np.minimum(cone, margin), farther[:, s])
     largest = _label_null(position, labels, rng, draws)
