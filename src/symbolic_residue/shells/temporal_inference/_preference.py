@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from symbolic_residue.instrument import Instrument
-from symbolic_residue.shells._confirm import confirm_heads, head_means, PairRuns
+from symbolic_residue.shells._confirm import confirm_heads, head_means, PairRuns, SMALLEST
 from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells.temporal_inference._heads import HeadBehaviours
 from symbolic_residue.shells.temporal_inference._observe import gap_preferences, preferences_frame
@@ -90,7 +90,7 @@ def pair_tests(
     limit = first.random_effect if np.isfinite(first.random_effect) else None
     rows = []
     for t, name in zip(first.tests, heads.behaviour, strict=True):
-        ok = bool(t.q <= 0.05 and limit is not None and abs(t.ablation) > limit and t.specificity <= 0.05)
+        ok = bool(t.q <= 0.05 and limit is not None and abs(t.ablation) > max(limit, SMALLEST) and t.specificity <= 0.05)
         said = ok if n >= 6 and limit is not None else None
         numbers = (t.ablation, t.low, t.high, n, "nats", limit, first.random_n, t.p, t.q)
         rows.append((t.layer, t.head, f"pair: {name}", *numbers, said))
