@@ -52,7 +52,7 @@ _COLUMNS = {
     "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
     "ov": "layer:i token strength:f",
-    "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
+    "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f? crossed:f? crossed_n:i null "
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
