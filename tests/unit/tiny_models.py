@@ -12,6 +12,7 @@ Import it as ``from tiny_models import build`` (``tests/conftest.py`` puts this 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 VOCAB = 384
@@ -289,12 +290,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(chat: bool = True, bos: bool = False) -> Any:
-    """A byte-level BPE tokenizer with at most ``VOCAB`` entries, as a ``PreTrainedTokenizerFast``.
+def tiny_tokenizer(chat: bool = True, bos: bool = False, *, texts: Sequence[str] = _SENTENCES, vocab: int = VOCAB) -> Any:
+    """A byte-level BPE tokenizer with at most ``vocab`` entries, as a ``PreTrainedTokenizerFast``.
 
     Args:
         chat: with the chat template (``<|start|>role ... <|end|>``), else without one.
         bos: whether plain text is opened by ``<|text|>``.
+        texts: what its merges are learnt from; with a vocabulary large enough every word of them is one token.
+        vocab: the most entries.
     """
     from tokenizers import decoders, models, pre_tokenizers, processors, Tokenizer, trainers
     from transformers import PreTrainedTokenizerFast
@@ -304,12 +307,12 @@ def tiny_tokenizer(chat: bool = True, bos: bool = False) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<|text|> $A", special_tokens=[("<|text|>", 0)])
     fast = PreTrainedTokenizerFast(

@@ -14,40 +14,20 @@ from typing import Annotated, Any
 
 import typer
 
-from symbolic_residue.cli._common import (
-    Adapter,
-    Device,
-    Dtype,
-    File,
-    gather_prompts,
-    Json,
-    measure_items,
-    Model,
-    NoReport,
-    open_for_cli,
-    Output,
-    Prompt,
-    Resume,
-    Seed,
-)
+from symbolic_residue.cli._common import File, gather_prompts, Prompt
+from symbolic_residue.cli._shell_common import Common, measuring
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["custom", "load_shell_class"]
+__all__ = ["custom", "load_object", "load_shell_class"]
 
 
+@measuring
 def custom(
     shell: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="Your shell: a file or module, and the class in it.")],
     prompt: Prompt = None,
     file: File = None,
-    model: Model = "demo",
-    adapter: Adapter = None,
-    output: Output = None,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    resume: Resume = False,
-    no_report: NoReport = False,
-    json: Json = False,
+    *,
+    common: Common,
 ) -> None:
     """Run a shell of your own (a subclass of ShellBase): its code is imported and runs with your rights."""
     prompts = gather_prompts(prompt, file)
@@ -55,26 +35,20 @@ def custom(
     talks = next((item.id for item in prompts.items if item.messages is not None), None)
     if talks is not None:
         raise ConfigError(f"Prompt {talks!r} is a conversation.", why="A shell's run takes one text.", todo='Give it as "prompt".')
-    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
-    made = kind(loaded=loaded)
+    made = kind(loaded=common.open())
     from symbolic_residue.diagnose import shell_item
 
-    code = measure_items(
+    code = common.measure(
         kind=f"shell-{kind.name}",
-        loaded=loaded,
+        loaded=made.loaded,
         prompts=prompts,
-        config={"shell": shell, "seed": seed},
-        output=output,
-        resume=resume,
-        seed=seed,
-        report=not no_report,
-        as_json=json,
+        config={"shell": shell},
         work=lambda item, progress: shell_item(
             made,
             item.id,
             item.prompt or "",
-            lambda told: made.run(item.prompt or "", seed=seed, progress=told),
-            seed=seed,
+            lambda told: made.run(item.prompt or "", seed=common.seed, progress=told),
+            seed=common.seed,
             progress=progress,
         ),
     )
@@ -92,7 +66,7 @@ def load_shell_class(text: str) -> Any:
         raise ConfigError(
             f"{text!r} names no class.", todo="Write FILE.py:CLASS, as in examples/custom_shell.py:TrailingSpaceShell."
         )
-    module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+    module = _module(where)
     kind = getattr(module, name, None)
     from symbolic_residue.shells import ShellBase
 
@@ -105,6 +79,25 @@ def load_shell_class(text: str) -> Any:
     if missing:
         raise ConfigError(f"{name} is not complete.", why=f"It lacks: {', '.join(missing)}.")
     return kind
+
+
+def load_object(text: str) -> Any:
+    """What stands behind ``FILE.py:NAME`` or ``MODULE:NAME``.
+
+    Raises:
+        ConfigError: no such file, module or name, or an error while importing it.
+    """
+    where, _, name = text.rpartition(":")
+    if not where or not name:
+        raise ConfigError(f"{text!r} names nothing.", todo="Write FILE.py:NAME.")
+    module = _module(where)
+    if not hasattr(module, name):
+        raise ConfigError(f"{where} has no {name!r}.")
+    return getattr(module, name)
+
+
+def _module(where: str) -> Any:
+    return _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
 
 
 def _from_file(path: Path) -> Any:

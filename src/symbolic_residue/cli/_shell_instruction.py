@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from symbolic_residue.cli._common import (
-    Adapter,
-    Device,
-    Dtype,
-    File,
-    Json,
-    measure_items,
-    Model,
-    NoReport,
-    open_for_cli,
-    Output,
-    Resume,
-    Seed,
-)
+from symbolic_residue.cli._common import File
+from symbolic_residue.cli._shell_common import chosen, Common, measuring, run_shell
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["instruction_disruption"]
 
 
+@measuring
 def instruction_disruption(
     first: Annotated[str | None, typer.Argument(metavar="[FIRST]", help="An instruction that a program can verify.")] = None,
     second: Annotated[str | None, typer.Argument(metavar="[SECOND]", help="Another one.")] = None,
@@ -48,15 +37,8 @@ def instruction_disruption(
     quick: Annotated[
         bool, typer.Option("--quick", help="The options of a suite: one arrangement, plain text, short answers.")
     ] = False,
-    model: Model = "demo",
-    adapter: Adapter = None,
-    output: Output = None,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    resume: Resume = False,
-    no_report: NoReport = False,
-    json: Json = False,
+    *,
+    common: Common,
 ) -> None:
     """INSTRUCTION-DISRUPTION: what does a model do with two orders at once?"""
     from symbolic_residue.prompts import PromptSet, read_prompts
@@ -74,40 +56,20 @@ def instruction_disruption(
         if first is None or second is None:
             raise ConfigError("Give two instructions, or --file with pairs.")
         prompts = PromptSet([InstructionQuestion(id="pair", first=first, second=second, tasks=task, control=control)], [])  # type: ignore[list-item]
-    options: dict[str, Any] = {
-        "arrangements": tuple(arrangement) if arrangement else None,
-        "frame": frame,
-        "examples": examples,
-        "tasks": tasks,
-        "max_new_tokens": max_new_tokens,
-        "top_heads": top_heads,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
-    config = InstructionDisruptionConfig.quick(**options) if quick else InstructionDisruptionConfig.make(**options)
-    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
-    shell = InstructionDisruptionShell(loaded=loaded, config=config)
-    from symbolic_residue.diagnose import shell_item
-
-    def work(item: Any, progress: Any) -> Any:
-        return shell_item(
-            shell,
-            item.id,
-            item.shown,
-            lambda told: shell.run(**item.asked(), seed=seed, progress=told),
-            seed=seed,
-            progress=progress,
-        )
-
-    code = measure_items(
-        kind="instruction-disruption",
-        loaded=loaded,
-        prompts=prompts,
-        config={"shells": {"instruction-disruption": config.model_dump(mode="json")}, "seed": seed},
-        output=output,
-        resume=resume,
-        seed=seed,
-        report=not no_report,
-        as_json=json,
-        work=work,
+    options = chosen(
+        arrangements=tuple(arrangement) if arrangement else None,
+        frame=frame,
+        examples=examples,
+        tasks=tasks,
+        max_new_tokens=max_new_tokens,
+        top_heads=top_heads,
     )
-    raise typer.Exit(code)
+    config = InstructionDisruptionConfig.quick(**options) if quick else InstructionDisruptionConfig.make(**options)
+    shell = InstructionDisruptionShell(loaded=common.open(), config=config)
+    run_shell(
+        common,
+        shell,
+        prompts,
+        lambda item, told: shell.run(**item.asked(), seed=common.seed, progress=told),
+        shown=lambda item: item.shown,
+    )

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from symbolic_residue.cli._common import (
-    Adapter,
-    Chat,
-    Device,
-    Dtype,
-    File,
-    Json,
-    measure_items,
-    Model,
-    NoReport,
-    open_for_cli,
-    Output,
-    Prompt,
-    Resume,
-    Seed,
-)
+from symbolic_residue.cli._common import Chat, File, Prompt
+from symbolic_residue.cli._shell_common import chosen, Common, measuring, run_shell
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["memtrace"]
 
 
+@measuring
 def memtrace(
     prompt: Prompt = None,
     file: File = None,
@@ -54,29 +41,21 @@ def memtrace(
     top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate and patch; 0: verdicts only.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The options of a suite: three distances up to 40 tokens.")] = False,
     chat: Chat = False,
-    model: Model = "demo",
-    adapter: Adapter = None,
-    output: Output = None,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    resume: Resume = False,
-    no_report: NoReport = False,
-    json: Json = False,
+    *,
+    common: Common,
 ) -> None:
     """MEMTRACE: does a fact stated early survive to the question?"""
     from symbolic_residue.prompts import PromptSet, read_prompts
     from symbolic_residue.shells.memtrace import MemtraceConfig, MemtraceQuestion, MemtraceShell
 
-    given: dict[str, Any] = {
-        "fact": fact,
-        "question": question,
-        "answer": answer or None,
-        "foils": None if not foil else [foil],
-        "control": control,
-        "distractors": distractor or None,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = chosen(
+        fact=fact,
+        question=question,
+        answer=answer or None,
+        foils=[foil] if foil else None,
+        control=control,
+        distractors=distractor or None,
+    )
     if (prompt is None) == (file is None):
         raise ConfigError("Give a prompt, or --file with prompts." if prompt is None else "Give a prompt or --file, not both.")
     if file is not None:
@@ -85,39 +64,18 @@ def memtrace(
         prompts = read_prompts(file, MemtraceQuestion)
     else:
         prompts = PromptSet([MemtraceQuestion.make(prompt=prompt, **given)], [])  # type: ignore[list-item]
-    options: dict[str, Any] = {
-        "distances": tuple(sorted({0, *distance})) if distance else None,
-        "paddings": tuple(padding) if padding else None,
-        "draws": draws,
-        "top_heads": top_heads,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
-    config = MemtraceConfig.quick(**options) if quick else MemtraceConfig.make(**options)
-    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
-    shell = MemtraceShell(loaded=loaded, config=config)
-    from symbolic_residue.diagnose import shell_item
-
-    def work(item: Any, progress: Any) -> Any:
-        return shell_item(
-            shell,
-            item.id,
-            item.prompt,
-            lambda told: shell.run(item.prompt, **item.asked(), chat=chat, seed=seed, progress=told),
-            chat=chat,
-            seed=seed,
-            progress=progress,
-        )
-
-    code = measure_items(
-        kind="memtrace",
-        loaded=loaded,
-        prompts=prompts,
-        config={"shells": {"memtrace": config.model_dump(mode="json")}, "chat": chat, "seed": seed},
-        output=output,
-        resume=resume,
-        seed=seed,
-        report=not no_report,
-        as_json=json,
-        work=work,
+    options = chosen(
+        distances=tuple(sorted({0, *distance})) if distance else None,
+        paddings=tuple(padding) if padding else None,
+        draws=draws,
+        top_heads=top_heads,
     )
-    raise typer.Exit(code)
+    config = MemtraceConfig.quick(**options) if quick else MemtraceConfig.make(**options)
+    shell = MemtraceShell(loaded=common.open(), config=config)
+    run_shell(
+        common,
+        shell,
+        prompts,
+        lambda item, told: shell.run(item.prompt, **item.asked(), chat=chat, seed=common.seed, progress=told),
+        chat=chat,
+    )

@@ -6,26 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from symbolic_residue.cli._common import (
-    Adapter,
-    Device,
-    Dtype,
-    File,
-    Json,
-    measure_items,
-    Model,
-    NoReport,
-    open_for_cli,
-    Output,
-    Prompt,
-    Resume,
-    Seed,
-)
+from symbolic_residue.cli._common import File, Prompt
+from symbolic_residue.cli._shell_common import chosen, Common, measuring, run_shell
 from symbolic_residue.errors import ConfigError, PromptFileError
 
 __all__ = ["temporal_inference"]
 
 
+@measuring
 def temporal_inference(
     prompt: Prompt = None,
     file: File = None,
@@ -39,18 +27,10 @@ def temporal_inference(
     echo: Annotated[str, typer.Option("--echo", help="none, right or wrong: restate the story.")] = "none",
     top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate; 0: verdicts only.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The options of a suite.")] = False,
-    model: Model = "demo",
-    adapter: Adapter = None,
-    output: Output = None,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    resume: Resume = False,
-    no_report: NoReport = False,
-    json: Json = False,
+    *,
+    common: Common,
 ) -> None:
     """TEMPORAL-INFERENCE: does order survive a gap? Give a text, two events, or both; a --file holds items of the benchmark's form."""
-    from symbolic_residue.diagnose import shell_item
     from symbolic_residue.prompts import BadLine, PromptSet, TemporalItem
     from symbolic_residue.shells import EventPair, TemporalInferenceConfig, TemporalInferenceShell
 
@@ -60,7 +40,7 @@ def temporal_inference(
         raise ConfigError(
             "Give a text or two events, or --file with items, not both." if file is not None else "There is nothing to probe."
         )
-    given = {"top_heads": top_heads} if top_heads is not None else {}
+    given = chosen(top_heads=top_heads)
     config = TemporalInferenceConfig.quick(**given) if quick else TemporalInferenceConfig.make(**given)
     items: list[Any] = []
     bad: list[BadLine] = []
@@ -89,28 +69,12 @@ def temporal_inference(
             shown = prompt or f"{first} / {second}"
 
         items.append(One)
-    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
-    shell = TemporalInferenceShell(loaded=loaded, config=config)
+    shell = TemporalInferenceShell(loaded=common.open(), config=config)
 
-    def collect(item: Any, told: Any) -> Any:
+    def run(item: Any, told: Any) -> Any:
         if file is not None:
-            return shell.run_item(item, seed=seed, progress=told)
+            return shell.run_item(item, seed=common.seed, progress=told)
         asked: Any = {"direction": direction, "mode": mode, "genre": genre}
-        return shell.run(prompt, shift_distance=distance, pair=pair, seed=seed, progress=told, **asked)
+        return shell.run(prompt, shift_distance=distance, pair=pair, seed=common.seed, progress=told, **asked)
 
-    def work(item: Any, progress: Any) -> Any:
-        return shell_item(shell, item.id, item.shown, lambda told: collect(item, told), seed=seed, progress=progress)
-
-    code = measure_items(
-        kind="temporal-inference",
-        loaded=loaded,
-        prompts=PromptSet(items, bad),
-        config={"shells": {"temporal-inference": config.model_dump(mode="json")}, "chat": False, "seed": seed},
-        output=output,
-        resume=resume,
-        seed=seed,
-        report=not no_report,
-        as_json=json,
-        work=work,
-    )
-    raise typer.Exit(code)
+    run_shell(common, shell, PromptSet(items, bad), run, shown=lambda item: item.shown)

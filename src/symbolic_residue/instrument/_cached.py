@@ -8,6 +8,7 @@
    being the first step.
 4. Sequences that begin alike may share that beginning (``LastRow(shared=…)``): it runs once, and its keys and values are copied. Tokens may be hidden
    (``hidden``) from all rows after the shared beginning.
+5. The last row without edits is part of the sequence too: what it added is kept (``keep``), so that :meth:`LastRow.continued` need not run it again.
 
 All use a cache that keeps every key of every layer, also where the family has sliding windows (the mask hides what the window hides), so key j is always
 position j of the padded sequence.
@@ -23,12 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
 from symbolic_residue.instrument._edits import Edit, Positions
 from symbolic_residue.instrument._instrument import cache_name, Instrument
-from symbolic_residue.instrument._prefill import fresh, masks, positions_of, prefill, shared_prefill
+from symbolic_residue.instrument._prefill import fresh, masks, positions_of, prefill, shared_prefill, shortened, side_by_side
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument.attention import AttentionRead
 from symbolic_residue.types import Point
@@ -46,6 +48,7 @@ class LastRow:
             its length.
         hidden: for each sequence a span (start, stop) of its shared tokens that no later row sees, or None. Every run hides it too.
         cache: keys and values of every row but the last, where they are there already (:meth:`Prefix.last_row`).
+        reads: points to read while those rows run (where nothing is shared or hidden); ``on_read`` is called with each and its tensor.
 
     Raises:
         InstrumentError: the batch is padded on the right, or has a single column; a shared beginning that is no beginning.
@@ -60,6 +63,8 @@ class LastRow:
         cache: Any = None,
         shared: Sequence[int] | None = None,
         hidden: Sequence[tuple[int, int] | None] | None = None,
+        reads: Sequence[str] = (),
+        on_read: Callable[[Point, Tensor], None] | None = None,
     ) -> None:
         ids, mask = batch.ids.to(instrument.device), batch.mask.to(instrument.device)
         if ids.shape[1] < 2 or not bool(mask[:, -1].all()):
@@ -71,10 +76,13 @@ class LastRow:
         self._mask, self._ids = mask, ids
         self._positions = positions_of(mask)
         self._hidden = list(hidden) if hidden is not None else [None] * self.size
+        self._after: tuple[Any, Tensor] | None = None
+        """Keys and values of every row, and the last row's logits ``[batch, vocab]``: left by a run without edits that was to be kept."""
         if cache is not None:
             self._cache = cache
         elif shared is None and hidden is None:
-            self._cache, _ = prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
+            with instrument.attached(reads=reads, on_read=on_read) if reads else nullcontext():
+                self._cache, _ = prefill(instrument, ids[:, :-1], mask[:, :-1], self._positions[:, :-1])
         else:
             self._cache = shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
 
@@ -104,9 +112,41 @@ class LastRow:
         )
         row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
         row._hidden = [self._hidden[i] for i in sequences]
-        row._cache = fresh(self._cache)
+        row._cache, row._after = fresh(self._cache), None
         row._cache.reorder_cache(at)
         return row
+
+    @classmethod
+    def join(cls, rows: Sequence[LastRow]) -> LastRow:
+        """Several as one, padded on the left to one length; nothing is run again.
+
+        Raises:
+            InstrumentError: a layer keeps a state, which cannot be padded.
+        """
+        if len(rows) == 1:
+            return rows[0]
+        out, width = copy.copy(rows[0]), max(row.width for row in rows)
+        gaps = [width - row.width for row in rows]
+        out.size, out.width = sum(row.size for row in rows), width
+        out._ids = torch.cat([pad(row._ids, (gap, 0)) for row, gap in zip(rows, gaps, strict=True)])
+        out._mask = torch.cat([pad(row._mask, (gap, 0)) for row, gap in zip(rows, gaps, strict=True)])
+        out._positions = positions_of(out._mask)
+        out._hidden = [span for row in rows for span in row._hidden]
+        regions = [row.batch.regions for row in rows]
+        out.batch = Batch(
+            out._ids.cpu(),
+            out._mask.cpu(),
+            None if any(r is None for r in regions) else tuple(r for some in regions for r in some or ()),
+            tuple(lead + gap for row, gap in zip(rows, gaps, strict=True) for lead in row.batch.lead),
+            (width - 1,) * out.size,
+        )
+        afters = [row._after for row in rows if row._after is not None]
+        if len(afters) == len(rows):
+            whole = side_by_side([cache for cache, _ in afters])
+            out._after, out._cache = (whole, torch.cat([logits for _, logits in afters])), shortened(whole)
+        else:
+            out._after, out._cache = None, side_by_side([row._cache for row in rows])
+        return out
 
     def decoder(self) -> Decoder:
         """The sequences to be continued, without their last token: feed :attr:`last` as the first step, and its logits choose the first new token."""
@@ -115,6 +155,17 @@ class LastRow:
         decoder._next = decoder._mask.sum(-1)
         decoder._cache = fresh(self._cache)
         decoder.logits = torch.empty(self.size, 0)
+        return decoder
+
+    def continued(self) -> Decoder:
+        """The sequences to be continued after their last token, whose logits are there: run now, or kept from a run without edits."""
+        decoder = self.decoder()
+        if self._after is None:
+            decoder.step(ids=self.last)
+            return decoder
+        cache, logits = self._after
+        decoder._cache, decoder._mask, decoder._next = fresh(cache), self._mask, self._mask.sum(-1)
+        decoder.logits = logits.float()
         return decoder
 
     def follow(
@@ -166,13 +217,23 @@ class LastRow:
         """``[batch]``: the last token of each sequence."""
         return self._ids[:, -1]
 
-    def run(self, edits: Sequence[Edit] = (), *, reads: Sequence[str] = (), copies: int = 1) -> Trace:
+    def run(
+        self,
+        edits: Sequence[Edit] = (),
+        *,
+        reads: Sequence[str] = (),
+        attention: AttentionRead | None = None,
+        copies: int = 1,
+        keep: bool = False,
+    ) -> Trace:
         """One forward of the last row.
 
         Args:
             edits: acting on row −1 (rows may be given as ``(-1,)`` or left out); ``keys`` count over the whole padded sequence.
             reads: points; tensors come as ``[sequence · copies, 1, …]``.
+            attention: statistics of the row (``rows`` left out, or ``(-1,)``); with one copy, its regions are the batch's unless given.
             copies: repeats of every sequence; repeat ``c`` of sequence ``i`` is batch index ``i · copies + c``.
+            keep: keep what this run, without edits and copies, adds to the sequences, for :meth:`continued`.
 
         Returns:
             A trace whose logits are ``[sequence · copies, 1, vocab]``.
@@ -185,7 +246,10 @@ class LastRow:
                 raise EditError("Positions cannot be changed in the last row alone.")
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
+        keep = keep and not edits and copies == 1
         edits = [*edits, *self._hiding(copies)]
+        if attention is not None and attention.regions is None and self.batch.regions is not None and copies == 1:
+            attention = replace(attention, regions=self.batch.regions)
         cache = fresh(self._cache)
         mask, ids, positions = self._mask, self._ids[:, -1:], self._positions[:, -1:]
         if copies > 1:
@@ -194,11 +258,13 @@ class LastRow:
             mask, ids, positions = (t.repeat_interleave(copies, 0) for t in (mask, ids, positions))
         with (
             torch.no_grad(),
-            self.instrument.attached(reads=reads, edits=edits) as trace,
+            self.instrument.attached(reads=reads, attention=attention, edits=edits) as trace,
         ):
             call = {cache_name(self.instrument.model): cache, "use_cache": True}
             out = self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
             trace.logits = out.logits
+        if keep and (short := shortened(cache)) is not None:  # the rows before are held once
+            self._cache, self._after = short, (cache, out.logits[:, -1])
         return trace
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._edits import AttentionMask, Edit
 from symbolic_residue.instrument._instrument import cache_name, Instrument
 
-__all__ = ["fresh", "masks", "positions_of", "prefill", "shared_prefill"]
+__all__ = ["fresh", "masks", "positions_of", "prefill", "shared_prefill", "shortened", "side_by_side"]
 
 
 def prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
@@ -40,10 +41,42 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def fresh(cache: Any) -> Any:
     """A copy that can be continued. Keys and values are never written into, only put together anew, so they need no copying; states do."""
-    if not all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers):
+    if not _plain(cache):
         return copy.deepcopy(cache)
     out = copy.copy(cache)
     out.layers = [copy.copy(layer) for layer in cache.layers]
+    return out
+
+
+def _plain(cache: Any) -> bool:
+    """Whether keys and values are all that the cache holds."""
+    return all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
+
+
+def shortened(cache: Any) -> Any | None:
+    """The cache without its last column, sharing its memory; None where a layer keeps a state, which cannot be taken back."""
+    if not _plain(cache):
+        return None
+    out = fresh(cache)
+    out.crop(-1)
+    return out
+
+
+def side_by_side(caches: Sequence[Any]) -> Any:
+    """One cache of several batches, padded on the left to one length.
+
+    Raises:
+        InstrumentError: a layer keeps a state, which cannot be padded.
+    """
+    if not all(map(_plain, caches)):
+        raise InstrumentError("Caches that hold more than keys and values cannot be joined.")
+    out = fresh(caches[0])
+    width = max(cache.get_seq_length() for cache in caches)
+    for i, layer in enumerate(out.layers):
+        for name in ("keys", "values"):
+            parts = [getattr(cache.layers[i], name) for cache in caches]
+            if parts[0] is not None:
+                setattr(layer, name, torch.cat([pad(part, (0, 0, width - part.shape[2], 0)) for part in parts]))
     return out
 
 

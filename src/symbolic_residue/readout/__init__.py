@@ -14,7 +14,7 @@ from symbolic_residue.readout._composition import composition_scores, Compositio
 from symbolic_residue.readout._dla import direct_logit_attribution, DirectLogitAttribution, dla_during, dla_reads
 from symbolic_residue.readout._frames import attention_frames, computed_by
 from symbolic_residue.readout._heads import head_writes, value_weighted_attention, ValueWeighted, write_norms
-from symbolic_residue.readout._lens import lens_frames, lens_logits, lens_reads, logit_lens, LogitLens
+from symbolic_residue.readout._lens import depth_logits, lens_frames, lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
 from symbolic_residue.readout._patch_agreement import screen_agreement
 from symbolic_residue.readout._patch_metric import KLToSource, LogitDifference, LogProbability
@@ -49,6 +49,7 @@ __all__ = [
     "composition_scores",
     "computed_by",
     "copying_scores",
+    "depth_logits",
     "direct_logit_attribution",
     "dla_during",
     "dla_reads",

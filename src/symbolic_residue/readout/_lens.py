@@ -4,7 +4,7 @@
    and unembedding (with the family's logit factor and softcap).
 2. Keep, per depth and row: the best token and its probability, the entropy of the distribution, KL(final ‖ depth), and of chosen tokens the log-probability
    and the rank (0 is the best; ties do not count against a token). A chosen token's ranks over depths are its trajectory.
-3. Vocabulary-sized tensors exist for one depth and a block of rows at a time, beside the final distribution of that block.
+3. Vocabulary-sized tensors exist for a block of rows at a time, of one depth (of a few where the rows are few), beside the final distribution of that block.
 
 At the last depth the lens *is* the model's output (tested), so KL is 0 there. A ``translate`` function changes the residual before the norm: that is the tuned
 lens (``_tuned_lens``). Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; KL to the final distribution as in Belrose et al. 2023.
@@ -12,7 +12,7 @@ lens (``_tuned_lens``). Sources: nostalgebraist 2020, "interpreting GPT: the log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import Trace
     from symbolic_residue.models import Parts
 
-__all__ = ["LogitLens", "depth_points", "lens_frames", "lens_logits", "lens_reads", "logit_lens"]
+__all__ = ["LogitLens", "depth_logits", "depth_points", "lens_frames", "lens_logits", "lens_reads", "logit_lens"]
 
 _BLOCK = 32_000_000
-"""Most vocabulary-sized numbers held for one depth (128 MB in float32)."""
+"""Most vocabulary-sized numbers held at once (128 MB in float32)."""
+
+_ROWS = 64
+"""Rows up to which several depths are unembedded together: the unembedding is read from memory once for all of them."""
 
 
 def lens_reads(parts: Parts | None = None, *, mid: bool = False) -> tuple[str, ...]:
@@ -128,14 +131,20 @@ def logit_lens(
             block = at[start : start + step]
             final = torch.log_softmax(lens_logits(parts, last[:, block]), -1)
             depths = []
-            for point in points:
-                resid = trace[point][:, block]
+            for some in _together(points, n_batch * len(block)):
+                each = [trace[point][:, block] for point in some]
                 if translate is not None:
-                    resid = translate(point, resid)
-                depths.append(_describe(torch.log_softmax(lens_logits(parts, resid), -1), final, chosen))
-            blocks.append(tuple(torch.stack(one) for one in zip(*depths, strict=True)))
+                    each = [translate(point, resid) for point, resid in zip(some, each, strict=True)]
+                depths.append(_describe(torch.log_softmax(lens_logits(parts, torch.stack(each)), -1), final, chosen))
+            blocks.append(tuple(torch.cat(one) for one in zip(*depths, strict=True)))
     top, p, entropy, kl, lp, rank = (torch.cat(one, 2) for one in zip(*blocks, strict=True))
     return LogitLens(top, p, entropy, kl, lp, rank, tokens=tuple(tokens), points=points)
+
+
+def _together(points: Sequence[str], rows: int) -> list[Sequence[str]]:
+    """The points in groups that are unembedded together, each of so many rows."""
+    size = max(1, _ROWS // rows)
+    return [points[i : i + size] for i in range(0, len(points), size)]
 
 
 def _describe(log_p: Tensor, final: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
@@ -152,6 +161,18 @@ def _describe(log_p: Tensor, final: Tensor, chosen: Tensor) -> tuple[Tensor, ...
 def lens_logits(parts: Parts, resid: Tensor) -> Tensor:
     """Final norm and unembedding of any residual ``[..., d_model]``, as float32 logits ``[..., vocab]``."""
     return readable_logits(parts, resid)
+
+
+def depth_logits(trace: Trace, parts: Parts, row: int = -1) -> Iterator[Tensor]:
+    """:func:`lens_logits` of one row at every depth, a few depths at a time: ``[depth, batch, vocab]``.
+
+    Args:
+        trace: a forward with :func:`lens_reads`.
+        parts: the model's parts.
+        row: which row; negative counts from the end.
+    """
+    for some in _together(depth_points(parts), len(trace["resid_pre.0"])):
+        yield lens_logits(parts, torch.stack([trace[point][:, row] for point in some]))
 
 
 def readable_logits(parts: Parts, resid: Tensor) -> Tensor:

@@ -12,8 +12,9 @@
 5. *Specificity*: the same ablation's effect on random pairs among each prompt's 100 best tokens; p is the share of pairs (plus one) that it moves at least as
    far as the pair in question. It
    asks whether the head acts on this choice, not on everything.
-6. A head is confirmed if the effect is the same over prompts (q ≤ 0.05), larger than the random heads', specific (p ≤ 0.05), and goes against the head's own
-   contribution. With fewer than six
+6. A head is confirmed if the effect is the same over prompts (q ≤ 0.05), larger than the random heads' and than 0.01 nats (:data:`SMALLEST`), specific
+   (p ≤ 0.05), and goes against the head's own contribution. (In a model where no head does anything, one of them still does so most
+   steadily.) With fewer than six
    units (prompts, or clusters) or no random heads nothing can be confirmed, and the field is None.
 
 Interventions act on the last row only: indirect effects through later layers of that row count, those through earlier rows do not.
@@ -42,7 +43,7 @@ from symbolic_residue.stats import (
     sign_flip_test,
 )
 
-__all__ = ["HeadConfirmation", "HeadTest", "PairRuns", "confirm_heads", "draw_heads", "head_means", "in_pieces"]
+__all__ = ["SMALLEST", "HeadConfirmation", "HeadTest", "PairRuns", "confirm_heads", "draw_heads", "head_means", "in_pieces"]
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]
@@ -52,6 +53,8 @@ _RANDOM_PAIRS = 200
 _CELLS_AT_ONCE = 32
 _CACHED_AT_ONCE = 16384
 _ROWS_AT_ONCE = 256
+SMALLEST = 0.01
+"""Nats of log-odds: an effect below this moves the odds by less than a hundredth and is none, however steady."""
 _FEWEST = 6
 """Units below which no sign-flip p can reach 0.05."""
 
@@ -109,7 +112,7 @@ def head_means(instrument: Instrument, prompts: Sequence[Prompt], *, rows: LastR
     """
     layers = instrument.attention_layers
     each = []
-    for trace in (rows or LastRows(instrument, prompts)).run(reads=("z.*",)):
+    for trace in (rows or LastRows(instrument, prompts)).plain(("z.*",)):
         found = torch.stack([trace[f"z.{i}"][:, -1] for i in layers], 1)
         whole = found.new_full((len(found), instrument.parts.n_layers, *found.shape[2:]), float("nan"))
         whole[:, list(layers)] = found
@@ -199,7 +202,8 @@ class PairRuns:
 
     def logits(self, edits: Sequence[Edit] = ()) -> Tensor:
         """``[prompt, vocab]`` float64, on the CPU."""
-        return torch.cat([trace["logits"][:, -1].double().cpu() for trace in self.last.run(edits)])
+        traces = self.last.run(edits) if edits else self.last.plain()
+        return torch.cat([trace["logits"][:, -1].double().cpu() for trace in traces])
 
 
 def confirm_heads(
@@ -291,7 +295,9 @@ def confirm_heads(
             specificity=float(specificity[i]),
             recovered=recovered[i] if judged else None,
             recovered_control=recovered_control[i] if judged else None,
-            confirmed=bool(q[i] <= 0.05 and abs(value[i]) > limit and specificity[i] <= 0.05 and value[i] * contribution[i] < 0)
+            confirmed=bool(
+                q[i] <= 0.05 and abs(value[i]) > max(limit, SMALLEST) and specificity[i] <= 0.05 and value[i] * contribution[i] < 0
+            )
             if sayable
             else None,
         )

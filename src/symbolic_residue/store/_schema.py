@@ -63,9 +63,12 @@ _COLUMNS = {
     "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
     "shell_high:f? shell_n:i unit",
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
-    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
+    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b? "
+    "control:f? control_q:f?",
+    "endings": "side end content difference:f end_probability:f content_probability:f rank:i ended:b",
     "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
     "cross_run": "layer:i feature success:f failure:f difference:f low:f? high:f? effect:f? p:f q:f n:i",
+    "across": "measure pooled:b n:i counts control? about said? reason?",
     "attention_rows": "layer:i head:i query:i key:i weight:f",
     "ov_keys": "layer:i head:i position:i target strength:f",
     "ov_heads": "layer:i head:i target strength:f norm:f",

@@ -34,6 +34,9 @@ def test_a_prompt_becomes_a_valid_run_folder_and_a_report(model: str, capsys: py
     assert validate("run") == []
     out = capsys.readouterr().out
     assert "recall decay" in out
+    assert "nan" not in out.split()
+    assert "priority collision: not measured: There is no second fact to collide with." in out
+    assert "not measured" in next(line for line in out.splitlines() if line.startswith("partial recall"))
     run = RunFolder.open("run")
     assert run.table("verdicts")["shell"].unique().to_list() == ["memtrace"]
     assert set(run.table("fits")["model"]) == {"power law", "exponential", "constant"}
@@ -50,7 +53,10 @@ def test_a_file_of_questions(model: str, capsys: pytest.CaptureFixture[str]) -> 
     Path("q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     code = main(["shell", "memtrace", "--file", "q.jsonl", "--model", model, "-o", "run", "--no-report", "--json", *FAST])
     assert code == 1
-    said = {i["item"]: i for i in json.loads(capsys.readouterr().out)["items"]}
+    told = capsys.readouterr().out
+    assert "NaN" not in told  # JSON has no such number
+    said = {i["item"]: i for i in json.loads(told)["items"]}
+    assert {v["mode"]: v["value"] for v in said["a"]["verdicts"]}["priority collision"] is None
     assert said["a"]["status"] == "done"
     assert "mentions" in said["line-00002"]["summary"]
     assert "unknown key 'candidates'" in said["line-00003"]["summary"]
@@ -67,3 +73,33 @@ def test_what_cannot_be_used_is_refused(model: str, capsys: pytest.CaptureFixtur
         Path("q.jsonl").write_text(json.dumps({"prompt": TEXT}) + "\n", "utf-8")
         assert main(["shell", "memtrace", *words, "--model", model]) not in (0, 70)
         assert reason in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "name", ["memtrace", "value-collapse", "layer-salience", "temporal-inference", "instruction-disruption", "custom"]
+)
+def test_every_shell_has_the_options_of_measuring(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from inspect import signature
+
+    from symbolic_residue.cli._shell import shell_app
+    from symbolic_residue.cli._shell_common import Common
+
+    command = next(c.callback for c in shell_app.registered_commands if c.name == name)
+    assert command is not None
+    found = signature(command).parameters
+    common = {field: found[field].default for field in Common.__dataclass_fields__}
+    assert common == {field: getattr(Common(), field) for field in Common.__dataclass_fields__}
+    assert "common" not in found
+    assert list(found)[-len(common) :] == list(common)
+    assert main(["shell", name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--resume" in said and "--no-report" in said
+
+
+def test_a_seed_reaches_the_run(model: str) -> None:
+    assert (
+        main(["shell", "memtrace", TEXT, "--model", model, "-o", "run", "--answer", " red", "--seed", "5", "--no-report", *FAST])
+        == 0
+    )
+    run = RunFolder.open("run")
+    assert run.manifest.provenance["seed"] == run.manifest.config["seed"] == 5

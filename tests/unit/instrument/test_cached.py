@@ -13,6 +13,7 @@ from symbolic_residue.instrument import (
     Add,
     AttentionBias,
     AttentionMask,
+    AttentionRead,
     collate,
     Decoder,
     HeadScale,
@@ -86,6 +87,73 @@ def test_copies_of_hybrids_carry_their_own_edits(family: str) -> None:
         alone = instrument.run(batch, edits=[AttentionMask(keys=(-2 - c,), rows=(-1,), batch=(1,))])["logits"][1, -1]
         torch.testing.assert_close(got[3 + c], alone, atol=2e-4, rtol=2e-4)
         torch.testing.assert_close(got[c], plain[0], atol=2e-4, rtol=2e-4)
+
+
+def test_last_rows_that_ran_apart_are_joined(instrument: Instrument) -> None:
+    """Of other widths, with and without a kept run: the joined row equals the batch that ran together, under edits too."""
+    together = LastRow(instrument, collate(sequences(), pad_id=3))
+    for kept in (False, True):
+        rows = [LastRow(instrument, collate(part, pad_id=3)) for part in (sequences()[1:2], sequences()[:1], sequences()[2:])]
+        if kept:
+            for row in rows:
+                row.run(keep=True)
+        joined = LastRow.join(rows).select([1, 0, 2]) if not kept else LastRow.join([rows[1], rows[0], rows[2]])
+        assert (joined.size, joined.width, joined.batch.lead) == (together.size, together.width, together.batch.lead)
+        assert joined.batch.mask.tolist() == together.batch.mask.tolist()
+        for name in ("none", "head", "mask"):
+            torch.testing.assert_close(joined.run(EDITS[name])["logits"], together.run(EDITS[name])["logits"], atol=2e-4, rtol=2e-4)
+        decoders = [row.continued() for row in (joined, together)]
+        token = decoders[1].logits.argmax(-1)
+        torch.testing.assert_close(decoders[0].logits, decoders[1].logits, atol=2e-4, rtol=2e-4)
+        steps = [decoder.step(ids=token) for decoder in decoders]
+        torch.testing.assert_close(steps[0], steps[1], atol=2e-4, rtol=2e-4)
+
+
+def test_a_kept_run_is_not_run_again(instrument: Instrument) -> None:
+    """What follows it equals the whole forward; what came before can still be edited, and edited runs are not kept."""
+    batch, calls = collate(sequences(), pad_id=3), list[int]()
+    row = LastRow(instrument, batch)
+    row.run(EDITS["head"], keep=True)
+    plain = row.run(keep=True)["logits"][:, -1]
+    hook = instrument.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    decoder = row.continued()
+    assert not calls
+    hook.remove()
+    torch.testing.assert_close(decoder.logits, plain, atol=0, rtol=0)
+    token = decoder.logits.argmax(-1)
+    decoder.step(ids=token)
+    longer = [[*s, int(t)] for s, t in zip(sequences(), token, strict=True)]
+    torch.testing.assert_close(decoder.logits, instrument.run(collate(longer, pad_id=3))["logits"][:, -1], atol=2e-4, rtol=2e-4)
+    want = instrument.run(batch, edits=EDITS["head"])["logits"][:, -1]
+    torch.testing.assert_close(row.run(EDITS["head"])["logits"][:, -1], want, atol=2e-4, rtol=2e-4)
+
+
+def test_the_last_row_reads_attention_and_the_rows_before(instrument: Instrument) -> None:
+    """Statistics of the cached row are those of the whole forward's last row; the other rows are read while they run."""
+    batch, early = collate(sequences(), pad_id=3), dict[str, torch.Tensor]()
+    read = AttentionRead(stats=("entropy", "max", "argmax"), rows=(-1,), weights=True)
+    row = LastRow(instrument, batch, reads=("resid_post.1",), on_read=lambda point, x: early.update({str(point): x}))
+    got = row.run(attention=read).attention
+    whole = instrument.run(batch, attention=read, reads=("resid_post.1",))
+    want = whole.attention
+    assert got is not None
+    assert want is not None
+    for name in ("entropy", "max", "weights"):
+        torch.testing.assert_close(got[name][..., -want[name].shape[-1] :], want[name], atol=2e-4, rtol=2e-4)
+    assert got["argmax"].tolist() == want["argmax"].tolist()
+    mask = batch.mask[:, :-1].bool()
+    torch.testing.assert_close(early["resid_post.1"][mask], whole["resid_post.1"][:, :-1][mask], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["jamba", "qwen3_next"])
+def test_a_state_is_continued_but_not_joined(family: str) -> None:
+    model = build(family)
+    instrument = Instrument(SimpleNamespace(model=model, parts=bind(model)))  # type: ignore[arg-type]
+    rows = [LastRow(instrument, collate([s])) for s in sequences()[:2]]
+    plain = rows[0].run(keep=True)["logits"][:, -1]
+    torch.testing.assert_close(rows[0].continued().logits, plain, atol=2e-4, rtol=2e-4)
+    with pytest.raises(InstrumentError, match="cannot be joined"):
+        LastRow.join(rows)
 
 
 def test_edits_elsewhere_are_refused(instrument: Instrument) -> None:

@@ -285,7 +285,7 @@ def test_a_model_that_listens_to_one_block_has_it_named(llama: InstructionDisrup
     found = {e.name: e for e in findings.effects if e.order == "both"}
     assert findings.responsible == ["a"]
     assert found["a"].effect.above(-math.inf) and found["a"].effect.below(0.0)
-    assert "hiding a turns the answer" in findings.summary or "not judged" in findings.summary
+    assert "hiding a moves the preference away from it" in findings.summary or "not judged" in findings.summary
 
 
 def test_the_heads_with_the_largest_attribution_are_tested() -> None:

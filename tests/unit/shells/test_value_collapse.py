@@ -273,7 +273,7 @@ def test_small_pieces_change_nothing_but_rounding(
 ) -> None:
     tests = shell.analyze_residue(residue).attribution.tests
     monkeypatch.setattr(_rows, "_TOKENS_AT_ONCE", 1)
-    monkeypatch.setattr(_attribute, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(_attribute, "_CACHED_AT_ONCE", 1)
     apart = ValueCollapseShell(loaded=shell.loaded, config=SMALL).run(SENTENCE)
     assert apart.asked == residue.asked
     one, two = apart.frames["measures"], residue.frames["measures"]

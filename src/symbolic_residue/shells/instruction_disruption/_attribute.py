@@ -2,8 +2,8 @@
 
 1. **Spans.** Effect of hiding a block = preference (for ``a``, nats) with it hidden − without, mean over both orders of a question; the interval and the
    sign-flip p are over questions. Hiding ``a`` should lower the preference for it, hiding ``b`` raise it. *Responsible* is a block whose effect goes against
-   it, with its whole interval, and is larger than the control's (the longest run of other tokens hidden). ``recovered`` is the share of the way to the
-   frames in which the other instruction stands alone.
+   it, with its whole interval, is larger than the control's (the longest run of other tokens hidden), and goes at least a tenth of the way to the
+   frames in which the other instruction stands alone (``recovered``; at least 0.1 nats where those are no farther away).
 2. **Heads.** The quantity is the log-odds of the later instruction's token against the earlier one's, both orders, so that a head counts that lets the later
    (or the earlier) one win whatever it says. Heads with the largest mean direct logit attribution are mean-ablated at the last row and confirmed against
    random heads, random pairs of tokens, and over questions as clusters (``shells._confirm``).
@@ -29,6 +29,10 @@ from symbolic_residue.stats import bootstrap_columns, bootstrap_mean, Estimate, 
 __all__ = ["HeadAttribution", "SpanEffect", "attribute_heads", "later_pair", "span_effects"]
 
 Array = NDArray[np.float64]
+_NEAR = 0.1
+"""Nats within which two preferences count as one."""
+_LEAST = 0.1
+"""Share of the way to the other instruction alone that a responsible block is worth."""
 Progress = Callable[[str, float], None]
 
 
@@ -83,11 +87,12 @@ def span_effects(preference: pl.DataFrame, seed: int) -> list[SpanEffect]:
                 other = alone.filter(pl.col("order") == ("b" if name == "a" else "a")).select("task", other="value")
                 way = base.join(other, on="task", how="inner")
                 distance = float((way["other"] - way["base"]).to_numpy().mean()) if len(way) else 0.0
-                recovered = float(estimate.value / distance) if abs(distance) > 0.1 else None
+                recovered = float(estimate.value / distance) if abs(distance) > _NEAR else None
                 sign = -1.0 if name == "a" else 1.0
                 against = estimate.below(0.0) if name == "a" else estimate.above(0.0)
+                far = sign * estimate.value > _NEAR if recovered is None else recovered > _LEAST
                 if estimate.has_interval and limit is not None:
-                    responsible = bool(against and sign * estimate.value > limit)
+                    responsible = bool(against and far and sign * estimate.value > limit)
             out.append(SpanEffect(name, order or "both", tokens, estimate, p, recovered, responsible))
     return out
 

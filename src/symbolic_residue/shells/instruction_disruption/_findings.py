@@ -74,7 +74,7 @@ def summarise(residue: InstructionDisruptionResidue, verdicts: list[Verdict], ef
     ):
         parts.append(f"{words} {share_over_tasks(pair, flag).value:.0%}")
     who = [e.name for e in effects if e.order == "both" and e.responsible]
-    decides = f"; hiding {' or '.join(who)} turns the answer" if who else ""
+    decides = f"; hiding {' or '.join(who)} moves the preference away from it" if who else ""
     return f"{a} (a) with {b} (b): {', '.join(parts)} of the answers; {state_of(verdicts)}{decides}; geometric conflict {conflict:.2f}."
 
 

@@ -8,8 +8,8 @@
    family-wise: the share of draws (plus one) in which *any* tested head's absolute effect is at least as large.
 4. *Heads drawn at random*: the same tokens hidden in other heads; the 95th percentile of their absolute effects is the size to exceed. Layers have no
    such control.
-5. Confirmed: p ≤ 0.05, and for heads larger than the random heads' size. A head whose hiding *raises* ln P(answer) can be confirmed too; the sign
-   says which way.
+5. Confirmed: p ≤ 0.05, larger than 0.01 nats, and for heads larger than the random heads' size. A head whose hiding *raises* ln P(answer) can be confirmed too;
+   the sign says which way.
 
 Interventions act on the last row only: heads that moved the token's content to other rows earlier are not seen here, but count in CANCEL.
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from symbolic_residue.instrument import AttentionMask, collate, Edit, Instrument, LastRow
 from symbolic_residue.prompts import Prompt
-from symbolic_residue.shells._confirm import draw_heads
+from symbolic_residue.shells._confirm import draw_heads, SMALLEST
 from symbolic_residue.shells.layer_salience._config import LayerSalienceConfig
 from symbolic_residue.shells.layer_salience._observe import hidden_from_last
 from symbolic_residue.stats import empirical_p
@@ -117,7 +117,7 @@ def attribute(
                     drawn,
                     p,
                     size,
-                    bool(p <= 0.05 and (size is None or abs(effect) > size)) if sayable else None,
+                    bool(p <= 0.05 and abs(effect) > max(size or 0.0, SMALLEST)) if sayable else None,
                 )
             )
     return tests

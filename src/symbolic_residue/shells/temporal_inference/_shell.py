@@ -11,28 +11,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 
 from symbolic_residue.errors import ConfigError, EditError
 from symbolic_residue.prompts import build_prompt, ShellItem, temporal_coherence, TemporalItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
-from symbolic_residue.shells._confirm import confirm_heads, head_means, PairRuns
 from symbolic_residue.shells._failure import Failure
-from symbolic_residue.shells._findings import Findings, listed, state_of
 from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.temporal_inference._config import Direction, DIRECTIONS, Mode, MODES, TemporalInferenceConfig
 from symbolic_residue.shells.temporal_inference._failures import pair_failures
+from symbolic_residue.shells.temporal_inference._findings import summarise, TemporalInferenceFindings
 from symbolic_residue.shells.temporal_inference._heads import ablate_on_text, behaviours, HeadBehaviours
-from symbolic_residue.shells.temporal_inference._judge import drift_of, preference, verdicts
+from symbolic_residue.shells.temporal_inference._judge import verdicts
 from symbolic_residue.shells.temporal_inference._observe import (
     coherence_curves,
-    gap_preferences,
     preferences_frame,
     SHIFTS,
     shifts_frame,
@@ -40,29 +36,17 @@ from symbolic_residue.shells.temporal_inference._observe import (
 )
 from symbolic_residue.shells.temporal_inference._operations import predict, Prediction, remember, Remembered, shift, Shifted
 from symbolic_residue.shells.temporal_inference._pairs import EventPair, pair_prompts, PairPrompt
+from symbolic_residue.shells.temporal_inference._preference import pair_frames, pair_tests
 from symbolic_residue.shells.temporal_inference._references import Genre, REFERENCES
 from symbolic_residue.shells.temporal_inference._residue import Asked, TemporalInferenceResidue
-from symbolic_residue.shells.temporal_inference._runs import Tail, TextRuns
-from symbolic_residue.shells.temporal_inference._shift import make_tail, places
-from symbolic_residue.stats import bootstrap_mean
+from symbolic_residue.shells.temporal_inference._runs import TextRuns
+from symbolic_residue.shells.temporal_inference._shift import places
+from symbolic_residue.shells.temporal_inference._states import state_frames
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
 
-__all__ = ["TemporalInferenceFindings", "TemporalInferenceShell"]
-
-
-@dataclass(frozen=True)
-class TemporalInferenceFindings(Findings[TemporalInferenceResidue]):
-    """What TEMPORAL-INFERENCE found; ``head_tests`` among its tables says which heads were confirmed."""
-
-    def confirmed(self, behaviour: str = "") -> list[tuple[int, int]]:
-        """(layer, head) of the heads confirmed for a behaviour whose name holds this text."""
-        tests = self.frames.get("head_tests")
-        if tests is None:
-            return []
-        mine = tests.filter(pl.col("confirmed") & pl.col("behaviour").str.contains(behaviour, literal=True))
-        return list(dict.fromkeys(mine.select("layer", "head").rows()))
+__all__ = ["TemporalInferenceShell"]
 
 
 class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferenceFindings]):
@@ -261,11 +245,12 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             frames["shifts"] = all_shifts.filter(pl.col("side").is_in(["text", genre])).with_columns(
                 side=pl.when(pl.col("side") == genre).then(pl.lit("reference")).otherwise(pl.col("side"))
             )
-            frames |= self._states(runs, cuts[-1], asked)
+            frames |= state_frames(runs, self.tokenizer, self.instrument.parts.n_layers, cuts[-1], asked, config)
         if pair is not None:
             progress("asking about the pair", 0.8)
-            frames["preferences"], gaps = self._pair(asked)
-            curves += gaps
+            gaps = config.gaps if self.instrument.parts.position_ids else ()
+            frames["preferences"], by_gap = pair_frames(self.instrument, self.tokenizer, asked, gaps, self._last_rows)
+            curves += by_gap
         else:
             frames["preferences"] = preferences_frame([], np.zeros(0), "pair")
         if curves:
@@ -300,10 +285,10 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
                     tests.append(ablate_on_text(runs, asked.cuts, config.window, heads, asked.seed))
             if asked.pair is not None:
                 progress("ablating heads on the pair", 0.7)
-                tests.append(self._pair_tests(asked, heads))
+                tests.append(pair_tests(self.instrument, asked, heads, self._last_rows))
             frames["head_tests"] = pl.concat(tests)
         progress("findings", 1.0)
-        return TemporalInferenceFindings(residue, judged, frames, _summary(residue, judged))
+        return TemporalInferenceFindings(residue, judged, frames, summarise(residue, judged))
 
     def visualize_temporal_coherence(self, findings: TemporalInferenceFindings) -> Any:
         """Coherence against distance, forward and backward, beside its controls; for a pair, the preference against the gap (an Altair chart).
@@ -348,61 +333,6 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             self._heads[key] = behaviours(self.instrument, config, asked.distance, asked.direction, seed=asked.seed)
         return self._heads[key]
 
-    def _states(self, runs: TextRuns, cut: int, asked: Asked) -> dict[str, pl.DataFrame]:
-        """REMEMBER at the last place: how far the continuation's residual states move under the asked shift; and PREDICT there."""
-        window = self.config.window
-        points = [f"resid_post.{i}" for i in range(self.instrument.parts.n_layers)]
-        tail = make_tail(runs.ids, cut, asked.distance, asked.direction, asked.mode, window + 1)
-        still = make_tail(runs.ids, cut, 0, "forward", "tokens", window + 1)
-        plain, _ = runs.states(still, points, window + 2)
-        moved, found = runs.states(tail, points, window + 2)
-        rows = []
-        for layer, point in enumerate(points):
-            far = (1 - torch.nn.functional.cosine_similarity(plain[point][1:], moved[point][1:], dim=-1)).tolist()
-            rows += [("state change (1 − cosine)", layer, cut + i, value, "") for i, value in enumerate(far)]
-        maps = pl.DataFrame(
-            rows,
-            schema={"map": pl.String, "layer": pl.Int64, "position": pl.Int64, "value": pl.Float64, "unit": pl.String},
-            orient="row",
-        )
-        logits = found[0]  # the row before the continuation
-        p = torch.softmax(logits, -1)
-        best = p.topk(min(self.config.top_k, len(p)))
-        candidates = [
-            (rank, int(i), self.tokenizer.decode([int(i)]), float(v), float(logits[int(i)]), "shifted")
-            for rank, (v, i) in enumerate(zip(best.values, best.indices, strict=True))
-        ]
-        frames = {"maps": maps}
-        frames["candidates"] = pl.DataFrame(
-            candidates, schema=["rank", "token_id", "token", "probability", "logit", "source"], orient="row"
-        )
-        if self.config.steps:
-            k = len(tail.ids) - window - 1
-            before = Tail(tail.start, tail.ids[:k], tail.positions[:k], 0)
-            start = Tail(cut - 1, (runs.ids[cut - 1],), (cut - 1,), 0)
-            true = runs.ids[cut : cut + self.config.steps]
-            texts = [
-                ("shifted", runs.greedy(before, self.config.steps)),
-                ("unshifted", runs.greedy(start, self.config.steps)),
-                ("true", true),
-            ]
-            frames["changes"] = pl.DataFrame(
-                [
-                    (i, "continuation", f"{name}: {self.tokenizer.decode(ids)}", None, "greedy", "")
-                    for i, (name, ids) in enumerate(texts)
-                ],
-                schema={
-                    "rank": pl.Int64,
-                    "kind": pl.String,
-                    "description": pl.String,
-                    "needed": pl.Float64,
-                    "effect": pl.String,
-                    "unit": pl.String,
-                },
-                orient="row",
-            )
-        return frames
-
     def _last_rows(self, prompts: Sequence[PairPrompt]) -> LastRows:
         """The prompts' cached last rows; those of the last pair are kept, since its analysis asks for them again."""
         key = repr([p.text for p in prompts])
@@ -411,82 +341,3 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
                 del self._rows[next(iter(self._rows))]
             self._rows[key] = LastRows(self.instrument, [build_prompt(self.tokenizer, p.text) for p in prompts])
         return self._rows[key]
-
-    def _pair(self, asked: Asked) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
-        """Table ``preferences``, and the curve over gaps where there are any."""
-        found, sides = [], (("pair", asked.prompts), ("neutral", asked.neutral))
-        for side, prompts in sides:
-            rows = self._last_rows(prompts)
-            logits = torch.cat([trace["logits"][:, -1].double().cpu() for trace in rows.run()])
-            log_odds = np.array([float(row[p.right] - row[p.wrong]) for row, p in zip(logits, prompts, strict=True)])
-            found.append(preferences_frame(prompts, log_odds, side))
-        gaps = self.config.gaps if self.instrument.parts.position_ids else ()
-        for gap in gaps:
-            for side, prompts in sides:
-                found.append(preferences_frame(prompts, gap_preferences(self.instrument, self.tokenizer, prompts, gap), side, gap))
-        frame = pl.concat(found)
-        if not gaps:
-            return frame, []
-        rows = []
-        for side, series in (("pair", "story with an order"), ("neutral", "control: no order")):
-            for gap in (0, *gaps):
-                e = bootstrap_mean(
-                    frame.filter((pl.col("side") == side) & (pl.col("gap") == gap))
-                    .group_by("wording")
-                    .agg(pl.col("log_odds").mean())["log_odds"]
-                    .to_numpy(),
-                    seed=asked.seed,
-                )
-                row = {
-                    "curve": "preference for the right word",
-                    "series": series,
-                    "x": float(gap),
-                    "x_unit": "positions between story and question",
-                }
-                rows.append({**row, "value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": "nats"})
-        return frame, [pl.DataFrame(rows).with_columns(pl.col("low", "high").fill_nan(None))]
-
-    def _pair_tests(self, asked: Asked, heads: HeadBehaviours) -> pl.DataFrame:
-        """Table ``head_tests`` of the same heads ablated at the pair's last row."""
-        last, neutral = self._last_rows(asked.prompts), self._last_rows(asked.neutral)
-        runs = PairRuns(self.instrument, last.prompts, [(p.right, p.wrong) for p in asked.prompts], rows=last)
-        means, _ = head_means(self.instrument, neutral.prompts, rows=neutral)
-        # The direct part of each head is not asked here: an effect of either sign counts.
-        first = confirm_heads(
-            runs,
-            heads.chosen,
-            heads.drawn,
-            means=means,
-            contribution=np.zeros(len(heads.chosen)),
-            seed=asked.seed,
-            rng=np.random.default_rng(asked.seed),
-            clusters=[f"{p.wording}" for p in asked.prompts],
-        )
-        n = len({p.wording for p in asked.prompts})
-        limit = first.random_effect if np.isfinite(first.random_effect) else None
-        rows = []
-        for t, name in zip(first.tests, heads.behaviour, strict=True):
-            ok = bool(t.q <= 0.05 and limit is not None and abs(t.ablation) > limit and t.specificity <= 0.05)
-            said = ok if n >= 6 and limit is not None else None
-            numbers = (t.ablation, t.low, t.high, n, "nats", limit, first.random_n, t.p, t.q)
-            rows.append((t.layer, t.head, f"pair: {name}", *numbers, said))
-        return pl.DataFrame(rows, schema=heads.tests.schema, orient="row")
-
-
-def _summary(residue: TemporalInferenceResidue, judged: list[Any]) -> str:
-    asked, said = residue.asked, []
-    if asked.text is not None:
-        frame = residue.frames["curves"].filter(
-            (pl.col("series") == f"{asked.direction}, {asked.mode}") & (pl.col("x") == asked.distance)
-        )
-        said.append(
-            f"a shift of {asked.distance} tokens {asked.direction} changes coherence by {frame['value'][0]:+.2f} nats a token "
-            f"(second half of the continuation {drift_of(residue, 'text').mean():+.2f})"
-        )
-    if asked.pair is not None:
-        word = "order" if asked.pair.relation == "order" else "direction"
-        own, without = (preference(residue, side).mean() for side in ("pair", "neutral"))
-        said.append(f"the right {word} is preferred by {own:+.2f} nats (without an order in the story {without:+.2f})")
-    text = listed(said)
-    verdicts = [v for v in judged if v.value.n]
-    return f"{text[0].upper()}{text[1:]}: {state_of(verdicts)}."

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symbolic_residue.instrument import AttentionMask, collate, Edit, Instrument, LastRow
+from symbolic_residue.instrument import AttentionMask, Edit, Instrument
 from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import direct_logit_attribution, dla_reads
 from symbolic_residue.shells._confirm import confirm_heads, draw_heads, head_means, HeadTest, PairRuns
@@ -32,7 +32,7 @@ __all__ = ["Attribution", "attribute", "token_influence"]
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]
-_TOKENS_AT_ONCE = 4096
+_CACHED_AT_ONCE = 16384
 _GROUPS = 64
 
 
@@ -77,6 +77,7 @@ def attribute(
     attributed: int,
     seed: int,
     rows: LastRows | None = None,
+    settled: LastRows | None = None,
     progress: Progress = lambda what, share: None,
 ) -> Attribution:
     """Attribute and confirm; see the module.
@@ -88,7 +89,7 @@ def attribute(
         candidates: token ids, best first.
         top_heads: how many heads to test; ``random_heads`` how many for the control.
         attributed: pairs among this many best candidates.
-        rows: the prompts' last rows, where they are cached already.
+        rows: the prompts' last rows, where they are cached already; ``settled`` those of the control, which may be the first of several.
         progress: told what is going on, and the share done.
     """
     parts = instrument.parts
@@ -96,7 +97,7 @@ def attribute(
     pairs = list(combinations(best, 2))
     targets: list[tuple[int, int | None]] = [*pairs, *((t, None) for t in best)]
     rows = rows or LastRows(instrument, prompts)
-    found = [direct_logit_attribution(trace, parts, targets, rows=(-1,)) for trace in rows.run(reads=dla_reads(parts))]
+    found = [direct_logit_attribution(trace, parts, targets, rows=(-1,)) for trace in rows.plain(dla_reads(parts))]
 
     def joined(name: str, n: int = len(pairs)) -> Array:
         return np.concatenate([getattr(d, name)[:n, :, 0].double().cpu().numpy() for d in found], 1)
@@ -127,8 +128,10 @@ def attribute(
     if top_heads == 0:
         return Attribution(*parts_of, [], float("inf"), 0)
     means, each = reference()
-    settled = LastRows(instrument, [control])
+    settled = settled or LastRows(instrument, [control])
     _, of_control = head_means(instrument, [control], rows=settled)
+    a, b = pairs[0]
+    at_control = settled.plain()[0]["logits"][0, -1].double()
     tested = confirm_heads(
         PairRuns(instrument, prompts, pairs[0], rows=rows),
         chosen,
@@ -138,35 +141,38 @@ def attribute(
         seed=seed,
         rng=rng,
         settled=of_control[0],
-        settled_log_odds=float(PairRuns(instrument, [control], pairs[0], rows=settled)()[0]),
+        settled_log_odds=float(at_control[a] - at_control[b]),
         unrelated=each[int(rng.integers(len(each)))],
         progress=progress,
     )
     return Attribution(*parts_of, tested.tests, tested.random_effect, tested.random_n)
 
 
-def token_influence(instrument: Instrument, prompt: Prompt, pair: tuple[int, int]) -> Array:
+def token_influence(instrument: Instrument, prompt: Prompt, pair: tuple[int, int], *, rows: LastRows | None = None) -> Array:
     """Each token's influence on the pair's log-odds, ``[token]`` in nats; see the module.
 
     Prompts of more than 64 tokens are hidden in runs of neighbouring tokens, whose influence is shared out equally.
+    ``rows``: the prompt's last row, where it is cached already.
     """
     n = len(prompt)
     if n < 2:
         return np.zeros(n)
-    row = LastRow(instrument, collate([prompt]))
+    rows = rows or LastRows(instrument, [prompt])
+    (row,) = rows.rows
+    assert row is not None
     a, b = pair
 
-    def log_odds(edits: list[Edit], copies: int) -> Array:
-        logits = row.run(edits, copies=copies)["logits"][:, -1].double()
+    def log_odds(logits: Tensor) -> Array:
+        logits = logits[:, -1].double()
         return (logits[:, a] - logits[:, b]).cpu().numpy()
 
-    base = float(log_odds([], 1)[0])
+    base = float(log_odds(rows.plain()[0]["logits"])[0])
     groups = [g.tolist() for g in np.array_split(np.arange(n), min(n, _GROUPS))]
-    copies = max(1, min(16, 2 * _TOKENS_AT_ONCE // n))
+    copies = max(1, _CACHED_AT_ONCE // n)
     out = np.zeros(n)
     for start in range(0, len(groups), copies):
         batch = groups[start : start + copies]
         edits: list[Edit] = [AttentionMask(g, rows=(-1,), batch=(c,)) for c, g in enumerate(batch)]
-        for g, hidden in zip(batch, log_odds(edits, len(batch)), strict=True):
+        for g, hidden in zip(batch, log_odds(row.run(edits, copies=len(batch))["logits"]), strict=True):
             out[g] = (base - hidden) / len(g)
     return out

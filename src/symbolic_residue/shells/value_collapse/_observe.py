@@ -1,6 +1,7 @@
 """One prompt and its variants through the model: distributions, candidates, refinements, and the numbers that verdicts are made of.
 
-1. All variants go through one instrumented forward (in pieces that bound memory), read at the last row.
+1. Every prompt runs once: the prompt itself first, since its candidates are protected in the variants (``Read``), then the variants, beside it from there on
+   (in pieces that bound memory). All is read at the last row; of the prompt itself also attention there, and the residual stream of its last positions.
 2. Candidates are the smallest set of tokens that holds ``mass`` of the prompt's own next-token distribution, or those given.
 3. Per variant: log-odds of the two best candidates, entropy over the candidates, the probability they hold together, and per refiner the
    returns and the leader's loss.
@@ -15,10 +16,11 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from symbolic_residue.instrument import collate, Instrument
+from symbolic_residue.instrument import AttentionRead, Instrument, Trace
 from symbolic_residue.prompts import Prompt
-from symbolic_residue.readout import lens_logits, lens_reads
+from symbolic_residue.readout import depth_logits, dla_reads, lens_reads
 from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._refine import (
@@ -30,8 +32,9 @@ from symbolic_residue.shells.value_collapse._refine import (
     Refinement,
 )
 from symbolic_residue.stats import entropy
+from symbolic_residue.types import Point
 
-__all__ = ["Observation", "choose_candidates", "measure", "next_token", "observe"]
+__all__ = ["Observation", "Read", "choose_candidates", "measure", "next_token", "observe", "read_prompt"]
 
 Array = NDArray[np.float64]
 
@@ -67,9 +70,38 @@ def choose_candidates(probability: Array, config: ValueCollapseConfig) -> list[i
     return order[:size].tolist()
 
 
+@dataclass(frozen=True)
+class Read:
+    """The prompt itself, run once.
+
+    Attributes:
+        row: its last row, with what was read there.
+        lens: a trace of its last positions at the lens's points, and of the last row's attention.
+    """
+
+    row: LastRows
+    lens: Trace
+
+
+def read_prompt(instrument: Instrument, prompt: Prompt, positions: int) -> Read:
+    """The prompt's one run; the lens shows at most the last ``positions``."""
+    before, early = min(len(prompt), positions) - 1, dict[Point, Tensor]()
+
+    def keep(point: Point, tensor: Tensor) -> None:
+        early[point] = tensor[:, -before:].clone()
+
+    row = LastRows(instrument, [prompt], reads=lens_reads() if before else (), on_read=keep)
+    stats = ("mass", "entropy", "distance", "max", "argmax")
+    attention = AttentionRead(stats=stats, regions=prompt.regions, rows=(-1,), weights=True, split_self=True)
+    last = row.plain((*lens_reads(), *dla_reads(instrument.parts)), attention=attention)[0]
+    lens = Trace({point: torch.cat([tensor, last[point]], 1) for point, tensor in early.items()} or dict(last.tensors))
+    lens.attention = last.attention
+    return Read(row, lens)
+
+
 def next_token(rows: LastRows) -> Array:
     """``[prompt, vocab]``: the next-token distributions."""
-    return np.concatenate([torch.softmax(trace["logits"][:, -1].double(), -1).cpu().numpy() for trace in rows.run()])
+    return np.concatenate([torch.softmax(trace["logits"][:, -1].double(), -1).cpu().numpy() for trace in rows.plain()])
 
 
 def observe(
@@ -88,35 +120,41 @@ def observe(
         rows: the prompts' last rows, where they are cached already.
     """
     layers = "layers" in config.refiners or config.verdict_refiner == "layers"
+    rows = rows or LastRows(instrument, prompts)
     probability, logits, depth_p, depth_l1 = [], [], [], []
-    for trace in (rows or LastRows(instrument, prompts)).run(reads=lens_reads() if layers else ()):
+    for trace in rows.plain(lens_reads() if layers else ()):
         p = torch.softmax(trace["logits"][:, -1].double(), -1)
         probability.append(p.cpu().numpy())
         if candidates is None:
             candidates = choose_candidates(probability[0][0], config)
         logits.append(trace["logits"][:, -1, candidates].double().cpu().numpy())
-        if not layers:
-            continue
-        by_depth, changes, before = [], [], None
-        for depth in range(instrument.parts.n_layers + 1):
-            resid = trace["resid_pre.0"] if depth == 0 else trace[f"resid_post.{depth - 1}"]
-            now = torch.softmax(lens_logits(instrument.parts, resid[:, -1]).double(), -1)
-            by_depth.append(torch.log(now[:, candidates].clamp_min(1e-300)).cpu().numpy())
-            changes.append(np.full(len(now), np.nan) if before is None else (now - before).abs().sum(-1).cpu().numpy())
-            before = now
-        depth_p.append(np.stack(by_depth, 1))
-        depth_l1.append(np.stack(changes, 1))
+        if layers:
+            by_depth, changes = _over_depth(instrument, trace, candidates)
+            depth_p.append(by_depth)
+            depth_l1.append(changes)
     assert candidates is not None
     refinements: dict[str, Refinement] = {}
     if layers:
         refinements["layers"] = refine_layers(
             np.concatenate(depth_p), np.concatenate(depth_l1), config.readable_mass, config.tolerance
         )
-    whole = collate(prompts)
     for name, refine in (("soft", refine_soft), ("rollout", refine_rollout)):
         if name in config.refiners or config.verdict_refiner == name:
-            refinements[name] = refine(instrument, whole, candidates, config.steps, config.tolerance)
+            refinements[name] = refine(instrument, rows, candidates, config.steps, config.tolerance)
     return Observation(np.concatenate(probability), np.concatenate(logits), candidates, refinements)
+
+
+def _over_depth(instrument: Instrument, trace: Trace, candidates: list[int]) -> tuple[Array, Array]:
+    """The lens at the last row: ln P of the candidates ``[prompt, depth, candidate]``, and its L1 change ``[prompt, depth]`` (NaN first)."""
+    by_depth, changes = [], [np.full(len(trace["logits"]), np.nan)]
+    before: Tensor | None = None
+    for logits in depth_logits(trace, instrument.parts):
+        now = torch.softmax(logits.double(), -1)
+        by_depth += list(torch.log(now[..., candidates].clamp_min(1e-300)).cpu().numpy())
+        joined = now if before is None else torch.cat([before, now])
+        changes += list((joined[1:] - joined[:-1]).abs_().sum(-1).cpu().numpy())
+        before = now[-1:]
+    return np.stack(by_depth, 1), np.stack(changes, 1)
 
 
 def measure(observation: Observation, side: str) -> pl.DataFrame:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from symbolic_residue.instrument import Batch, Decoder, Instrument
+from symbolic_residue.shells._rows import LastRows
 
 __all__ = ["Refinement", "count_returns", "leader_loss", "refine_layers", "refine_rollout", "refine_soft", "transfer", "velocity"]
 
@@ -53,24 +55,52 @@ class Refinement:
         return share[~np.isnan(share[:, 0])]
 
 
-def refine_rollout(instrument: Instrument, batch: Batch, candidates: list[int], steps: int, tolerance: float) -> Refinement:
+def refine_rollout(
+    instrument: Instrument, batch: Batch | LastRows, candidates: list[int], steps: int, tolerance: float
+) -> Refinement:
     """Append the best token, again and again; see the module."""
     return _decode("rollout", instrument, batch, candidates, steps, tolerance)
 
 
-def refine_soft(instrument: Instrument, batch: Batch, candidates: list[int], steps: int, tolerance: float) -> Refinement:
+def refine_soft(instrument: Instrument, batch: Batch | LastRows, candidates: list[int], steps: int, tolerance: float) -> Refinement:
     """Append the expected embedding, again and again; see the module."""
     return _decode("soft", instrument, batch, candidates, steps, tolerance)
 
 
-def _decode(refiner: str, instrument: Instrument, batch: Batch, candidates: list[int], steps: int, tolerance: float) -> Refinement:
-    decoder = Decoder(instrument, batch)
-    limit = instrument.parts.max_context
-    n = batch.ids.shape[0]
+def _decode(
+    refiner: str, instrument: Instrument, batch: Batch | LastRows, candidates: list[int], steps: int, tolerance: float
+) -> Refinement:
+    """Sequences, or rows that have run already: those go on from there."""
+    if isinstance(batch, LastRows):
+        pieces = zip(batch.pieces, batch.rows, strict=True)
+        decoders = [Decoder(instrument, piece) if row is None else row.continued() for piece, row in pieces]
+    else:
+        decoders = [Decoder(instrument, batch)]
     table = None
     if refiner == "soft":
         with torch.no_grad():  # the embedding module's output, so that a family's own scaling is in it
             table = instrument.parts.embedded(torch.arange(instrument.parts.vocab_size, device=instrument.device)).float()
+    found = [_go_on(decoder, instrument, table, candidates, steps, tolerance) for decoder in decoders]
+    longest = max(p.shape[1] for p, *_ in found)
+
+    def filled(x: Array) -> Array:
+        return np.concatenate([x, np.full((x.shape[0], longest - x.shape[1], *x.shape[2:]), np.nan)], 1)
+
+    return Refinement(
+        refiner,
+        np.concatenate([filled(p) for p, *_ in found]),
+        np.concatenate([filled(l1) for _, l1, *_ in found]),
+        np.concatenate([converged for *_, converged, _ in found]),
+        tuple(found[0][3]),
+    )
+
+
+def _go_on(
+    decoder: Decoder, instrument: Instrument, table: Tensor | None, candidates: list[int], steps: int, tolerance: float
+) -> tuple[Array, Array, NDArray[np.bool_], list[int]]:
+    """Probabilities ``[sequence, step, candidate]``, L1 changes ``[sequence, step]``, which have converged, and what was appended to the first."""
+    limit = instrument.parts.max_context
+    n = decoder.logits.shape[0]
     p = torch.softmax(decoder.logits, -1)
     probability, l1 = [p[:, candidates]], [np.full(n, np.nan)]
     converged = np.zeros(n, dtype=bool)
@@ -93,8 +123,7 @@ def _decode(refiner: str, instrument: Instrument, batch: Batch, candidates: list
         probability.append(row)
         l1.append(np.where(converged, np.nan, change))
         converged |= change < tolerance
-    stacked = torch.stack(probability, 1).cpu().double().numpy()
-    return Refinement(refiner, stacked, np.stack(l1, 1), converged, tuple(appended))
+    return torch.stack(probability, 1).cpu().double().numpy(), np.stack(l1, 1), converged, appended
 
 
 def refine_layers(log_probability: Array, l1: Array, readable: float, tolerance: float) -> Refinement:

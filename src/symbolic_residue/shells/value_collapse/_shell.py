@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ import polars as pl
 
 from symbolic_residue.errors import ConfigError, NoRightAnswerError
 from symbolic_residue.prompts import benchmark, BenchmarkItem, build_prompt, perturb, Prompt, ShellItem
+from symbolic_residue.readout import dla_reads, lens_reads
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.shells._failure import Failure
@@ -26,7 +28,7 @@ from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._failures import candidate_failure
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
 from symbolic_residue.shells.value_collapse._judge import quantity, verdicts
-from symbolic_residue.shells.value_collapse._observe import choose_candidates, measure, next_token, observe
+from symbolic_residue.shells.value_collapse._observe import choose_candidates, measure, next_token, observe, Read, read_prompt
 from symbolic_residue.shells.value_collapse._operations import commit, isolate, Isolation, resolve_candidates, token_text
 from symbolic_residue.shells.value_collapse._refine import Refinement
 from symbolic_residue.shells.value_collapse._residue import Asked, ValueCollapseResidue
@@ -106,7 +108,7 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         super().__init__(model, tokenizer, config or ValueCollapseConfig(), loaded=loaded)
         self._references: dict[bool, list[Prompt]] = {}
         self._means: dict[bool, tuple[Tensor, Tensor]] = {}
-        self._rows: tuple[list[Prompt], LastRows] | None = None
+        self._kept: tuple[list[Prompt], _Rows] | None = None
         self._unrelated: dict[bool, np.ndarray] = {}
 
     # -- operations ----------------------------------------------------------------------------------------------------------
@@ -206,7 +208,8 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             raise ConfigError("The conversation must end with a user's turn.", why="Its last turn is what gets varied.")
         given = resolve_candidates(self.tokenizer, candidates) if candidates is not None else None
         progress("first reading", 0.0)
-        first = next_token(LastRows(self.instrument, [prompt]))[0]
+        read = read_prompt(self.instrument, prompt, self.config.lens_positions)
+        first = next_token(read.row)[0]
         ids = choose_candidates(first, self.config) if given is None else sorted(given, key=lambda t: -first[t])
         given = None if given is None else ids
         names = [token_text(self.tokenizer, t) for t in ids]
@@ -231,21 +234,21 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         )
         prompts, controls = self._family(asked)
         progress("prompt and variants", 0.2)
-        rows = LastRows(self.instrument, prompts)
-        # The analysis that follows reads and edits the same rows. A long prompt's cache is not kept: it may be large.
-        self._rows = (prompts, rows) if rows.tokens <= _KEPT_TOKENS else None
-        of_prompt = observe(self.instrument, prompts, self.config, ids, rows=rows)
+        rows = self._rows(prompts, controls, read)
+        of_prompt = observe(self.instrument, prompts, self.config, ids, rows=rows.prompts)
         progress("control and variants", 0.5)
         # The control needs only the refiner that the verdicts look at.
-        of_control = observe(
-            self.instrument, controls, self.config.model_copy(update={"refiners": ()}), ids if given is not None else None
-        )
+        plain, chosen = self.config.model_copy(update={"refiners": ()}), ids if given is not None else None
+        of_control = observe(self.instrument, controls, plain, chosen, rows=rows.controls)
+        # The analysis that follows reads and edits the same rows. A long prompt's cache is not kept: it may be large.
+        kept = rows.prompts.tokens <= _KEPT_TOKENS
+        self._kept = (prompts, replace(rows, controls=rows.controls.without_cache())) if kept else None
         progress("unrelated prompts", 0.8)
         measures = [measure(of_prompt, "prompt"), measure(of_control, "control")]
         measures += [_values("prompt", "js", js_divergence(of_prompt.probability[1:], of_prompt.probability[:1]))]
         measures += [_values("control", "js", js_divergence(of_control.probability[1:], of_control.probability[:1]))]
         measures += [_values("unrelated", "js", self._unrelated_js(asked.chat))]
-        frames = residue_frames(self.instrument, self.tokenizer, self.config, prompts, asked, of_prompt)
+        frames = residue_frames(self.instrument, self.tokenizer, self.config, prompts, asked, of_prompt, read.lens)
         frames["measures"] = pl.concat(measures)
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
         progress("residue collected", 1.0)
@@ -268,6 +271,8 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         residue.must_be_of(self.loaded.provenance.weights_sha256)
         asked, config = residue.asked, residue.config
         prompts, controls = self._family(asked)
+        rows = self._kept[1] if self._kept is not None and self._kept[0] == prompts else self._rows(prompts, controls)
+        self._kept = None
         attribution = attribute(
             self.instrument,
             prompts,
@@ -278,13 +283,13 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
             random_heads=config.random_heads,
             attributed=config.attributed_candidates,
             seed=asked.seed,
-            rows=self._rows[1] if self._rows is not None and self._rows[0] == prompts else None,
+            rows=rows.prompts,
+            settled=rows.controls,
             progress=progress,
         )
-        self._rows = None
         progress("hiding tokens", 1.0)
         pair = attribution.pairs[0]
-        influence = token_influence(self.instrument, prompts[0], pair)
+        influence = token_influence(self.instrument, prompts[0], pair, rows=rows.prompt)
         names = {t: token_text(self.tokenizer, t) for t in asked.candidates}
         judged = verdicts(residue)
         frames = attribution_frames(attribution, names, asked.candidates, asked.seed)
@@ -341,18 +346,44 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         return self._references[chat]
 
     def _reference_means(self, chat: bool) -> tuple[Tensor, Tensor]:
-        """:func:`head_means` over the unrelated prompts, run once."""
-        if chat not in self._means:
-            self._means[chat] = head_means(self.instrument, self._reference(chat))
+        """:func:`head_means` over the unrelated prompts."""
+        self._run_reference(chat)
         return self._means[chat]
 
     def _unrelated_js(self, chat: bool) -> np.ndarray:
         """Jensen-Shannon divergence between the distributions of disjoint pairs of unrelated prompts (each prompt used once), ``[pair]``."""
-        if chat not in self._unrelated:
-            p = next_token(LastRows(self.instrument, self._reference(chat)))
-            half = len(p) // 2
-            self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
+        self._run_reference(chat)
         return self._unrelated[chat]
+
+    def _run_reference(self, chat: bool) -> None:
+        """The unrelated prompts, run once for both."""
+        if chat in self._unrelated:
+            return
+        prompts = self._reference(chat)
+        rows = LastRows(self.instrument, prompts)
+        self._means[chat] = head_means(self.instrument, prompts, rows=rows)
+        p = next_token(rows)
+        half = len(p) // 2
+        self._unrelated[chat] = js_divergence(p[:half], p[half : 2 * half])
+
+    def _rows(self, prompts: list[Prompt], controls: list[Prompt], read: Read | None = None) -> _Rows:
+        """The prompt, its variants, and the control with its own, each run once; ``read``: of the prompt, where it has run."""
+        reads = (*lens_reads(), *dla_reads(self.instrument.parts))
+        read = read or read_prompt(self.instrument, prompts[0], 1)
+        varied = LastRows(self.instrument, prompts[1:])
+        varied.plain(reads)
+        at_control = LastRows(self.instrument, controls)
+        at_control.plain(reads)
+        return _Rows(read.row, LastRows.join([read.row, varied]), at_control)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The prompt's last row, those of it and its variants, and what was read of the control and its variants."""
+
+    prompt: LastRows
+    prompts: LastRows
+    controls: LastRows
 
 
 def _settled(text: str, answer: str, *, repeat: bool) -> str:

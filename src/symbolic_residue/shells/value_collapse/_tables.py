@@ -1,8 +1,8 @@
 """The tables of a residue: everything that one prompt's observation shows, as polars frames.
 
 1. Candidates, refinement traces and what they show, mass moved between candidates, sensitivity to the small edits: from the observation.
-2. One more forward of the prompt itself, read at the last row: attention mass by region (the row's own key apart), statistics per head, the mean attention on
-   every token; and the logit lens over the last positions.
+2. From the prompt's own run, read at the last row: attention mass by region (the row's own key apart), statistics per head, the mean attention on every token;
+   and the logit lens over the last positions.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from symbolic_residue.instrument import AttentionRead, collate, Instrument
+from symbolic_residue.instrument import Instrument, Trace
 from symbolic_residue.prompts import Prompt
-from symbolic_residue.readout import computed_by, lens_reads, logit_lens
+from symbolic_residue.readout import computed_by, logit_lens
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
 from symbolic_residue.shells.value_collapse._observe import Observation
 from symbolic_residue.shells.value_collapse._operations import token_text
@@ -27,9 +27,18 @@ __all__ = ["residue_frames"]
 
 
 def residue_frames(
-    instrument: Instrument, tokenizer: Any, config: ValueCollapseConfig, prompts: list[Prompt], asked: Asked, found: Observation
+    instrument: Instrument,
+    tokenizer: Any,
+    config: ValueCollapseConfig,
+    prompts: list[Prompt],
+    asked: Asked,
+    found: Observation,
+    trace: Trace,
 ) -> dict[str, pl.DataFrame]:
-    """Every table that is observed on one prompt: candidates, traces, refiners, transfer, sensitivity, attention, tokens, lens."""
+    """Every table that is observed on one prompt: candidates, traces, refiners, transfer, sensitivity, attention, tokens, lens.
+
+    ``trace``: the prompt's last positions and last row, from :func:`read_prompt`.
+    """
     prompt, names = prompts[0], [token_text(tokenizer, t) for t in asked.candidates]
     frames = {
         "candidates": _candidates(found, names, asked.candidate_source),
@@ -50,14 +59,6 @@ def residue_frames(
         schema_overrides={"js": pl.Float64, "variant": pl.Int64, "changed": pl.Boolean, "top_probability": pl.Float64},
     )
     parts = instrument.parts
-    read = AttentionRead(
-        stats=("mass", "entropy", "distance", "max", "argmax"),
-        regions=prompt.regions,
-        rows=(-1,),
-        weights=True,
-        split_self=True,
-    )
-    trace = instrument.run(collate([prompt]), reads=lens_reads(), attention=read, keep_logits=1)
     table = trace.attention
     assert table is not None
     # Layers without softmax attention have no rows: a place along the table's layer axis is not a layer's number.

@@ -14,17 +14,17 @@ from tiny_models import VOCAB
 WIDTH, PART = 192, 64
 
 
-def induction_model(*, knocked_out: bool = False) -> Any:
+def induction_model(*, knocked_out: bool = False, vocab: int = VOCAB) -> Any:
     """The model; ``knocked_out`` leaves head 1.0 without output."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    entries: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": WIDTH, "n_inner": 8, "n_layer": 2, "n_head": 3, "n_positions": 256}
+    entries: dict[str, Any] = {"vocab_size": vocab, "n_embd": WIDTH, "n_inner": 8, "n_layer": 2, "n_head": 3, "n_positions": 256}
     entries |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False}
     config = AutoConfig.for_model("gpt2", bos_token_id=0, eos_token_id=2, pad_token_id=3, **entries)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        token = torch.randn(VOCAB, PART).sign()
+        token = torch.randn(vocab, PART).sign()
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if "ln" not in name:

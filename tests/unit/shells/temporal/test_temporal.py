@@ -470,7 +470,7 @@ def test_the_command_runs_a_text_and_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded = shell_of("llama").loaded
-    monkeypatch.setattr("symbolic_residue.cli._shell_temporal.open_for_cli", lambda *a, **k: loaded)
+    monkeypatch.setattr("symbolic_residue.cli._shell_common.open_for_cli", lambda *a, **k: loaded)
     words = ["shell", "temporal-inference", "--quick", "--top-heads", "0", "--no-report"]
     assert (
         main([*words, TEXT * 3, "--first", "Mara fed the cat", "--second", "Mara locked the door", "-o", str(tmp_path / "a")]) == 0
