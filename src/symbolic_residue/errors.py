@@ -9,6 +9,7 @@
     │   ├── TemplateError          a chat template that is missing or cannot be segmented
     │   ├── SpanError              a span or region that matches nothing, or overlaps
     │   ├── ConfigError            an option out of range, options that contradict
+    │   ├── RecordError            a table of measurements that cannot be trusted
     │   └── NoRightAnswerError     a failure for which no answer is right, so that nothing can be restored
     ├── ModelError                 a model that cannot be had or trusted           (exit 3)
     │   ├── UnknownModelError      a reference that names nothing
@@ -53,6 +54,7 @@ __all__ = [
     "PromptError",
     "PromptFileError",
     "ReadError",
+    "RecordError",
     "ResidueError",
     "RunDamagedError",
     "RunExistsError",
@@ -109,6 +111,10 @@ class SpanError(InputError):
 
 class ConfigError(InputError):
     """An option out of range, or options that contradict each other."""
+
+
+class RecordError(InputError):
+    """A table of measurements that cannot be trusted: columns, NaN, lost or doubled records."""
 
 
 class NoRightAnswerError(InputError):

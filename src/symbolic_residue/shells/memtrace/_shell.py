@@ -14,13 +14,13 @@ from typing import Any, ClassVar, TYPE_CHECKING
 
 import polars as pl
 
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.prompts import build_prompt, find_span, memory_items, MemoryItem, Padding, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._verdict import Verdict
-from symbolic_residue.shells.memtrace._ask import ask
+from symbolic_residue.shells.memtrace._ask import ask, find_asked
 from symbolic_residue.shells.memtrace._attribute import begin_again, heads_frame, intervene, Interventions
 from symbolic_residue.shells.memtrace._config import MemtraceConfig
 from symbolic_residue.shells.memtrace._curves import curve_frame, decay_fits, MEMORY
@@ -143,6 +143,17 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             raise ConfigError(f"INHIBIT's strength is {strength}.", todo="Give a factor below 1, or use anchor_operation.")
         return self.anchor_operation(span, strength, **options)
 
+    def asks(self, input_text: str) -> dict[str, Any]:
+        """The fact in a plain text, the question that asks for it, and its answer.
+
+        Raises:
+            PromptError: an empty text. SpanError: no sentence of it states what its end asks for.
+        """
+        if not isinstance(input_text, str) or not input_text.strip():
+            raise PromptError("The prompt is empty.", todo="Give a text with a fact and a question.")
+        fact, question, answers = find_asked(self.instrument, self.tokenizer, input_text, False)
+        return {"fact": fact, "question": question, "answer": answers}
+
     # -- the run -------------------------------------------------------------------------------------------------------------
 
     def run(
@@ -171,7 +182,8 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             fact: the text that states the answer; left out, the first sentence that mentions the answer.
             question: the end of the prompt; left out, its last sentence.
             answer: what should come next, with its leading space; several texts for an answer of several fields, each following the one before. Left
-                out, what the model says next on the prompt as it is.
+                out, what the model says next on the prompt as it is; where fact and question are left out too, the word that an earlier sentence most helps
+                it to say (:meth:`asks`).
             foils: wrong answers of the same type (for several fields, a list for each); left out, the model's guesses without the fact.
             control: the fact as the control states it; left out, the fact with the first foils in the answers' places, or no fact where foils were not given.
             rival: a fact in the prompt with another value of the same kind; ``rival_answer`` its value.
