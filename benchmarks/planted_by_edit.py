@@ -542,9 +542,10 @@ SECTION = "planted by edit"
 _HEAD = [
     f"## {SECTION}",
     "",
-    "Failures made by an edit of the demo model's forward (`benchmarks/planted_by_edit.py`, `calibration.py --planted-by-edit`), so that the truth is known: calibration items on which the verdict",
-    "should stay silent without the edit and fire with it. The edit is a truth about the model, not about its answer: what is hidden may still be guessed. An item on which the mode could not be measured",
-    "counts as one that does not fire. Blended execution has no edit: nothing in the forward makes an answer mix two instructions.",
+    "Failures made by an edit of the demo model's forward (`benchmarks/planted_by_edit.py`, `calibration.py --planted-by-edit`), so that the truth is known; ten calibration items an edit. The edit",
+    "is a truth about the model, not about its answer: what is hidden may still be guessed. The sizes of the edits were set on one or two of these items. Two rows show the failure without an edit",
+    "as well: distant facts are lost in part of the items, and of two contradictory instructions one is always dropped. An item on which the mode could not be measured counts as one that does not",
+    "fire. Blended execution has no edit: nothing in the forward makes an answer mix two instructions.",
     "",
     "| shell | failure | edit | fires without the edit | fires with it |",
     "|---|---|---|---|---|",
