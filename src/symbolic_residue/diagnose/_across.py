@@ -191,7 +191,8 @@ def disruption_together(
     )
     counts, control = "pairs of prompts", "the same metrics on the matched control prompts"
     if n < FEWEST_PAIRS:
-        reason = f"{n} pairs; with fewer than {FEWEST_PAIRS} no sign-flip p can reach 0.05."
+        few = f"{n} pair{'s' if n > 1 else ''}; with fewer than {FEWEST_PAIRS} no sign-flip p can reach 0.05."
+        reason = few if n else "no prompt has a control that could be read."
         none = across_row("disruption", about, n=n, counts=counts, pooled=True, control=control, reason=reason)
         return measured_item(item, [none], {}, prompt=f"{n} pairs of prompts", seed=seed)
     both = np.stack([np.asarray(one) for one in metrics])
