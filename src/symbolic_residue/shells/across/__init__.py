@@ -1,6 +1,6 @@
 """Across shells: what several of them blame, and measures that any of them can use."""
 
-from symbolic_residue.shells.across._blame import Blame, blames_of
+from symbolic_residue.shells.across._blame import Blame, blame_table, blames_of, KeptBlame
 from symbolic_residue.shells.across._cross import cross_run, CrossRun, feature_names, run_features
 from symbolic_residue.shells.across._disruption import (
     attention_disruption,
@@ -15,7 +15,14 @@ from symbolic_residue.shells.across._frame import frame_of
 from symbolic_residue.shells.across._ghosts import ghost_units, GhostUnits
 from symbolic_residue.shells.across._integrate import IntegratedAttribution, IntegratedRun, ShellIntegrator
 from symbolic_residue.shells.across._meta import MetaConfig, MetaFindings, MetaResidue, MetaShell
-from symbolic_residue.shells.across._overlap import Overlap, overlap_in_a_row, overlap_of_several, overlap_within_layers
+from symbolic_residue.shells.across._overlap import (
+    leading,
+    Overlap,
+    overlap_in_a_row,
+    overlap_of_leaders,
+    overlap_of_several,
+    overlap_within_layers,
+)
 from symbolic_residue.shells.across._silence import end_tokens, Ending, endings, null_attribution, NullAttribution
 from symbolic_residue.shells.across._view import attention_view, AttentionView, check_heads
 
@@ -31,6 +38,7 @@ __all__ = [
     "GhostUnits",
     "IntegratedAttribution",
     "IntegratedRun",
+    "KeptBlame",
     "MetaConfig",
     "MetaFindings",
     "MetaResidue",
@@ -41,6 +49,7 @@ __all__ = [
     "attention_disruption",
     "attention_metrics",
     "attention_view",
+    "blame_table",
     "blames_of",
     "check_heads",
     "compare_attention",
@@ -51,8 +60,10 @@ __all__ = [
     "feature_names",
     "frame_of",
     "ghost_units",
+    "leading",
     "null_attribution",
     "overlap_in_a_row",
+    "overlap_of_leaders",
     "overlap_of_several",
     "overlap_within_layers",
     "run_features",
