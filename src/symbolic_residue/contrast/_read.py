@@ -80,8 +80,9 @@ def read_examples(
     found: dict[int, Reading] = {}
     for start in range(0, len(order), batch):
         group = order[start : start + batch]
-        parts = ([items[i] for i in group] for items in (examples, buckets, rows))
-        for i, reading in zip(group, _forward(instrument, *parts, side), strict=True):
+        some = [examples[i] for i in group]
+        read = _forward(instrument, some, [buckets[i] for i in group], [rows[i] for i in group], side)
+        for i, reading in zip(group, read, strict=True):
             found[i] = reading
             if on_reading is not None:
                 on_reading(reading)
