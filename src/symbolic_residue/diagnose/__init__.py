@@ -17,11 +17,13 @@ from symbolic_residue.diagnose._heal import heal_item
 from symbolic_residue.diagnose._read import read_item
 from symbolic_residue.diagnose._silence import silence_item, silence_together
 from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
+from symbolic_residue.diagnose._suite_across import add_across, suite_across
 
 __all__ = [
     "HealingGroup",
     "ItemResult",
     "across_row",
+    "add_across",
     "attention_item",
     "benchmark_groups",
     "build_item",
@@ -43,5 +45,6 @@ __all__ = [
     "shell_item",
     "silence_item",
     "silence_together",
+    "suite_across",
     "suite_item",
 ]

@@ -195,5 +195,6 @@ def _environment() -> Environment:
         quoted=lambda text: figures.visible(str(text)),
         sign=lambda outcome: figures.OUTCOME_SIGNS.get(outcome, "?"),
     )
-    environment.globals["interval"] = figures.interval_text
+    # Its spaces that do not break are meant, not a prompt's.
+    environment.globals["interval"] = lambda *args, **options: Markup(figures.interval_text(*args, **options))
     return environment
