@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -323,6 +324,8 @@ def _show(results: list[Any], path: Path, page: Path | None, rates: list[dict[st
     console.print(f"run: {escape(str(path))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
+    if any(row["side"] == "planted" and row["fires"] for row in rates or ()):
+        console.print(f"heal: residue heal {escape(shlex.quote(str(path)))}", soft_wrap=True)
 
 
 def _why(row: dict[str, Any]) -> str:

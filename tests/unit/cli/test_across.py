@@ -165,6 +165,12 @@ def test_a_span_changes_local_trapping_and_nothing_else(model: str) -> None:
     assert a.filter(~local).equals(b.filter(~local))
     assert not np.allclose(a.filter(local)["value"], b.filter(local)["value"])
     assert "span" in set(RunFolder.open("spans").table("tokens")["region"])
+    # A span alone is looked for in the control too, and refused where it is not there; a control's alone is no pair.
+    write("alone.jsonl", [line | {"span": "the old"} for line in plain])
+    assert main(["shells", "disruption", "--file", "alone.jsonl", "-m", model, "-o", "alone", "--no-report"]) == 1
+    assert RunFolder.open("alone").failed_items() == list(WORDS)
+    write("half.jsonl", [line | {"control_span": "Anna"} for line in plain])
+    assert main(["shells", "disruption", "--file", "half.jsonl", "-m", model, "-o", "half"]) == 2
 
 
 def test_a_pair_that_fails_leaves_the_others(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +239,9 @@ def test_the_lens_and_a_replacement_of_ones_own(model: str) -> None:
             assert np.allclose(got[column], want[column], atol=1e-4), column
         assert RunFolder.open(name).table("curves")["series"].str.starts_with("control").any()
     assert set(RunFolder.open("one").table("curves")["x"]) == {1.0}
+    Path("halves.py").write_text("def half(layer, x):\n    return x * 0.4\n", "utf-8")
+    again = ["shells", "errors", *texts, "-m", model, "--replacement", "halves.py:half", "-o", "half", "--resume"]
+    assert main(again) == 5  # other code is another run
     page = Path("lens/report.html").read_text("utf-8")
     assert "Errors that accumulate" in page
     assert "Control: random errors of the same length" in page

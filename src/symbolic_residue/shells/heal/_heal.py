@@ -31,7 +31,7 @@ from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import direct_logit_attribution, dla_reads
 from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells.heal._menu import Cell, cell_of, Dose, KINDS, Menu, OF_EVIDENCE, random_cell, twin_of
-from symbolic_residue.shells.heal._rule import judge_rules, tested
+from symbolic_residue.shells.heal._rule import judge_rules, rule_columns
 from symbolic_residue.shells.heal._runs import Rows, Runs, UNEDITED
 from symbolic_residue.shells.heal._tables import Healing, heals_frame, rules_frame, SideEffects, summarise
 
@@ -290,7 +290,7 @@ def _tested(found: Sequence[tuple[float, Array]], test: Sequence[Failure], seed:
     share = any(f.steps for f, _, _ in acting)
     return {
         "measure": acting[0][0].measure,
-        **tested(
+        **rule_columns(
             [float(own > f.limit) for f, own, _ in acting],
             [[float(t > f.limit) for t in twins] for f, _, twins in acting],
             [f.frame for f, _, _ in acting],

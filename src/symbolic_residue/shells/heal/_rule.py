@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from symbolic_residue.stats import cluster_bootstrap, cluster_sign_flip, Estimate, holm
 
-__all__ = ["ALPHA", "bounds", "judge_rules", "rate_over_frames", "tested"]
+__all__ = ["ALPHA", "bounds", "judge_rules", "rate_over_frames", "rule_columns"]
 
 Array = NDArray[np.float64]
 ALPHA = 0.05
@@ -35,7 +35,7 @@ def rate_over_frames(values: Array, frames: Sequence[str]) -> Estimate:
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n, 0.95, "Wilson at the mean rate")
 
 
-def tested(
+def rule_columns(
     hits: Sequence[float],
     twins: Sequence[Sequence[float]],
     frames: Sequence[str],

@@ -21,7 +21,8 @@ from symbolic_residue.instrument import Add, AttentionBias, collate, HeadScale, 
 from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt, Prompt
 from symbolic_residue.shells.heal import Ask, Failure, failure_of, heal, Menu
-from symbolic_residue.shells.heal._menu import random_span
+from symbolic_residue.shells.heal._menu import Cell, random_span
+from symbolic_residue.shells.heal._runs import Rows, UNEDITED
 from symbolic_residue.stats import wilson
 from symbolic_residue.store import RunFolder, validate
 
@@ -136,6 +137,47 @@ def test_items_answered_rightly_are_no_failures(damaged: tuple[Instrument, list[
     nothing = heal(instrument, sound, held_out=found[4:6], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS)
     assert "Nothing fails" in nothing.summary
     assert nothing.heals.is_empty()
+
+
+def test_a_planted_head_heals_answers_that_a_program_judges(damaged: tuple[Instrument, list[Failure]]) -> None:
+    """What the sound model says is the program; the damaged head is named, and its scale of 10/3 restores whole answers."""
+    instrument, found = damaged
+    tokenizer, steps = instrument.loaded.tokenizer, 3
+    sound = Cell(lambda b: HeadScale(*PLANTED, 10 / 3, rows=(-1,), batch=(b,)))
+    made = []
+    for f in found[:16]:
+        rows = Rows(instrument, f.asks[0].ids)
+        wanted, said = rows.answers([sound, UNEDITED], tokenizer, steps)
+        if wanted != said:
+            ask = replace(f.asks[0], check=lambda text, wanted=wanted: text == wanted)
+            made.append(replace(f, asks=(ask,), limit=0.5, steps=steps))
+    half = len(made) // 2
+    assert half >= 6
+    healing = heal(instrument, made[:half], held_out=made[half:], unrelated=unrelated(instrument)[:3], menu=ONLY_HEADS)
+    rule = healing.rules.row(0, named=True)
+    assert rule["place"] == f"{PLANTED[0]}.{PLANTED[1]}"
+    assert rule["dose"] == pytest.approx(10 / 3)
+    assert rule["restored"] == rule["n"] == len(made) - half
+    assert rule["measure"] == "share of answers that follow"
+    assert (rule["outcome"], rule["gain"] > 0.5, rule["gain_high"] <= 1) == ("heals", True, True)
+    marked = healing.heals.filter(pl.col("smallest"))
+    assert marked["failure"].to_list() == [f.id for f in made[:half]]
+
+
+def test_random_right_answers_are_not_said_to_heal(damaged: tuple[Instrument, list[Failure]]) -> None:
+    """The right answers are dealt out at random, so that nothing in the model can know them."""
+    instrument, found = damaged
+    outcomes = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        dealt = [answering(f, int(rng.integers(4, 384))) for f in found[:16]]
+        outcomes += (
+            heal(instrument, dealt[:8], held_out=dealt[8:], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS, seed=seed)
+            .rules["outcome"]
+            .to_list()
+        )
+    assert len(outcomes) == 10
+    assert outcomes.count("heals") <= 2  # the chance of three or more of ten at 5 % is 1 %
 
 
 # -- entries against plain forwards ---------------------------------------------------------------------------------------------
