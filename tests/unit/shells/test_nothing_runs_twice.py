@@ -32,7 +32,7 @@ ASKED: dict[str, dict[str, Any]] = {
 OPTIONS: dict[str, dict[str, Any]] = {"instruction-disruption": {"max_new_tokens": 4}}
 
 
-@pytest.mark.parametrize("name", ["value-collapse"])
+@pytest.mark.parametrize("name", ["value-collapse", "instruction-disruption"])
 def test_no_text_runs_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = wrap(build("llama", max_position_embeddings=1024), tiny_tokenizer())
     shell = make_shell(name, loaded, config_class(name).quick(**OPTIONS.get(name, {})))
