@@ -8,7 +8,8 @@
     │   ├── PromptFileError        a JSONL prompt file; bad lines named by number
     │   ├── TemplateError          a chat template that is missing or cannot be segmented
     │   ├── SpanError              a span or region that matches nothing, or overlaps
-    │   └── ConfigError            an option out of range, options that contradict
+    │   ├── ConfigError            an option out of range, options that contradict
+    │   └── RecordError            a table of measurements that cannot be trusted
     ├── ModelError                 a model that cannot be had or trusted           (exit 3)
     │   ├── UnknownModelError      a reference that names nothing
     │   ├── OfflineError           a hub model that is not on disk, and no network
@@ -51,6 +52,7 @@ __all__ = [
     "PromptError",
     "PromptFileError",
     "ReadError",
+    "RecordError",
     "ResidueError",
     "RunDamagedError",
     "RunExistsError",
@@ -107,6 +109,10 @@ class SpanError(InputError):
 
 class ConfigError(InputError):
     """An option out of range, or options that contradict each other."""
+
+
+class RecordError(InputError):
+    """A table of measurements that cannot be trusted: columns, NaN, lost or doubled records."""
 
 
 class ModelError(ResidueError):

@@ -176,3 +176,30 @@ def test_prints_on_a4_with_nothing_wider_than_the_page(visit, name):
             .map((e) => e.closest('section').getAttribute('aria-labelledby') + ' ' + e.tagName)"""
     )
     assert wide == []
+
+
+def test_measures_across_shells_are_sections_one_can_see(browser, tmp_path_factory):
+    from report.across_run import write_across
+
+    from symbolic_residue.report import render_report
+
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(render_report(write_across(tmp_path_factory.mktemp("runs") / "across")).as_uri())
+    for name, figure in (("silence", True), ("disruption", True), ("errors", True), ("cross-run", False), ("attention", True)):
+        section = page.locator(f"section[aria-labelledby='item-1-{name}']")
+        assert section.is_visible()
+        assert "n = 7 (" in section.inner_text()
+        assert "Control:" in section.inner_text()
+        assert section.locator("svg").count() >= figure
+        for svg in section.locator("svg").all():
+            box = svg.bounding_box()
+            assert box["width"] > 100
+            assert box["height"] > 40
+        if name != "errors":
+            assert section.locator("tbody tr").first.is_visible()
+    empty = page.locator("section[aria-labelledby='item-1-ghosts']")
+    assert empty.is_visible()
+    assert "Nothing measured: no silent prompt has a control." in empty.inner_text()
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate(OVERFLOW) <= 0
+    page.close()

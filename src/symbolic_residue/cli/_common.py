@@ -35,6 +35,7 @@ __all__ = [
     "echo_json",
     "gather_prompts",
     "measure_items",
+    "one_token",
     "open_for_cli",
 ]
 
@@ -98,6 +99,19 @@ def gather_prompts(
     )
 
 
+def one_token(tokenizer: Any, text: str) -> int:
+    """The one token that ``text`` is; ``\\n`` and ``\\t`` are read as line feed and tab.
+
+    Raises:
+        ConfigError: it is none, or several.
+    """
+    meant = text.replace("\\n", "\n").replace("\\t", "\t")
+    ids = tokenizer(meant, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) != 1:
+        raise ConfigError(f"{text!r} is {len(ids)} tokens in this tokenizer.", todo="Name one token, leading space included.")
+    return int(ids[0])
+
+
 def open_for_cli(model: str, *, adapter: Path | None, dtype: str, device: str) -> LoadedModel:
     """Open and verify the model, with a status line on standard error."""
     from rich.console import Console
@@ -138,7 +152,7 @@ def _progress(total: int) -> Iterator[Callable[[str, str, float], None]]:
 def measure_items(
     *,
     kind: str,
-    loaded: LoadedModel,
+    loaded: LoadedModel | None,
     prompts: PromptSet,
     config: dict[str, Any],
     output: Path | None,
@@ -147,10 +161,11 @@ def measure_items(
     report: bool,
     as_json: bool,
     work: Callable[[PromptItem, Callable[[str, float], None]], Any],
+    provenance: dict[str, Any] | None = None,
 ) -> int:
     """Run ``work`` on every prompt into a run folder, write the report, print what came out.
 
-    What was finished stays valid whatever happens: each item is one atomic write.
+    What was finished stays valid whatever happens: each item is one atomic write. ``provenance`` stands for the model where none is opened.
 
     Returns:
         Exit code: 0, or 1 if a prompt failed or a line of the file was bad.
@@ -159,12 +174,13 @@ def measure_items(
     from symbolic_residue.store import RunFolder
 
     path = output or default_output(kind)
-    provenance = loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
+    if loaded is not None:
+        provenance = loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
     results = []
     total = len(prompts.items) + len(prompts.bad)
     command = ["residue", *words.get()]
     with RunFolder.create(
-        path, kind=kind, command=command, provenance=provenance, config=config, planned=total, resume=resume
+        path, kind=kind, command=command, provenance=provenance or {}, config=config, planned=total, resume=resume
     ) as run:
         there = {*run.done_items()}
         with _progress(len(prompts.items)) as update:
@@ -199,13 +215,15 @@ def measure_items(
                         "status": r.tables["items"]["status"][0],
                         "summary": r.summary,
                         "verdicts": r.tables["verdicts"].fill_nan(None).to_dicts() if "verdicts" in r.tables else [],
+                        **({"across": r.tables["across"].to_dicts()} if "across" in r.tables else {}),
                     }
                     for r in results
                 ],
             }
         )
     else:
-        _show([r for r in results if r.tables["items"]["status"][0] == "failed"] if rates else results, path, page, rates)
+        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or "across" in r.tables] if rates else results
+        _show(told, path, page, rates)
     return 1 if failed else 0
 
 

@@ -18,7 +18,7 @@ from symbolic_residue.cli._common import File, gather_prompts, Prompt
 from symbolic_residue.cli._shell_common import Common, measuring
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["custom", "load_shell_class"]
+__all__ = ["custom", "load_object", "load_shell_class"]
 
 
 @measuring
@@ -66,7 +66,7 @@ def load_shell_class(text: str) -> Any:
         raise ConfigError(
             f"{text!r} names no class.", todo="Write FILE.py:CLASS, as in examples/custom_shell.py:TrailingSpaceShell."
         )
-    module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+    module = _module(where)
     kind = getattr(module, name, None)
     from symbolic_residue.shells import ShellBase
 
@@ -79,6 +79,25 @@ def load_shell_class(text: str) -> Any:
     if missing:
         raise ConfigError(f"{name} is not complete.", why=f"It lacks: {', '.join(missing)}.")
     return kind
+
+
+def load_object(text: str) -> Any:
+    """What stands behind ``FILE.py:NAME`` or ``MODULE:NAME``.
+
+    Raises:
+        ConfigError: no such file, module or name, or an error while importing it.
+    """
+    where, _, name = text.rpartition(":")
+    if not where or not name:
+        raise ConfigError(f"{text!r} names nothing.", todo="Write FILE.py:NAME.")
+    module = _module(where)
+    if not hasattr(module, name):
+        raise ConfigError(f"{where} has no {name!r}.")
+    return getattr(module, name)
+
+
+def _module(where: str) -> Any:
+    return _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
 
 
 def _from_file(path: Path) -> Any:

@@ -4,6 +4,7 @@
 2. ``integrate``: several shells on one prompt, and what they blame together.
 3. ``run``: items of each shell's benchmark through the shell; verdict rates on planted items beside null ones, the heads confirmed, and a report.
 4. ``compare``: the same items in two runs or more, tested item by item.
+5. ``silence``, ``disruption``, ``errors``, ``cross-run``, ``attention``: measures that any shell can use, on prompts of the user's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from symbolic_residue.cli._accumulation import errors
 from symbolic_residue.cli._common import (
     Adapter,
     Device,
@@ -27,7 +29,11 @@ from symbolic_residue.cli._common import (
     Seed,
 )
 from symbolic_residue.cli._compare import compare
+from symbolic_residue.cli._cross_run import cross_run_command
+from symbolic_residue.cli._disruption import disruption
 from symbolic_residue.cli._integrate import integrate
+from symbolic_residue.cli._silence import silence
+from symbolic_residue.cli._view import attention
 
 __all__ = ["run_suite", "shells_app"]
 
@@ -41,6 +47,11 @@ def _group() -> None:
 
 shells_app.command("integrate")(integrate)
 shells_app.command("compare")(compare)
+shells_app.command("silence")(silence)
+shells_app.command("disruption")(disruption)
+shells_app.command("errors")(errors)
+shells_app.command("cross-run")(cross_run_command)
+shells_app.command("attention")(attention)
 
 
 @shells_app.command("list")

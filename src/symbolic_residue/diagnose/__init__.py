@@ -1,19 +1,42 @@
 """Diagnosis: run the shells over prompts and return everything as tables, one prompt at a time."""
 
+from symbolic_residue.diagnose._across import (
+    across_row,
+    attention_item,
+    build_item,
+    cross_item,
+    cross_together,
+    disruption_item,
+    disruption_together,
+    errors_item,
+    errors_together,
+)
 from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, items_row, shell_item
 from symbolic_residue.diagnose._heal import heal_item
 from symbolic_residue.diagnose._read import read_item
+from symbolic_residue.diagnose._silence import silence_item, silence_together
 from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
 
 __all__ = [
     "ItemResult",
+    "across_row",
+    "attention_item",
+    "build_item",
     "choose_items",
+    "cross_item",
+    "cross_together",
     "diagnose_item",
+    "disruption_item",
+    "disruption_together",
+    "errors_item",
+    "errors_together",
     "failed_item",
     "heal_item",
     "item_name",
     "items_row",
     "read_item",
     "shell_item",
+    "silence_item",
+    "silence_together",
     "suite_item",
 ]

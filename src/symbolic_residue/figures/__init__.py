@@ -15,6 +15,7 @@ from symbolic_residue.figures._export import to_png, to_svg
 from symbolic_residue.figures._html import cards_css, interval_text, number, OUTCOME_SIGNS, verdict_cards_html
 from symbolic_residue.figures._instructions import instruction_conflict
 from symbolic_residue.figures._maps import head_map, lens_heatmap
+from symbolic_residue.figures._measures import disruption_map, silence_parts
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
 from symbolic_residue.figures._salience import salience_heatmap
@@ -32,6 +33,7 @@ __all__ = [
     "cards_css",
     "components",
     "curves",
+    "disruption_map",
     "diverging_colour",
     "head_map",
     "instruction_conflict",
@@ -46,6 +48,7 @@ __all__ = [
     "region_colours",
     "run_comparison",
     "salience_heatmap",
+    "silence_parts",
     "similarity_map",
     "temporal_coherence",
     "to_png",

@@ -307,6 +307,8 @@ class Prefix:
             raise InstrumentError("Beginnings that are continued need left padding.")
         self.size, self.width = self._ids.shape
         self._cache: Any = None
+        self._ran: tuple[Tensor, int, Any] | None = None
+        """What a run that was to be kept left: its whole sequences, how much of the beginnings it left out, keys and values."""
         with instrument.attached(reads=reads, on_read=on_read) if reads else nullcontext():
             cache, _ = prefill(instrument, self._ids, self._mask, positions_of(self._mask))
         if all(layer.mixer is None for layer in instrument.parts.layers):
@@ -322,6 +324,7 @@ class Prefix:
         edits: Sequence[Edit] = (),
         copies: int = 1,
         keep_logits: int = 0,
+        keep: bool = False,
     ) -> Trace:
         """One forward of the endings.
 
@@ -334,6 +337,7 @@ class Prefix:
                 padded sequence.
             copies: repeats of every sequence; repeat ``c`` of sequence ``i`` is batch index ``i · copies + c``.
             keep_logits: keep the logits of the last n rows; 0 keeps all of the ending's.
+            keep: keep the keys and values of this run, without edits and copies, for :meth:`last_row`.
 
         Raises:
             EditError: an edit of positions, or of rows that are not counted from the end.
@@ -348,6 +352,7 @@ class Prefix:
         if copies > 1:
             ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
         kept = ids.shape[1] - length
+        keep = keep and not edits and copies == 1
         if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
             if attention is not None and attention.rows is None:
                 attention = replace(attention, rows=tuple(own))
@@ -361,7 +366,7 @@ class Prefix:
                 if point.kind not in ("k", "v"):
                     trace.tensors[point] = tensor[:, -length:]
             return trace
-        cache = copy.deepcopy(self._cache)
+        cache = fresh(self._cache)
         if drop:
             cache.crop(-drop)
         if copies > 1:
@@ -374,17 +379,23 @@ class Prefix:
                 input_ids=ids[:, kept:], attention_mask=mask, position_ids=positions_of(mask)[:, kept:], **call
             )
             trace.logits = out.logits
+        if keep:
+            self._ran = (ids, drop, cache)
         return trace
 
     def last_row(self, tails: Tensor, *, drop: int = 0) -> LastRow:
-        """The last row of the sequences with these endings, for many edits; the beginnings are not run again."""
+        """The last row of the sequences with these endings, for many edits; the beginnings are not run again, nor endings that a kept run began with."""
         ids, mask, length = self._joined(tails, drop)
         lead = tuple(int(row.int().argmax()) for row in mask.bool())
         batch = Batch(ids, mask, None, lead, (ids.shape[1] - 1,) * self.size)
         kept = ids.shape[1] - length
         if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
             return LastRow(self.instrument, batch)
-        cache = copy.deepcopy(self._cache)
+        if self._ran is not None and self._ran[1] == drop and torch.equal(self._ran[0][:, : ids.shape[1]], ids):
+            cache = fresh(self._ran[2])
+            cache.crop(ids.shape[1] - 1 - self._ran[0].shape[1])
+            return LastRow(self.instrument, batch, cache=cache)
+        cache = fresh(self._cache)
         if drop:
             cache.crop(-drop)
         if length > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, TYPE_CHECKING
 
 from symbolic_residue.prompts._chat import Message, Piece, segment_chat
-from symbolic_residue.prompts._files import BadLine, ChatMessage, PromptItem, PromptSet, read_prompts
+from symbolic_residue.prompts._files import BadLine, ChatMessage, MatchedItem, PromptItem, PromptSet, read_prompts
 from symbolic_residue.prompts._prompt import build_prompt, Prompt
 from symbolic_residue.prompts._regions import CHAT_REGIONS, Regions, TEXT_REGIONS
 from symbolic_residue.prompts._spans import find_span
@@ -30,6 +30,7 @@ __all__ = [
     "BadLine",
     "BenchmarkItem",
     "ChatMessage",
+    "MatchedItem",
     "MemoryItem",
     "Message",
     "NaturalPrompt",

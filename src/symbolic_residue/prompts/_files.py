@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from symbolic_residue.errors import PromptFileError
 
-__all__ = ["BadLine", "ChatMessage", "PromptItem", "PromptSet", "read_prompts"]
+__all__ = ["BadLine", "ChatMessage", "MatchedItem", "PromptItem", "PromptSet", "read_prompts"]
 
 
 class ChatMessage(TypedDict):
@@ -75,6 +75,40 @@ class PromptItem(BaseModel):
         ):
             raise ValueError("'messages' needs a user turn that is not empty")
         return self
+
+
+class MatchedItem(BaseModel):
+    """A prompt and its matched control, one line of a file of pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """As for :class:`PromptItem`."""
+    prompt: str
+    control: str
+    """The same without the stress."""
+    span: str | None = None
+    """A text of the prompt that is looked at by itself, such as its command."""
+    control_span: str | None = None
+    """The same of the control."""
+    tags: tuple[str, ...] = ()
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _id_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("id", "prompt", "control", "span", "control_span")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @property
+    def plain(self) -> PromptItem:
+        """The pair as a prompt with a control."""
+        return PromptItem(id=self.id, prompt=self.prompt, control=self.control, tags=self.tags)
 
 
 @dataclass(frozen=True, slots=True)

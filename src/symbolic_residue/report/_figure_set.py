@@ -56,6 +56,7 @@ def item_figures(run: Run, item: str) -> dict[str, Figure]:
         for which in maps["map"].unique(maintain_order=True):
             draw = partial(figures.layer_token_map, maps, tokens, which)
             found.append(Figure(f"map_{_slug(which)}", f"{which}, by layer and token", draw))
+    found += _across(run, item)
     add("head_map", "Direct logit attribution by layer and head; confirmed heads outlined", "heads", figures.head_map)
     attention = last_row_attention(run, item)
     if attention is not None:
@@ -70,6 +71,30 @@ def item_figures(run: Run, item: str) -> dict[str, Figure]:
     )
     add("ov_strength", "OV strength toward each candidate, by layer", "ov", figures.ov_strength)
     return {figure.name: figure for figure in found}
+
+
+def _across(run: Run, item: str) -> list[Figure]:
+    """Figures of measures across shells; their names begin with the measure's."""
+    found = []
+    overruled, disruption, keys = (run.of(name, item) for name in ("overruled", "disruption", "ov_keys"))
+    if overruled is not None:
+        label = "The strongest parts of logit(end) − logit(content); line: 95 % interval, grey tick: the same on the controls"
+        found.append(Figure("silence_parts", label, lambda: figures.silence_parts(overruled)))
+    if disruption is not None:
+        # The metric in which most heads differ; of several the one with the smallest p.
+        counts = disruption.group_by("metric", maintain_order=True).agg(
+            (pl.col("q") <= 0.05).sum().alias("found"), pl.col("p").min()
+        )
+        metric = counts.sort("found", "p", descending=[True, False], maintain_order=True)["metric"][0]
+        label = f"{metric} of each head against the control; outlined: q ≤ 0.05. The other metrics are in the table disruption"
+        found.append(Figure("disruption_map", label, lambda: figures.disruption_map(disruption, metric)))
+    rows, tokens = run.of("attention_rows", item), run.of("tokens", item)
+    if rows is not None and keys is not None and tokens is not None:
+        for i, (layer, head, target) in enumerate(keys.select("layer", "head", "target").unique(maintain_order=True).rows(), 1):
+            label = f"Head {layer}.{head}: where the last rows look (position 0 is the sink), and what each key adds to the last row's logit of {target!r}"
+            draw = partial(figures.qk_ov, rows, keys, tokens, layer=layer, head=head, target=target)
+            found.append(Figure(f"attention_view_{i}", label, draw))
+    return found
 
 
 def _curves(frame: pl.DataFrame | None) -> list[Figure]:

@@ -1,7 +1,8 @@
 """What the report reads: the manifest and the tables of a run folder, cut into items.
 
 1. Every table that the store knows is read; those without rows are left out, and their sections say "not measured in this run".
-2. The items to show in full are the first ``limit`` finished ones; the overview and the failures are of all.
+2. The items to show in full are the first ``limit`` finished ones, those that hold all prompts of the run together before the others; the overview and
+   the failures are of all.
 3. The store has checked columns and types, so nothing downstream guesses.
 """
 
@@ -57,7 +58,10 @@ def load_run(path: Path | str, *, limit: int = FULL_ITEMS) -> Run:
     """
     folder = RunFolder.open(path)
     tables = {name: frame for name in TABLES if not (frame := folder.table(name)).is_empty()}
-    shown = tuple(folder.done_items()[:limit])
+    across = tables.get("across")
+    pooled = set() if across is None else set(across.filter("pooled")["item"])
+    done = folder.done_items()
+    shown = tuple([*(item for item in done if item in pooled), *(item for item in done if item not in pooled)][:limit])
     parts = {name: _split(frame, shown) for name, frame in tables.items()}
     return Run(folder, folder.manifest.model_dump(mode="json"), tables, shown, parts)
 

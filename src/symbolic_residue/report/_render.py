@@ -22,6 +22,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from symbolic_residue import figures
+from symbolic_residue.report._across import across_sections
 from symbolic_residue.report._figure_set import item_figures, last_row_attention
 from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
 from symbolic_residue.report._prompt import prompt_view
@@ -83,13 +84,16 @@ def _item(run: Run, item: str, index: int) -> dict[str, Any]:
         for name, figure in found.items()
         if name != "verdict_intervals"  # the cards show the same, one by one
     }
+    across = across_sections(run, item, list(drawn))
+    taken = {name for part in across for name in part["figures"]}
     shells = [] if verdicts is None else verdicts["shell"].unique(maintain_order=True).to_list()
     return {
         "index": index,
         "shells": shells,
         # A question that reads next tokens has all sections, so that one sees what was not measured; other shells show what they bring.
-        "whole": not shells or "value-collapse" in shells,
-        "curves": [name for name in drawn if name.startswith("curve_")],
+        "whole": (not shells and not across) or "value-collapse" in shells,
+        "across": across,
+        "curves": [name for name in drawn if name.startswith("curve_") and name not in taken],
         "maps": [name for name in drawn if name.startswith("map_")],
         "labels": {name: figure.label for name, figure in found.items()},
         "scores": score_rows(run.of("head_scores", item)),

@@ -40,6 +40,7 @@ OWN_SECTION = frozenset(
             "shell_items",
         ),
         *("sensitivity", "ov", "changes"),
+        *("across", "endings", "overruled", "ghosts", "disruption", "cross_run", "attention_rows", "ov_keys", "ov_heads"),
     )
 )
 """Tables that have their place in the item's sections."""

@@ -87,6 +87,16 @@ class ShellBase(ABC, Generic[ResidueT, FindingsT]):
         """
         return self.run(item.shown, seed=seed, progress=progress)
 
+    def asks(self, input_text: str) -> dict[str, Any]:
+        """What this shell can ask of a plain text: the arguments of :meth:`run` that it finds there, none where the text alone is enough.
+
+        ``input_text`` among them takes the text's place (None where the other arguments say it all).
+
+        Raises:
+            InputError: nothing can be asked of this text; the message says why.
+        """
+        return {}
+
     def __init__(self, model: Any = None, tokenizer: Any = None, config: Any = None, *, loaded: LoadedModel | None = None) -> None:
         if (model is None) == (loaded is None):
             raise ConfigError("Give either model and tokenizer, or loaded.")

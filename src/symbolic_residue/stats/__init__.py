@@ -6,9 +6,10 @@ Everything random takes an integer ``seed`` (PCG64) and gives the same result fo
 from symbolic_residue.stats._bootstrap import bootstrap_columns, bootstrap_mean, bootstrap_median, cluster_bootstrap
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
-from symbolic_residue.stats._estimate import Estimate, t_interval, wilson
+from symbolic_residue.stats._estimate import Estimate, generator, t_interval, wilson
 from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
 from symbolic_residue.stats._paired import mcnemar, paired_difference
+from symbolic_residue.stats._samples import detectable_effect, two_sample_columns
 from symbolic_residue.stats._tests import (
     auc,
     cluster_sign_flip,
@@ -31,8 +32,10 @@ __all__ = [
     "cluster_bootstrap",
     "cluster_sign_flip",
     "decide",
+    "detectable_effect",
     "empirical_p",
     "entropy",
+    "generator",
     "holm",
     "js_divergence",
     "kl_divergence",
@@ -44,5 +47,6 @@ __all__ = [
     "quantile_criterion",
     "sign_flip_test",
     "t_interval",
+    "two_sample_columns",
     "wilson",
 ]

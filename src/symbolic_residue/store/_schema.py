@@ -52,19 +52,22 @@ _COLUMNS = {
     "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
     "ov": "layer:i token strength:f",
-    "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f crossed:f? crossed_n:i null "
+    "overlap": "level first second units:i first_n:i second_n:i shared:i expected:f low:f high:f p:f q:f? crossed:f? crossed_n:i null "
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
-    "alignments": "layer:i unit:i shell effect:f p:f planted_n:i null_n:i aligned:b",
+    "alignments": "layer:i unit:i shell effect:f p:f q:f planted_n:i null_n:i aligned:b",
     "alignment_pairs": "first second correlation:f null_low:f null_high:f p:f p_adjusted:f units:i",
     "signatures": "component group value:f? unit source",
-    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
+    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? cosine:f? p:f? p_toward:f? components:i shell_auc:f shell_low:f? "
     "shell_high:f? shell_n:i unit",
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
-    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b?",
+    "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b? "
+    "control:f? control_q:f?",
+    "endings": "side end content difference:f end_probability:f content_probability:f rank:i ended:b",
     "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
     "cross_run": "layer:i feature success:f failure:f difference:f low:f? high:f? effect:f? p:f q:f n:i",
+    "across": "measure pooled:b n:i counts control? about said? reason?",
     "attention_rows": "layer:i head:i query:i key:i weight:f",
     "ov_keys": "layer:i head:i position:i target strength:f",
     "ov_heads": "layer:i head:i target strength:f norm:f",

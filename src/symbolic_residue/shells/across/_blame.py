@@ -21,13 +21,29 @@ import polars as pl
 from numpy.typing import NDArray
 
 from symbolic_residue.errors import ConfigError
+from symbolic_residue.shells.across._overlap import blamed
 
-__all__ = ["LEVELS", "Blame", "blames_of"]
+__all__ = ["BLAME", "LEVELS", "SHARES", "Blame", "KeptBlame", "blame_table", "blames_of"]
 
 LEVELS = ("head", "layer", "token", "feature")
 """Kinds of units, in the order in which they are reported."""
 
+SHARES: dict[str, float] = {"head": 0.05, "layer": 0.2, "token": 0.1, "feature": 0.05}
+"""The share of its units that a shell blames, by level."""
+
 Unit = tuple[int, str]
+
+BLAME: dict[str, pl.DataType] = {
+    "level": pl.String(),
+    "layer": pl.Int64(),
+    **dict.fromkeys(("unit", "shell"), pl.String()),
+    "score": pl.Float64(),
+    **dict.fromkeys(("rank", "of"), pl.Int64()),
+    **dict.fromkeys(("blamed", "confirmed"), pl.Boolean()),
+    "by": pl.Int64(),
+    "basis": pl.String(),
+}
+"""Columns of the table ``blame``."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,8 @@ def _given(level: str, frame: pl.DataFrame) -> Blame:
             why=f"It lacks {', '.join(lacking)}." if lacking else "There is no such level.",
             todo=f"Give frames with layer, unit and score for some of: {', '.join(LEVELS)}.",
         )
-    return _blame(level, frame, "the shell's own")
+    basis = str(frame["basis"][0]) if "basis" in frame.columns and len(frame) else "the shell's own"
+    return _blame(level, frame, basis)
 
 
 def _blame(level: str, frame: pl.DataFrame, basis: str) -> Blame:
@@ -149,3 +166,57 @@ def _features(tables: dict[str, pl.DataFrame]) -> Blame | None:
     kept = [name for name in ("confirmed",) if name in features.columns]
     frame = features.select("layer", pl.col("feature").cast(pl.String).alias("unit"), "score", *kept)
     return _blame("feature", frame, "the shell's features")
+
+
+def blame_table(shell: str, findings: Any, shares: Mapping[str, float] | None = None) -> pl.DataFrame:
+    """Everything that one shell blames as the table ``blame``, level by level, the most blamed first; :class:`KeptBlame` reads it again.
+
+    Args:
+        shell: its name.
+        findings: the shell's.
+        shares: the share of its units that a shell blames, by level; :data:`SHARES` where left out.
+    """
+    share = SHARES | dict(shares or {})
+    rows: list[dict[str, Any]] = []
+    for level, found in blames_of(findings).items():
+        mine = blamed(found.score, share[level])
+        order = np.argsort(-np.nan_to_num(found.score), kind="stable")
+        rows += [
+            {
+                "level": level,
+                "layer": found.units[i][0],
+                "unit": found.units[i][1],
+                "shell": shell,
+                "score": float(found.score[i]) if np.isfinite(found.score[i]) else None,
+                "rank": rank,
+                "of": len(found.units),
+                "blamed": bool(mine[i]),
+                "confirmed": None if found.confirmed is None else bool(found.confirmed[i]),
+                "by": int(mine[i]),
+                "basis": found.basis,
+            }
+            for rank, i in enumerate(map(int, order), start=1)
+        ]
+    return pl.DataFrame(rows, schema=BLAME)
+
+
+class KeptBlame:
+    """A shell's findings as far as they are kept in its table ``blame``: enough to integrate them."""
+
+    def __init__(self, table: pl.DataFrame) -> None:
+        self._table = table
+
+    def blame(self) -> dict[str, pl.DataFrame]:
+        """Level → units with their scores, in the order of layer and unit (in which rows of layers and tokens are shifted)."""
+        known = dict(self._table.group_by("level", maintain_order=True))
+        return {str(level): _in_a_row(frame) for (level,), frame in known.items()}
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The table itself."""
+        return {"blame": self._table}
+
+
+def _in_a_row(frame: pl.DataFrame) -> pl.DataFrame:
+    """Units by layer, then by the number that their name begins with (a token's position, a head), else by name."""
+    number = pl.col("unit").str.extract(r"^(\d+)").cast(pl.Int64)
+    return frame.sort("layer", number, "unit", nulls_last=True, maintain_order=True)

@@ -23,7 +23,7 @@ from symbolic_residue.readout import write_norms
 from symbolic_residue.shells._confirm import in_pieces
 from symbolic_residue.stats import benjamini_hochberg, bootstrap_columns, sign_flip_test
 
-__all__ = ["CrossRun", "cross_run", "run_features"]
+__all__ = ["CrossRun", "cross_run", "feature_names", "run_features"]
 
 Array = NDArray[np.float64]
 Feature = tuple[int, str]
@@ -61,10 +61,8 @@ def run_features(instrument: Instrument, prompts: Sequence[Prompt]) -> tuple[lis
     """
     if not prompts:
         raise ConfigError("There are no prompts to read.")
-    parts = instrument.parts
-    mlps = [layer.index for layer in parts.layers if layer.absent("mlp_out") is None]
-    names = [(layer, f"head {h}") for layer in parts.attention_layers for h in range(parts.n_heads)]
-    names += [(layer, "mlp") for layer in mlps]
+    parts, names = instrument.parts, feature_names(instrument)
+    mlps = [layer for layer, name in names if name == "mlp"]
     found = []
     for piece in in_pieces(prompts):
         trace = instrument.run(collate(piece), reads=("z.*", *(f"mlp_out.{layer}" for layer in mlps)), keep_logits=1)
@@ -73,6 +71,13 @@ def run_features(instrument: Instrument, prompts: Sequence[Prompt]) -> tuple[lis
         columns += [trace[f"mlp_out.{layer}"][:, -1].double().norm(dim=-1).cpu().numpy()[:, None] for layer in mlps]
         found.append(np.concatenate(columns, 1))
     return names, np.concatenate(found)
+
+
+def feature_names(instrument: Instrument) -> list[Feature]:
+    """(layer, ``head H`` or ``mlp``) of what :func:`run_features` reads, in its order."""
+    parts = instrument.parts
+    names = [(layer, f"head {h}") for layer in parts.attention_layers for h in range(parts.n_heads)]
+    return names + [(layer.index, "mlp") for layer in parts.layers if layer.absent("mlp_out") is None]
 
 
 def cross_run(

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +26,7 @@ from symbolic_residue.prompts import Prompt
 from symbolic_residue.stats import benjamini_hochberg, bootstrap_columns, sign_flip_test
 from symbolic_residue.types import Span
 
-__all__ = ["METRICS", "AttentionDisruption", "attention_disruption", "attention_metrics"]
+__all__ = ["FEWEST_PAIRS", "METRICS", "AttentionDisruption", "attention_disruption", "attention_metrics", "compare_attention"]
 
 METRICS: dict[str, str] = {
     "sink mass": "share",
@@ -39,7 +39,8 @@ METRICS: dict[str, str] = {
 """Metric → unit."""
 
 Array = NDArray[np.float64]
-_FEWEST = 6
+FEWEST_PAIRS = 6
+"""Pairs below which no sign-flip p can reach 0.05."""
 _FLIPS = 20_000
 
 
@@ -150,11 +151,32 @@ def attention_disruption(
     n = len(prompt)
     if n != len(control):
         raise ConfigError(f"{n} prompts and {len(control)} controls do not pair.")
-    if n < _FEWEST:
-        raise ConfigError(f"{n} pairs of prompts are too few.", why="With fewer than six no sign-flip p can reach 0.05.")
+    _enough(n)
     here = attention_metrics(instrument, prompt, spans=spans, rows=rows)
     there = attention_metrics(instrument, control, spans=control_spans, rows=rows)
-    n_heads = instrument.parts.n_heads
+    return compare_attention(here, there, instrument.attention_layers, seed=seed)
+
+
+def compare_attention(
+    here: Mapping[str, Array], there: Mapping[str, Array], layers: Sequence[int], *, seed: int = 0
+) -> AttentionDisruption:
+    """The comparison alone, of metrics that were read before.
+
+    Args:
+        here, there: what :func:`attention_metrics` gave for prompts and for controls, in pairs; six at least.
+        layers: those with softmax attention.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: shapes that do not pair, or fewer than six pairs.
+    """
+    shapes = {array.shape for some in (here, there) for array in some.values()}
+    if set(here) != set(METRICS) or set(there) != set(METRICS) or len(shapes) != 1:
+        raise ConfigError("The metrics of prompts and controls do not pair.", why=f"Shapes: {sorted(shapes)}.")
+    n, n_layers, n_heads = next(iter(shapes))
+    if n_layers != len(layers):
+        raise ConfigError(f"{n_layers} layers of metrics and {len(layers)} names.")
+    _enough(n)
     frames, dropped = [], 0
     for metric, unit in METRICS.items():
         a, b = here[metric].reshape(n, -1), there[metric].reshape(n, -1)
@@ -170,7 +192,7 @@ def attention_disruption(
         frames.append(
             pl.DataFrame(
                 {
-                    "layer": [instrument.attention_layers[int(i) // n_heads] for i in kept],
+                    "layer": [layers[int(i) // n_heads] for i in kept],
                     "head": [int(i) % n_heads for i in kept],
                     "metric": [metric] * len(kept),
                     "value": a[:, kept].mean(0),
@@ -186,5 +208,11 @@ def attention_disruption(
                 }
             )
         )
-    heads = len(instrument.attention_layers) * n_heads
-    return AttentionDisruption(pl.concat(frames), dropped, n, math.ceil(1 + math.log2(heads / 0.05)))
+    if not frames:
+        raise ConfigError("The sink has all of the attention in every head, so no metric is defined.")
+    return AttentionDisruption(pl.concat(frames), dropped, n, math.ceil(1 + math.log2(n_layers * n_heads / 0.05)))
+
+
+def _enough(n: int) -> None:
+    if n < FEWEST_PAIRS:
+        raise ConfigError(f"{n} pairs of prompts are too few.", why="With fewer than six no sign-flip p can reach 0.05.")

@@ -7,6 +7,7 @@
    and KL.
 4. *Control*: random errors of the same lengths at the same places, injected and accumulated: what any error of that size would do.
 5. *Logit lens* (no replacement given): layer l alone is skipped (injected); all layers > l are skipped, which is the lens after layer l (accumulated).
+   Control of the first: a random error of the length of what layer l adds; of the second: one of the length of what the skipped layers add, at the last layer.
 
 A prompt gives one number a layer: the mean over its rows but the first. The interval is over prompts.
 """
@@ -54,6 +55,11 @@ class ErrorAccumulation:
     values: dict[tuple[str, str], Array] = field(repr=False)
     frame: pl.DataFrame = field(repr=False)
 
+    @classmethod
+    def pooled(cls, layers: Sequence[int], values: Mapping[tuple[str, str], Array], *, seed: int = 0) -> ErrorAccumulation:
+        """Of values read before, ``[prompt, layer]`` for each (curve, series): means and intervals over prompts."""
+        return cls(tuple(layers), dict(values), _frame(layers, values, seed))
+
     def tables(self) -> dict[str, pl.DataFrame]:
         """``curves``."""
         return {"curves": self.frame}
@@ -69,7 +75,7 @@ def error_accumulation(
     control: bool = True,
     seed: int = 0,
 ) -> ErrorAccumulation:
-    """Relative errors and KL, layer by layer; six forwards a layer and prompt (three without control, one for the lens).
+    """Relative errors and KL, layer by layer; six forwards a layer and prompt (lens: three), without control three (one).
 
     Args:
         instrument: the model's instrument.
@@ -87,14 +93,15 @@ def error_accumulation(
         raise ConfigError("Error accumulation needs prompts of at least two tokens.", why="The first row is left out.")
     if replacement is None:
         layers = tuple(range(instrument.parts.n_layers))
-        each = [_lens(instrument, prompt, layers) for prompt in prompts]
+        generator = torch.Generator().manual_seed(seed)
+        each = [_lens(instrument, prompt, layers, generator if control else None) for prompt in prompts]
     else:
         layers = _layers(instrument, replacement, source, target)
         generator = torch.Generator().manual_seed(seed)
         run = _Replaced(instrument, replacement, layers, source, target, generator)
         each = [run(prompt, control) for prompt in prompts]
     values = {key: np.stack([one[key] for one in each]) for key in each[0]}
-    return ErrorAccumulation(layers, values, _frame(layers, values, seed))
+    return ErrorAccumulation.pooled(layers, values, seed=seed)
 
 
 def _layers(instrument: Instrument, replacement: Replacement, source: str, target: str) -> tuple[int, ...]:
@@ -152,7 +159,7 @@ class _Replaced:
             note("relative error", ACCUMULATED, _relative(value, own[layer]))
             note("KL", ACCUMULATED, kl(chain))
             if control:
-                noise = self._noise(made[layer] - own[layer])
+                noise = _noise(made[layer] - own[layer], self.generator)
                 note("KL", CONTROL + INJECTED, kl([put(layer, own[layer] + noise)]))
                 fed = self.instrument.run(batch, reads=(f"{self.target}.{layer}",), edits=random, keep_logits=1)
                 random.append(put(layer, fed[f"{self.target}.{layer}"] + noise))
@@ -171,12 +178,16 @@ class _Replaced:
             )
         return made.to(like)
 
-    def _noise(self, error: Tensor) -> Tensor:
-        direction = torch.randn(error.shape, generator=self.generator).to(error)
-        return direction / direction.norm(dim=-1, keepdim=True) * error.norm(dim=-1, keepdim=True)
+
+def _noise(error: Tensor, generator: torch.Generator) -> Tensor:
+    """A random error, as long in each row."""
+    direction = torch.randn(error.shape, generator=generator).to(error)
+    return direction / direction.norm(dim=-1, keepdim=True) * error.norm(dim=-1, keepdim=True)
 
 
-def _lens(instrument: Instrument, prompt: Prompt, layers: Sequence[int]) -> dict[tuple[str, str], Array]:
+def _lens(
+    instrument: Instrument, prompt: Prompt, layers: Sequence[int], generator: torch.Generator | None
+) -> dict[tuple[str, str], Array]:
     batch = collate([prompt])
     rows = tuple(range(1, len(prompt)))
     trace = instrument.run(batch, reads=lens_reads())
@@ -188,10 +199,18 @@ def _lens(instrument: Instrument, prompt: Prompt, layers: Sequence[int]) -> dict
         ("relative error", ACCUMULATED): np.array([_relative(depths[i + 1], depths[-1]) for i in layers]),
         ("KL", ACCUMULATED): lens.kl[1:, 0].double().mean(-1).cpu().numpy(),
     }
-    skipped = [
-        instrument.run(batch, edits=[PutThere(f"resid_post.{i}", rows=rows, value=depths[i][:, 1:])])["logits"] for i in layers
-    ]
-    out["KL", INJECTED] = np.array([_kl(output, _log_p(logits)) for logits in skipped])
+
+    def kl(layer: int, value: Tensor) -> float:
+        edits = [PutThere(f"resid_post.{layer}", rows=rows, value=value[:, 1:])]
+        return _kl(output, _log_p(instrument.run(batch, edits=edits)["logits"]))
+
+    out["KL", INJECTED] = np.array([kl(i, depths[i]) for i in layers])
+    if generator is not None:
+        final = depths[-1]
+        own = [depths[i + 1] + _noise(depths[i + 1] - depths[i], generator) for i in layers]
+        rest = [final + _noise(final - depths[i + 1], generator) for i in layers]
+        out["KL", CONTROL + INJECTED] = np.array([kl(i, own[i]) for i in layers])
+        out["KL", CONTROL + ACCUMULATED] = np.array([kl(layers[-1], rest[i]) for i in layers])
     return out
 
 

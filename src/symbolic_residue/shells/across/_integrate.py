@@ -1,8 +1,9 @@
 """Several shells on one text, and what they blame together.
 
-1. ``run_all`` runs every shell on the text. A shell whose ``run`` needs more (a fact, two instructions) is asked what it finds in the text (its method
-   ``asks(text)``, or the arguments given for it); one that cannot be run is kept with the reason.
-2. ``integrated_attribution`` reads what each shell blames (``_blame``) and tests the overlap of every pair, and of all, against chance (``_overlap``).
+1. ``run_all`` runs every shell on the text. Each is first asked which question of its own the text holds (its method ``asks(text)``: the fact and what asks
+   for it, two instructions …), unless that is given; one of which nothing can be asked there is left out, with the reason.
+2. ``integrated_attribution`` reads what each shell blames (``_blame``) and tests the overlap of every pair, and of all, against chance (``_overlap``,
+   ``_tests``).
 3. The crossed control: one shell on this text against the other on other texts. Units that are shared there as well are blamed whatever the text.
 """
 
@@ -11,33 +12,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from symbolic_residue.errors import ConfigError, InputError, PromptError
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._findings import listed
-from symbolic_residue.shells.across._blame import Blame, blames_of, LEVELS
-from symbolic_residue.shells.across._overlap import (
-    blamed,
-    Mask,
-    Overlap,
-    overlap_in_a_row,
-    overlap_of_several,
-    overlap_within_layers,
-)
-from symbolic_residue.stats import benjamini_hochberg
+from symbolic_residue.shells.across._blame import BLAME, blames_of, LEVELS, SHARES
+from symbolic_residue.shells.across._tests import ALL, overlap_frame, overlap_rows, unit_rows
 
-__all__ = ["SHARES", "IntegratedAttribution", "IntegratedRun", "ShellIntegrator"]
-
-SHARES: dict[str, float] = {"head": 0.05, "layer": 0.2, "token": 0.1, "feature": 0.05}
-"""The share of its units that a shell blames, by level."""
-
-_STRATIFIED = ("head", "feature")
-ALL = "all shells"
+__all__ = ["IntegratedAttribution", "IntegratedRun", "ShellIntegrator"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class IntegratedRun:
     Attributes:
         input_text: the text.
         findings: of the shells that ran, by name.
-        refused: why the others did not, by name.
+        refused: why the others were left out, by name.
     """
 
     input_text: str
@@ -126,20 +111,53 @@ class ShellIntegrator:
             raise ConfigError(f"There is no shell {unknown[0]!r} here.", todo=f"Shells: {', '.join(self.shells)}.")
         findings: dict[str, Any] = {}
         refused: dict[str, str] = {}
-        for i, (name, shell) in enumerate(self.shells.items()):
+        for i, name in enumerate(self.shells):
 
             def told(what: str, share: float, name: str = name, i: int = i) -> None:
                 progress(f"{name}: {what}", (i + share) / len(self.shells))
 
             try:
-                more = _needed(shell, input_text, asked.get(name, {}))
-                residue = shell.run(input_text, seed=seed, progress=lambda w, s, told=told: told(w, 0.5 * s), **more)
-                findings[name] = shell.analyze_residue(residue, progress=lambda w, s, told=told: told(w, 0.5 + 0.5 * s))
+                findings[name] = self.run_one(name, input_text, asked=asked.get(name), seed=seed, progress=told)
             except InputError as error:
                 refused[name] = str(error)
         if not findings:
             raise PromptError("No shell can be run on this text.", why=" ".join(f"{n}: {why}" for n, why in refused.items()))
         return IntegratedRun(input_text, findings, refused)
+
+    def run_one(
+        self,
+        name: str,
+        input_text: str,
+        *,
+        asked: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        progress: Progress = quiet,
+    ) -> Any:
+        """One of the shells on the text, run and analysed: its findings.
+
+        Args:
+            name: which shell.
+            input_text: the prompt.
+            asked: further arguments of its ``run``; left out, what it finds in the text.
+            seed, progress: as for :meth:`run_all`.
+
+        Raises:
+            InputError: nothing can be asked of this text, or it cannot be used. ConfigError: no such shell.
+        """
+        arguments = self.arguments(name, input_text, asked=asked)
+        shell = self.shells[name]
+        residue = shell.run(**arguments, seed=seed, progress=lambda what, share: progress(what, 0.5 * share))
+        return shell.analyze_residue(residue, progress=lambda what, share: progress(what, 0.5 + 0.5 * share))
+
+    def arguments(self, name: str, input_text: str, *, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The arguments of one shell's ``run`` on the text: those given, else those that the shell finds in it (its ``asks``).
+
+        Raises:
+            InputError: nothing can be asked of this text. ConfigError: no such shell, or arguments that the text does not give.
+        """
+        if name not in self.shells:
+            raise ConfigError(f"There is no shell {name!r} here.", todo=f"Shells: {', '.join(self.shells)}.")
+        return {"input_text": input_text} | _needed(self.shells[name], input_text, asked or {})
 
     def integrated_attribution(
         self,
@@ -175,13 +193,11 @@ class ShellIntegrator:
         for level in LEVELS:
             mine = {name: found[level] for name, found in said.items() if level in found}
             away = [{name: found[level] for name, found in run.items() if level in found} for run in others]
-            rows += _tests(level, mine, away, share[level], seed, n_draws)
-            units += _units(level, mine, share[level])
-        overlap = pl.DataFrame(rows, schema=_OVERLAP)
-        if len(rows):
-            overlap = overlap.with_columns(q=pl.Series(benjamini_hochberg(overlap["p"].to_numpy())))
+            rows += overlap_rows(level, mine, away, share[level], seed, n_draws)
+            units += unit_rows(level, mine, share[level])
+        overlap = overlap_frame(rows)
         return IntegratedAttribution(
-            overlap, pl.DataFrame(units, schema=_BLAME), silent, dict(results.refused), _summary(overlap, silent, results)
+            overlap, pl.DataFrame(units, schema=BLAME), silent, dict(results.refused), _summary(overlap, silent, results)
         )
 
     def visualize_integrated(self, attribution: IntegratedAttribution) -> Any:
@@ -201,10 +217,7 @@ def _needed(shell: ShellBase[Any, Any], text: str, given: Mapping[str, Any]) -> 
     Raises:
         ConfigError: some are missing.
     """
-    own: Any = getattr(shell, "asks", None)
-    found: dict[str, Any] = dict(given)
-    if own is not None and not given:
-        found = dict(own(text))
+    found = dict(given) if given else shell.asks(text)
     parameters = inspect.signature(shell.run).parameters.values()
     common = ("input_text", "seed", "progress")
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -217,171 +230,30 @@ def _needed(shell: ShellBase[Any, Any], text: str, given: Mapping[str, Any]) -> 
     return found
 
 
-def _paired(first: Blame, second: Blame) -> tuple[tuple[int, ...], dict[str, Blame]] | None:
-    """Both shells' scores over the units that both score, in the first one's order; None where there are fewer than two."""
-    places = {unit: i for i, unit in enumerate(second.units)}
-    known = [
-        (i, places[unit])
-        for i, unit in enumerate(first.units)
-        if unit in places and np.isfinite(first.score[i]) and np.isfinite(second.score[places[unit]])
-    ]
-    if len(known) < 2:
-        return None
-    here, there = (np.array(column) for column in zip(*known, strict=True))
-    units = tuple(first.units[i] for i in here)
-    cut = {
-        side: Blame(b.level, units, b.score[at], None if b.confirmed is None else b.confirmed[at], b.basis)
-        for side, b, at in (("first", first, here), ("second", second, there))
-    }
-    return tuple(layer for layer, _ in units), cut
-
-
-def _overlap(level: str, first: Mask, second: Mask, layers: Sequence[int]) -> Overlap:
-    return overlap_within_layers(first, second, layers) if level in _STRATIFIED else overlap_in_a_row(first, second)
-
-
-def _tests(
-    level: str, mine: dict[str, Blame], away: list[dict[str, Blame]], share: float, seed: int, n_draws: int
-) -> list[dict[str, Any]]:
-    rows = []
-    null = "within layers, exact" if level in _STRATIFIED else "shifts around the ring, exact"
-    for a, b in combinations(mine, 2):
-        pair = _paired(mine[a], mine[b])
-        if pair is None:
-            continue
-        layers, cut = pair
-        sets = [blamed(cut[side].score, share) for side in ("first", "second")]
-        names = [_unit_name(level, *unit) for unit, both in zip(cut["first"].units, sets[0] & sets[1], strict=True) if both]
-        crossed = [] if level == "token" else [n for run in away for n in _crossed(mine, run, a, b, share)]
-        found = _overlap(level, sets[0], sets[1], layers)
-        rows.append(_row(level, a, b, sets, len(layers), found, null, names, crossed))
-        sure = [cut[side].confirmed for side in ("first", "second")]
-        if sure[0] is not None and sure[1] is not None and sure[0].any() and sure[1].any():
-            shared = sure[0] & sure[1]
-            names = [_unit_name(level, *unit) for unit, both in zip(cut["first"].units, shared, strict=True) if both]
-            found = _overlap(level, sure[0], sure[1], layers)
-            rows.append(_row(f"confirmed {level}", a, b, [sure[0], sure[1]], len(layers), found, null, names, []))
-    if len(mine) > 2:
-        common = [u for u in next(iter(mine.values())).units if all(u in m.units for m in mine.values())]
-        if len(common) > 1:
-            sets = [blamed(np.nan_to_num(m.score[[m.units.index(u) for u in common]]), share) for m in mine.values()]
-            layers = [layer for layer, _ in common]
-            found = overlap_of_several(sets, layers if level in _STRATIFIED else None, seed=seed, n_draws=n_draws)
-            names = [_unit_name(level, *u) for u, n in zip(common, np.sum(sets, 0), strict=True) if n >= 2]
-            null = f"{'within layers' if level in _STRATIFIED else 'shifts around the ring'}, {n_draws} draws"
-            union = np.any(sets, 0)
-            rows.append(_row(level, ALL, "all pairs", [union, union], len(common), found, null, names, []))
-    return rows
-
-
-def _crossed(mine: dict[str, Blame], run: dict[str, Blame], a: str, b: str, share: float) -> list[int]:
-    """Shared units of one shell here and the other there, both ways."""
-    out = []
-    for here, there in ((a, b), (b, a)):
-        pair = _paired(mine[here], run[there]) if there in run else None
-        if pair is not None:
-            sets = [blamed(pair[1][side].score, share) for side in ("first", "second")]
-            out.append(int((sets[0] & sets[1]).sum()))
-    return out
-
-
-def _row(
-    level: str,
-    first: str,
-    second: str,
-    sets: Sequence[Mask],
-    n: int,
-    found: Overlap,
-    null: str,
-    names: Sequence[str],
-    crossed: Sequence[int],
-) -> dict[str, Any]:
-    return {
-        "level": level,
-        "first": first,
-        "second": second,
-        "units": n,
-        "first_n": int(sets[0].sum()),
-        "second_n": int(sets[1].sum()),
-        "shared": found.shared,
-        "expected": found.expected,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
-        "q": found.p,
-        "crossed": float(np.mean(crossed)) if crossed else None,
-        "crossed_n": len(crossed),
-        "null": null,
-        "shared_units": ", ".join(names),
-    }
-
-
-def _unit_name(level: str, layer: int, unit: str) -> str:
-    if level == "layer":
-        return str(layer)
-    return unit if layer < 0 else f"{layer}.{unit}"
-
-
-def _units(level: str, mine: dict[str, Blame], share: float) -> list[dict[str, Any]]:
-    by: dict[tuple[int, str], int] = {}
-    sets = {name: blamed(b.score, share) for name, b in mine.items()}
-    for name, b in mine.items():
-        for unit, is_blamed in zip(b.units, sets[name], strict=True):
-            by[unit] = by.get(unit, 0) + int(is_blamed)
-    rows = []
-    for name, b in mine.items():
-        rank = np.argsort(np.argsort(-np.nan_to_num(b.score), kind="stable"), kind="stable") + 1
-        rows += [
-            {
-                "level": level,
-                "layer": unit[0],
-                "unit": unit[1],
-                "shell": name,
-                "score": float(b.score[i]) if np.isfinite(b.score[i]) else None,
-                "rank": int(rank[i]),
-                "of": len(b.units),
-                "blamed": bool(sets[name][i]),
-                "confirmed": None if b.confirmed is None else bool(b.confirmed[i]),
-                "by": by[unit],
-                "basis": b.basis,
-            }
-            for i, unit in enumerate(b.units)
-            if by[unit]
-        ]
-    return sorted(rows, key=lambda r: (-r["by"], r["layer"], r["unit"]))
-
-
 def _summary(overlap: pl.DataFrame, silent: Mapping[str, str], results: IntegratedRun) -> str:
     sure = overlap.filter(pl.col("q") <= 0.05)
-    said = [
-        f"all pairs of shells together share {r['shared']} {r['level']}s"
-        if r["first"] == ALL
-        else f"{r['first']} and {r['second']} share {r['shared']} of {r['first_n']} {r['level']}s"
-        for r in sure.to_dicts()
-    ]
+    said = [_shared(row) for row in sure.to_dicts()]
     if overlap.is_empty():
         text = "Nothing was compared: no two shells score the same units"
     else:
         text = f"{'; '.join(said)} (more than chance)" if said else "No overlap beyond chance"
-    left = [*(f"{name} blames nothing" for name in silent), *(f"{name} was not run" for name in results.refused)]
-    return f"{text}{'; ' + '; '.join(left) if left else ''}."
+    ran = [name for name in results.findings if name not in silent]
+    names = f"{listed(ran)} ran" if ran else "no shell blames anything"
+    left = [
+        *(f"{name} blames nothing" for name in silent),
+        *(f"{name} was left out ({_short(why)})" for name, why in results.refused.items()),
+    ]
+    return f"{text}; {'; '.join([names, *left])}."
 
 
-_TEXT, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
-_OVERLAP: dict[str, pl.DataType] = {
-    **dict.fromkeys(("level", "first", "second"), _TEXT),
-    **dict.fromkeys(("units", "first_n", "second_n", "shared"), _INT),
-    **dict.fromkeys(("expected", "low", "high", "p", "q", "crossed"), _FLOAT),
-    "crossed_n": _INT,
-    **dict.fromkeys(("null", "shared_units"), _TEXT),
-}
-_BLAME: dict[str, pl.DataType] = {
-    "level": _TEXT,
-    "layer": _INT,
-    **dict.fromkeys(("unit", "shell"), _TEXT),
-    "score": _FLOAT,
-    **dict.fromkeys(("rank", "of"), _INT),
-    **dict.fromkeys(("blamed", "confirmed"), _BOOL),
-    "by": _INT,
-    "basis": _TEXT,
-}
+def _shared(row: Mapping[str, Any]) -> str:
+    if row["first"] == ALL:
+        return f"{row['second']} of shells together share {row['shared']} {row['level']}s"
+    if row["level"].startswith("leading "):
+        return f"{row['first']} and {row['second']} share a {row['level']}, {row['shared_units']} (among the first {row['first_n']} of {row['units']})"
+    return f"{row['first']} and {row['second']} share {row['shared']} of {row['first_n']} {row['level']}s"
+
+
+def _short(why: str) -> str:
+    """The first sentence of a reason."""
+    return why.split(". ")[0].rstrip(".")

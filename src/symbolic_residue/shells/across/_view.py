@@ -23,7 +23,7 @@ from symbolic_residue.instrument import AttentionRead, collate, Instrument
 from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import fold, frozen_scale, ov_circuit
 
-__all__ = ["AttentionView", "attention_view"]
+__all__ = ["AttentionView", "attention_view", "check_heads"]
 
 Pair = tuple[int, int | None]
 
@@ -78,11 +78,7 @@ def attention_view(
         raise ConfigError("A view needs heads, targets and at least one query.")
     if wrong := [t for pair in targets for t in pair if t is not None and not 0 <= t < vocab]:
         raise ConfigError(f"Token id {wrong[0]} is outside the vocabulary of {vocab}.")
-    for layer, head in heads:
-        if layer not in parts.attention_layers or not 0 <= head < parts.n_heads:
-            raise ReadError(f"There is no head {layer}.{head} with softmax attention.")
-        if parts.layers[layer].qkv_layout == "gated":
-            raise ReadError(f"The heads of layer {layer} are gated.", why="What they write is no weighted sum of values.")
+    check_heads(instrument, heads)
     layers = tuple(sorted({layer for layer, _ in heads}))
     n = len(prompt)
     rows = tuple(range(-min(last, n), 0))
@@ -115,6 +111,21 @@ def attention_view(
         pl.DataFrame(totals, schema=["layer", "head", "target", "strength", "norm"], orient="row"),
         pl.DataFrame({"position": list(range(n)), "token": prompt.tokens}),
     )
+
+
+def check_heads(instrument: Instrument, heads: Sequence[tuple[int, int]]) -> None:
+    """Refuse heads that cannot be viewed.
+
+    Raises:
+        ReadError: no such head, a layer without softmax attention, gated heads.
+    """
+    parts = instrument.parts
+    for layer, head in heads:
+        if layer not in parts.attention_layers or not 0 <= head < parts.n_heads:
+            there = f"The model has layers 0 to {parts.n_layers - 1} of {parts.n_heads} heads each."
+            raise ReadError(f"There is no head {layer}.{head} with softmax attention.", why=there)
+        if parts.layers[layer].qkv_layout == "gated":
+            raise ReadError(f"The heads of layer {layer} are gated.", why="What they write is no weighted sum of values.")
 
 
 def _by_key(instrument: Instrument, trace: Any, layer: int, head: int, weights: Tensor, u: Tensor) -> Tensor:

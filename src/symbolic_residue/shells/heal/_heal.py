@@ -36,6 +36,7 @@ from symbolic_residue.errors import ConfigError
 from symbolic_residue.instrument import collate, Edit, Instrument, LastRow
 from symbolic_residue.prompts import Prompt
 from symbolic_residue.readout import direct_logit_attribution, dla_reads
+from symbolic_residue.shells._verdict import bound
 from symbolic_residue.shells.heal._failure import Failure
 from symbolic_residue.shells.heal._menu import Cell, cell_of, Dose, KINDS, Menu, twin_of
 from symbolic_residue.stats import bootstrap_mean, cluster_sign_flip, holm, wilson
@@ -315,8 +316,8 @@ def _smallest(
                 "probability_before": before,
                 "probability_after": float(probability[best]),
                 "side_kl": kl.value,
-                "side_low": _bound(kl.low),
-                "side_high": _bound(kl.high),
+                "side_low": bound(kl.low),
+                "side_high": bound(kl.high),
                 "side_n": kl.n,
                 "entries": len(mine),
                 "entries_restoring": len(good),
@@ -361,7 +362,7 @@ def _test(
         return row
     dose = entries[entry]
     kl, changed = bootstrap_mean(effects[0][entry], seed=seed), wilson(int(effects[1][entry].sum()), effects[1].shape[1])
-    row |= {"place": dose.place, "dose": dose.dose, "side_kl": kl.value, "side_low": _bound(kl.low), "side_high": _bound(kl.high)}
+    row |= {"place": dose.place, "dose": dose.dose, "side_kl": kl.value, "side_low": bound(kl.low), "side_high": bound(kl.high)}
     row |= {"side_n": kl.n, "side_changed": changed.value}
     hits, controls, frames = [], [], []
     for f in test:
@@ -401,10 +402,6 @@ def _summary(rows: Sequence[dict[str, Any]], n_search: int, n_test: int, n_right
         f"{best['kind'].capitalize()} ({best['place']}, dose {best['dose']:g}) restores {best['restored']} of {best['n']} held-out failures, its random twins "
         f"{best['control_rate']:.2f} of them, at a side effect of {best['side_kl']:.3f} nats: {told}."
     )
-
-
-def _bound(x: float) -> float | None:
-    return None if np.isnan(x) else float(x)
 
 
 _HEALS = pl.DataFrame(

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.prompts._instructions import Instruction, joint, make_instruction, PLAIN, read_instruction, relation, TASKS
+from symbolic_residue.prompts._instructions import (
+    Instruction,
+    joint,
+    KINDS,
+    make_instruction,
+    PLAIN,
+    read_instruction,
+    relation,
+    TASKS,
+)
 from symbolic_residue.shells.instruction_disruption._residue import Asked, Task
 
-__all__ = ["InstructionQuestion", "choose_control", "make_asked", "read_lines"]
+__all__ = ["InstructionQuestion", "choose_control", "find_instructions", "make_asked", "read_lines"]
 
 
 class InstructionQuestion(BaseModel):
@@ -81,6 +92,56 @@ def read_lines(text: str) -> tuple[list[Instruction], str | None]:
             todo="Write two instructions and a question, a line each, or give instructions=[…, …].",
         )
     return found, rest[-1] if rest else None
+
+
+_ORDERS = re.compile(
+    r"(?:please,? |always |never |also |then |and |now )*"
+    r"(?:answer|write|reply|respond|say|speak|give|put|use|keep|begin|start|end|finish|include|mention|contain|avoid|make|ask|let your|"
+    r"be (?:very )?(?:brief|short)|"
+    r"do not|don't|never|always|no |your (?:answer|reply|response) (?:must|should)|you (?:must|should))\b",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"[.!?]+[\"'”)]*\s+|\n+")
+
+
+def find_instructions(text: str) -> tuple[list[Instruction], str | None]:
+    """Two instructions among the sentences of a text, and its last question (or other last sentence) where it has one.
+
+    A sentence is an instruction where it orders something (begins as an order does) and a program can verify it. Of more than two, the first pair that
+    contradicts itself is taken, else the first two.
+
+    Raises:
+        PromptError: fewer than two are found; the message says how many sentences order something, and which of them cannot be verified.
+    """
+    cuts = [0, *(m.end() for m in _SENTENCE.finditer(text)), len(text)]
+    found: list[Instruction] = []
+    rest, unread = [], []
+    for piece in (text[a:b].strip() for a, b in pairwise(cuts)):
+        named = re.match(r"([a-z-]+)(?:=[^:]*)?:\s+\S", piece)
+        if not piece:
+            continue
+        if not (_ORDERS.match(piece) or (named and named[1] in KINDS)):
+            rest.append(piece)
+            continue
+        try:
+            one = read_instruction(piece)
+        except (PromptError, ConfigError):
+            unread.append(piece)
+            rest.append(piece)
+            continue
+        if all(one.text != other.text for other in found):
+            found.append(one)
+    if len(found) < 2:
+        unverified = f" {len(unread)} further orders cannot be verified by a program, such as {unread[0][:60]!r}." if unread else ""
+        raise PromptError(
+            f"{len(found)} of the text's sentences {'is an instruction' if len(found) == 1 else 'are instructions'} that can be verified, and two are needed.",
+            why=f"Whether an instruction is followed is judged by a program.{unverified}",
+            todo="Give a text with two such instructions, as 'Answer in French. Answer with one word. What is ice?'.",
+        )
+    pairs = [pair for pair in combinations(found, 2) if relation(*pair) == "contradictory"]
+    questions = [piece for piece in rest if piece.endswith("?")]
+    question = questions[-1] if questions else next((piece for piece in reversed(rest) if piece not in unread), None)
+    return list(pairs[0] if pairs else found[:2]), question
 
 
 def make_asked(

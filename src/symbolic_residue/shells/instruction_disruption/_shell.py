@@ -24,7 +24,7 @@ from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.instruction_disruption._answers import answer_frames, ATTENTION, blocks, SharedRows, Shown
-from symbolic_residue.shells.instruction_disruption._ask import make_asked, read_lines
+from symbolic_residue.shells.instruction_disruption._ask import find_instructions, make_asked, read_lines
 from symbolic_residue.shells.instruction_disruption._attribute import attribute_heads, HeadAttribution, span_effects, SpanEffect
 from symbolic_residue.shells.instruction_disruption._config import InstructionDisruptionConfig
 from symbolic_residue.shells.instruction_disruption._findings import (
@@ -124,6 +124,15 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
             ConfigError: as for SPLICE.
         """
         return nullify(splice(vectors), self.config.criteria.conflict if threshold is None else threshold)
+
+    def asks(self, input_text: str) -> dict[str, Any]:
+        """Two instructions among the text's sentences, and its question as the task (the packaged ones where it has none).
+
+        Raises:
+            PromptError: fewer than two of its sentences are instructions that a program can verify.
+        """
+        found, question = find_instructions(input_text)
+        return {"input_text": None, "instructions": found, "task": question}
 
     # -- the run -------------------------------------------------------------------------------------------------------------
 

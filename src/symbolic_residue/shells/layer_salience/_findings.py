@@ -48,15 +48,22 @@ class LayerSalienceFindings(Findings[LayerSalienceResidue]):
     carriers: tuple[CarrierTest, ...] = field(default=(), repr=False, kw_only=True)
 
     def blame(self) -> dict[str, pl.DataFrame]:
-        """Heads and layers by the effect of hiding the tokens from them (untested ones do not say), tokens by the fall of ln P(answer) under CANCEL."""
+        """Heads (all of them) by their share of attention on the blamed tokens, layers by its mean over heads, both with what hiding confirmed; tokens by the
+        fall of ln P(answer) under CANCEL."""
         out: dict[str, pl.DataFrame] = {}
-        for level in ("head", "layer"):
-            mine = [t for t in self.carriers if (t.head is None) == (level == "layer")]
-            if mine:
-                out[level] = pl.DataFrame(
-                    [(t.layer, "" if t.head is None else str(t.head), abs(t.fall), t.confirmed) for t in mine],
-                    schema={"layer": pl.Int64, "unit": pl.String, "score": pl.Float64, "confirmed": pl.Boolean},
+        if self.blamed:
+            share = pl.col("share").fill_nan(None).fill_null(0.0)
+            heads = self.residue.frames["carry"].select("layer", pl.col("head").cast(pl.String).alias("unit"), share.alias("score"))
+            of_layer = heads.group_by("layer", maintain_order=True).agg(pl.col("score").mean())
+            for level, frame in (("head", heads), ("layer", of_layer.select("layer", pl.lit("").alias("unit"), "score"))):
+                mine = [t for t in self.carriers if (t.head is None) == (level == "layer")]
+                tested = pl.DataFrame(
+                    [(t.layer, "" if t.head is None else str(t.head), t.confirmed) for t in mine],
+                    schema={"layer": pl.Int64, "unit": pl.String, "confirmed": pl.Boolean},
                     orient="row",
+                )
+                out[level] = frame.join(tested, on=["layer", "unit"], how="left", maintain_order="left").sort(
+                    "layer", maintain_order=True
                 )
         tested = self.residue.frames["salience"].filter(pl.col("fall").is_not_null())
         if len(tested):

@@ -3,7 +3,9 @@
 1. The prompt is *before · fact · gap · question*; a rival fact, where there is one after the fact, opens what comes after the gap.
 2. The control states a given fact, or the fact with the first foils in the answers' places, or no fact at all.
 3. Foils that are not given are the model's own best tokens of the answer's shape where the fact is not stated.
-4. The first padding text of each kind begins with the prompt's own gap, the others with its sentences in other orders, as far as there are any; texts that
+4. Where a text alone is given, its fact is the sentence that most helps the model to say a word of its own next (``_find``); where none does, the first one
+   that mentions what the model says next.
+5. The first padding text of each kind begins with the prompt's own gap, the others with its sentences in other orders, as far as there are any; texts that
    come out alike count once.
 """
 
@@ -18,6 +20,7 @@ from symbolic_residue.errors import ConfigError, PromptError, SpanError
 from symbolic_residue.instrument import collate, Instrument
 from symbolic_residue.prompts import build_prompt, Padding
 from symbolic_residue.shells.memtrace._config import MemtraceConfig
+from symbolic_residue.shells.memtrace._find import find_stated
 from symbolic_residue.shells.memtrace._residue import Asked, Field, Side
 from symbolic_residue.shells.memtrace._text import (
     find_fact,
@@ -28,7 +31,7 @@ from symbolic_residue.shells.memtrace._text import (
     token_type_of,
 )
 
-__all__ = ["ask"]
+__all__ = ["ask", "find_asked"]
 
 
 def ask(
@@ -62,6 +65,8 @@ def ask(
         raise ConfigError(f"The padding cannot stand {place!r}.", todo="Use 'between' or 'before'.")
     if (rival is None) != (rival_answer is None):
         raise ConfigError("A rival fact needs its answer, and the other way round.", todo="Give rival= and rival_answer=.")
+    if answers is None and fact is None and question is None:
+        fact, question, answers = find_asked(instrument, tokenizer, text, chat)
     question = find_question(text) if question is None else question
     if not question.strip() or not text.endswith(question):
         raise SpanError(f"The prompt does not end with the question {question!r}.", todo="The question is the end of the prompt.")
@@ -130,6 +135,25 @@ def ask(
         paddings=kinds,
         seed=seed,
     )
+
+
+def find_asked(instrument: Instrument, tokenizer: Any, text: str, chat: bool) -> tuple[str, str, list[str]]:
+    """Fact, question and answer of a text alone: the sentence that most helps the model to say a word of its own; where none does, the first one that
+    mentions what the model says next.
+
+    Raises:
+        PromptError, SpanError: neither finds one.
+    """
+    try:
+        found = find_stated(instrument, tokenizer, text, chat=chat)
+    except SpanError as none:
+        question = find_question(text)
+        try:
+            said = _best(instrument, tokenizer, text, chat)
+            return find_fact(text[: len(text) - len(question)], said), question, [said]
+        except (PromptError, SpanError):
+            raise none from None
+    return found.fact, found.question, [found.answer]
 
 
 def _spaced(text: str, chat: bool) -> str:

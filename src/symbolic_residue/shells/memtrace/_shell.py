@@ -14,18 +14,18 @@ from typing import Any, ClassVar, TYPE_CHECKING
 
 import polars as pl
 
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.prompts import build_prompt, find_span, memory_items, MemoryItem, Padding, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.shells._verdict import Verdict
-from symbolic_residue.shells.memtrace._ask import ask
+from symbolic_residue.shells.memtrace._ask import ask, find_asked
 from symbolic_residue.shells.memtrace._attribute import begin_again, heads_frame, intervene, Interventions
 from symbolic_residue.shells.memtrace._config import MemtraceConfig
 from symbolic_residue.shells.memtrace._curves import curve_frame, decay_fits, MEMORY
 from symbolic_residue.shells.memtrace._findings import changes, MemtraceFindings, summarise
 from symbolic_residue.shells.memtrace._judge import verdicts
-from symbolic_residue.shells.memtrace._observe import observe
+from symbolic_residue.shells.memtrace._observe import Begun, observe
 from symbolic_residue.shells.memtrace._operations import anchor, Anchoring, Recall, recall
 from symbolic_residue.shells.memtrace._residue import Asked, MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import reading_frames
@@ -34,7 +34,6 @@ from symbolic_residue.shells.memtrace._text import passage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from symbolic_residue.instrument import Prefix
     from symbolic_residue.models import LoadedModel
     from symbolic_residue.types import Span
 
@@ -66,7 +65,7 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
     ) -> None:
         super().__init__(model, tokenizer, config or MemtraceConfig(), loaded=loaded)
         self._each: dict[bool, Tensor] = {}
-        self._kept: tuple[Asked, Prefix | None] | None = None
+        self._kept: tuple[Asked, Begun] | None = None
 
     @classmethod
     def items(cls) -> list[MemoryItem]:
@@ -136,6 +135,17 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             raise ConfigError(f"INHIBIT's strength is {strength}.", todo="Give a factor below 1, or use anchor_operation.")
         return self.anchor_operation(span, strength, **options)
 
+    def asks(self, input_text: str) -> dict[str, Any]:
+        """The fact in a plain text, the question that asks for it, and its answer.
+
+        Raises:
+            PromptError: an empty text. SpanError: no sentence of it states what its end asks for.
+        """
+        if not isinstance(input_text, str) or not input_text.strip():
+            raise PromptError("The prompt is empty.", todo="Give a text with a fact and a question.")
+        fact, question, answers = find_asked(self.instrument, self.tokenizer, input_text, False)
+        return {"fact": fact, "question": question, "answer": answers}
+
     # -- the run -------------------------------------------------------------------------------------------------------------
 
     def run(
@@ -164,7 +174,8 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             fact: the text that states the answer; left out, the first sentence that mentions the answer.
             question: the end of the prompt; left out, its last sentence.
             answer: what should come next, with its leading space; several texts for an answer of several fields, each following the one before. Left
-                out, what the model says next on the prompt as it is.
+                out, what the model says next on the prompt as it is; where fact and question are left out too, the word that an earlier sentence most helps
+                it to say (:meth:`asks`).
             foils: wrong answers of the same type (for several fields, a list for each); left out, the model's guesses without the fact.
             control: the fact as the control states it; left out, the fact with the first foils in the answers' places, or no fact where foils were not given.
             rival: a fact in the prompt with another value of the same kind; ``rival_answer`` its value.
@@ -212,7 +223,7 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             "fits": decay_fits(seen.measures, asked),
         }
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
-        self._kept = (asked, seen.prefix)
+        self._kept = (asked, seen.begun)
         progress("residue collected", 1.0)
         return MemtraceResidue(asked, self.config, provenance, frames)
 
@@ -261,11 +272,11 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
         found: Interventions | None = None
         if residue.config.top_heads:
             one = passage(self.tokenizer, asked, "fact")
-            prefix = (
+            begun = (
                 self._kept[1] if self._kept is not None and self._kept[0] is asked else begin_again(self.instrument, residue, one)
             )
             foil = residue.frames["candidates"].filter(pl.col("source") == "foil").sort("logit", descending=True)["token_id"][0]
-            found = intervene(self.instrument, residue, one, prefix, self._reference_means(asked), foil, progress=progress)
+            found = intervene(self.instrument, residue, one, begun, self._reference_means(asked), foil, progress=progress)
         self._kept = None  # keys and values of the beginnings are large
         frames = {"heads": heads_frame(residue, target, found), "changes": changes(residue, found)}
         if found is not None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, ClassVar, TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
 
 __all__ = ["TemporalInferenceShell"]
+
+_SHORTEST = 4
+"""Tokens of the shortest shift that a text is asked about unasked."""
 
 
 class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferenceFindings]):
@@ -142,6 +146,17 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             ids = tuple(build_prompt(self.tokenizer, context).ids)
             context = Shifted(ids, tuple(range(len(ids))), context, 0, "forward", "tokens")
         return predict(self.instrument, self.tokenizer, context, targets, self.config.top_k, self.config.steps)
+
+    def asks(self, input_text: str) -> dict[str, Any]:
+        """The distance of the shift that drift is judged at: the usual one, or the longest one (of at least four tokens) for which a short text has room.
+
+        Raises:
+            PromptError: the text is too short for a shift of four tokens.
+        """
+        n = len(build_prompt(self.tokenizer, input_text))
+        usual = signature(self.run).parameters["shift_distance"].default
+        room = places(n, _SHORTEST, self.config)[0] - self.config.context
+        return {"shift_distance": min(usual, room)}
 
     # -- the run -------------------------------------------------------------------------------------------------------------
 

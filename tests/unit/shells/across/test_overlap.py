@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.shells.across import overlap_in_a_row, overlap_of_several, overlap_within_layers
+from symbolic_residue.shells.across import leading, overlap_in_a_row, overlap_of_leaders, overlap_of_several, overlap_within_layers
 from symbolic_residue.shells.across._overlap import blamed
 
 
@@ -101,6 +101,70 @@ def test_planted_overlap_is_found() -> None:
     assert overlap_within_layers(sets[0], sets[1], layers).p < 0.01
     assert overlap_of_several(sets, layers, seed=0, n_draws=999).p < 0.01
     assert overlap_in_a_row(mask(30, 3, 4, 5), mask(30, 3, 4, 5)).p == pytest.approx(1 / 30)
+
+
+DEPTH = np.repeat(np.arange(30), 9)
+
+
+def test_the_leading_head_is_ranked_over_its_layer() -> None:
+    """Layer 1 is a hundred times as large as layer 0; the head that stands out of its own layer leads all the same."""
+    first = np.array([1.0, 1.0, 9.0, 100.0, 120.0, 90.0])
+    second = np.array([2.0, 2.0, 30.0, 500.0, 400.0, 450.0])
+    a, b = leading(first, second, [0, 0, 0, 1, 1, 1])
+    assert a.tolist() == b.tolist() == [False, False, True, False, False, False]
+    apart = np.array([9.0, 1.0, 1.0, 100.0, 120.0, 90.0])  # first: head 0 leads, then head 4 (1.2), 3 and 1 and 2 (1.0)
+    a, b = leading(apart, second, [0, 0, 0, 1, 1, 1])
+    assert (a & b).any() and a.sum() >= 2
+    none, _ = leading(np.zeros(6), second, [0, 0, 0, 1, 1, 1])
+    assert not none.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_the_chance_of_a_leading_head_is_that_of_drawn_sets(seed: int, k: int) -> None:
+    """p against draws of both sets within thirds of the depth."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.random(270) < k / 270, rng.random(270) < k / 270
+    at = int(rng.integers(270))
+    first[at] = second[at] = True
+    band = DEPTH * 3 // 30
+    drawn = []
+    for _ in range(400):
+        other = np.zeros(270, bool)
+        for one in range(3):
+            here = np.flatnonzero(band == one)
+            other[rng.permutation(here)[: int(second[here].sum())]] = True
+        drawn.append((first & other).any())
+    found = overlap_of_leaders(first, second, DEPTH.tolist())
+    assert abs(found.p - np.mean(drawn)) < 0.09
+    assert found.least == pytest.approx(1 / 90) or found.least == found.p
+    assert overlap_of_leaders(mask(270, 1), mask(270, 200), DEPTH.tolist()).p == 1.0
+
+
+def test_false_positive_rate_of_the_leading_head() -> None:
+    """At most 5 % where layers differ in size, smoothly or by jumps, and where the tails grow threefold with depth."""
+    rng = np.random.default_rng(3)
+    jumps = np.exp(rng.normal(0, 1.5, 30))[DEPTH]
+    kinds = {
+        "growing": lambda: rng.gamma(1, 1, 270) * np.exp(0.15 * DEPTH),
+        "jumping": lambda: rng.gamma(1, 1, 270) * jumps,
+        "heavier": lambda: np.exp(rng.normal(0, 1, 270) * (0.5 + DEPTH / 30)),
+    }
+    for name, draw in kinds.items():
+        p = []
+        for _ in range(300):
+            p.append(overlap_of_leaders(*leading(draw(), draw(), DEPTH.tolist()), DEPTH.tolist()).p)
+        assert np.mean(np.array(p) <= 0.05) <= 0.075, name  # 5 % and its binomial spread at 300
+
+
+def test_the_least_p_is_one_that_sets_can_reach() -> None:
+    layers = [0] * 9 + [1] * 9
+    found = overlap_within_layers(mask(18, 0), mask(18, 1), layers)
+    assert (found.shared, found.p, found.least) == (0, 1.0, pytest.approx(1 / 9))
+    two = overlap_within_layers(mask(18, 0, 9), mask(18, 0, 9), layers)
+    assert two.p == two.least == pytest.approx(1 / 81)
+    assert overlap_in_a_row(mask(30, 3), mask(30, 20)).least == pytest.approx(1 / 30)
+    assert overlap_within_layers(mask(2, 0), mask(2, 0, 1), [0, 0]).least == 1.0
 
 
 def test_sets_hold_the_share_and_nothing_that_scored_zero() -> None:

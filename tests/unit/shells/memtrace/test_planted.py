@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from symbolic_residue.errors import PromptError, SpanError
 from symbolic_residue.shells import MemtraceConfig, MemtraceFindings, MemtraceShell
 
 from .planted import FACT, HEAD, planted, QUESTION
@@ -127,3 +128,46 @@ def test_partial_recall_is_seen_where_one_field_is_carried_and_one_is_not() -> N
     partial = shell.verdicts(residue)[2]
     assert partial.value.value > 0.2
     assert 0 <= partial.value.low <= partial.value.high <= 1
+
+
+def test_the_fact_of_a_text_alone_is_found_and_judged() -> None:
+    """Only the planted head tells the model which word was stated: with it the sentence, its word and the head are found, without it the text is refused."""
+    model, tokenizer, words = planted()
+    shell = MemtraceShell(model, tokenizer, CONFIG)
+    word = words[0]
+    text = f"Ben came home in the evening. {FACT.format(word)} Anna put the book under the table.{QUESTION}"
+    asked = shell.asks(text)
+    assert asked["fact"] == FACT.format(word)
+    assert asked["answer"] == [word]
+    assert text.endswith(asked["question"])
+    residue = shell.run(text)
+    assert (residue.asked.fact, residue.asked.fields[0].text) == (asked["fact"], word)
+    assert HEAD in shell.analyze_residue(residue).retrieval_heads
+    silent, tokenizer, _ = planted(working=False)
+    with pytest.raises(SpanError):
+        MemtraceShell(silent, tokenizer, CONFIG).asks(text)
+    with pytest.raises(SpanError, match="No sentence stands before"):
+        shell.asks("the mill is")
+    with pytest.raises(PromptError):
+        shell.asks(" ")
+
+
+def test_two_shells_name_the_planted_head_together() -> None:
+    """MEMTRACE and VALUE-COLLAPSE on one plain text: the head that carries the fact leads in both. Among eight heads it cannot be beyond chance, and is not said
+    to be."""
+    from symbolic_residue.models import wrap
+    from symbolic_residue.shells import ShellIntegrator, ValueCollapseConfig, ValueCollapseShell
+
+    model, tokenizer, words = planted()
+    loaded = wrap(model, tokenizer)
+    other = ValueCollapseShell(loaded=loaded, config=ValueCollapseConfig.quick(top_heads=2))
+    joint = ShellIntegrator({"memtrace": MemtraceShell(loaded=loaded, config=CONFIG), "value-collapse": other})
+    text = f"Ben came home in the evening. {FACT.format(words[0])}{QUESTION}"
+    results = joint.run_all(text, asked={"value-collapse": {"candidates": words[:2]}})
+    assert set(results.findings) == {"memtrace", "value-collapse"}
+    found = joint.integrated_attribution(results)
+    row = found.overlap.filter(pl.col("level") == "leading head").row(0, named=True)
+    assert row["shared_units"] == "1.2"
+    assert row["units"] == 8
+    assert row["q"] is None
+    assert "share" not in found.summary

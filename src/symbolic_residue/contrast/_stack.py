@@ -1,0 +1,135 @@
+"""Deltas as matrices: one row an example, one column a layer (or a layer and head)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from symbolic_residue.errors import RecordError
+
+__all__ = ["Place", "Stack", "Stacks", "stacks"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """What one question is asked of: a region, under a segmentation, at an offset, in a condition of a model."""
+
+    model: str
+    condition: str
+    segmentation: str
+    query_offset: int
+    region: str
+
+    def fields(self) -> dict[str, Any]:
+        """As columns."""
+        return {
+            "model": self.model,
+            "condition": self.condition,
+            "region": self.region,
+            "segmentation": self.segmentation,
+            "query_offset": self.query_offset,
+        }
+
+
+@dataclass(frozen=True)
+class Stack:
+    """``values [example, column]`` with the examples' names and clusters."""
+
+    values: Array
+    examples: tuple[str, ...]
+    clusters: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def n_clusters(self) -> int:
+        return len(set(self.clusters))
+
+    def shared(self, other: Stack) -> tuple[Array, Array, tuple[str, ...]]:
+        """Rows of the examples that both have, in one order, and their clusters."""
+        here = {name: i for i, name in enumerate(self.examples)}
+        pairs = [(here[name], j) for j, name in enumerate(other.examples) if name in here]
+        mine, theirs = ([pair[k] for pair in pairs] for k in (0, 1))
+        return self.values[mine], other.values[theirs], tuple(self.clusters[i] for i in mine)
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """All matrices of a table of deltas.
+
+    Attributes:
+        columns: ``(layer, head)`` of each column; head None: the mean over heads.
+        of: (place, stratum, lag, what) → matrix; ``what`` is ``delta``, ``mass`` or ``control``.
+    """
+
+    columns: tuple[tuple[int, int | None], ...]
+    of: dict[tuple[Place, str, int, str], Stack]
+
+    def places(self, stratum: str) -> list[Place]:
+        """Places that have deltas of this stratum, sorted."""
+        return sorted({place for place, name, lag, what in self.of if name == stratum and lag == 0 and what == "delta"})
+
+    def get(self, place: Place, stratum: str, lag: int = 0, what: str = "delta") -> Stack | None:
+        return self.of.get((place, stratum, lag, what))
+
+
+def stacks(table: pl.DataFrame, *, heads: bool) -> Stacks:
+    """Matrices of a checked table of deltas.
+
+    Args:
+        heads: columns are layers and heads; otherwise layers (records with ``head`` null, or where there are none the mean over the heads).
+
+    Raises:
+        RecordError: heads asked for and none there; models that differ in their layers.
+    """
+    with_head, without = table.filter(pl.col("head").is_not_null()), table.filter(pl.col("head").is_null())
+    if heads and not len(with_head):
+        raise RecordError(
+            "The records hold no single heads.",
+            why="Their column 'head' is empty: means over heads.",
+            todo="Read with heads, or test layers.",
+        )
+    frame = with_head if heads else without
+    if not heads and not len(without):
+        keys = [name for name in table.columns if name not in ("head", "mass", "control", "delta", "control_rows")]
+        frame = with_head.group_by(keys).agg(
+            pl.col("mass", "control", "delta").mean(), pl.col("control_rows").first()
+        ).with_columns(head=pl.lit(None, pl.Int32))  # fmt: skip
+    columns = [tuple(row) for row in frame.select("layer", "head").unique().sort("layer", "head").iter_rows()]
+    index = pl.DataFrame(columns, schema={"layer": pl.Int32, "head": pl.Int32}, orient="row").with_row_index("column")
+    frame = frame.join(index, on=["layer", "head"], how="left", nulls_equal=True)
+    of: dict[tuple[Place, str, int, str], Stack] = {}
+    keys = ["model", "condition", "segmentation", "query_offset", "region", "stratum", "lag"]
+    for key, part in frame.partition_by(keys, as_dict=True, include_key=False).items():
+        model, condition, segmentation, offset, region, stratum, lag = key
+        place = Place(model, condition, segmentation, offset, region)
+        for what, stack in _matrices(part, len(columns), place):
+            of[place, stratum, lag, what] = stack
+    return Stacks(tuple(columns), of)
+
+
+def _matrices(part: pl.DataFrame, width: int, place: Place) -> Iterator[tuple[str, Stack]]:
+    for what in ("delta", "mass", "control"):
+        have = part.filter(pl.col(what).is_not_null())
+        if not len(have):
+            continue
+        names = have.select("example", "cluster").unique().sort("cluster", "example")
+        rows = have.join(names.with_row_index("unit"), on="example", how="left")
+        values = np.full((len(names), width), np.nan)
+        values[rows["unit"].to_numpy(), rows["column"].to_numpy()] = rows[what].to_numpy()
+        if np.isnan(values).any():
+            example = names["example"][int(np.argwhere(np.isnan(values))[0, 0])]
+            raise RecordError(
+                f"Example {example!r} of {place.model!r} lacks layers or heads that others have (region {place.region!r}).",
+                why="Records were lost, or two models of different depth stand in one table.",
+                todo="Analyse models of different depth apart.",
+            )
+        yield what, Stack(values, tuple(names["example"]), tuple(names["cluster"]))
