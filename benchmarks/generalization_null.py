@@ -1,4 +1,4 @@
-"""False cells and power of the maps of signatures, by simulation: ``python benchmarks/generalization_null.py [--write] [--only PART] [--n N]``.
+"""False cells and power of the maps of signatures, by simulation: ``python benchmarks/generalization_null.py [--write] [--only PART] [--n N] [--demo]``.
 
 1. *Worlds* of synthetic signatures: 29 components, five shells of 24 planted and 24 null items, 96 prompts. Shells have axes of their own, in random
    directions. The truth of a cell is known: its category's displacement along and across the axis that was made from the items.
@@ -8,10 +8,20 @@
 4. *Power*: one category is displaced along one shell's axis, among categories that are alike, and among those that differ.
 5. The same for one prompt against 96 others, and for the alignment matrix.
 
+6. ``--demo`` in their place: the demo model's own map of twelve natural categories × five shells (20 + 20 calibration items each), the power on the natural
+   prompts' own spread (labels shuffled, one category displaced by a shell's whole shift in all components), and the alignment matrix of three layers.
+
 Results go to ``RESULTS.md`` with the machine's name. Each part is kept in ``--keep DIR`` as it is done, and not done again.
 """
 
 from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +30,7 @@ from symbolic_residue.shells.signatures import COMPONENTS, READABLE_GROUPS, Shel
 from symbolic_residue.shells.signatures._axes import Axis, make_axes, unit
 from symbolic_residue.shells.signatures._permuted import Labels, pair_frame, Running
 from symbolic_residue.shells.signatures._similarity import compare_categories, compare_one, LEAST_SHARE, LEAST_SLOPE
+from symbolic_residue.stats import wilson
 
 Array = NDArray[np.float64]
 READ = [i for i, c in enumerate(COMPONENTS) if c.group in READABLE_GROUPS]
@@ -200,6 +211,90 @@ def parts(n: int) -> dict[str, Callable[[], dict[str, int]]]:
     return out
 
 
+def demo(machine: str) -> str:
+    """The section of RESULTS.md on the demo model."""
+    from symbolic_residue import Instrument, open_model
+    from symbolic_residue.prompts import natural_prompts
+    from symbolic_residue.shells import alignment_matrix, generalization_map, read_shell, read_signatures, shell_prompts
+    from symbolic_residue.shells import SHELLS as NAMES
+
+    instrument = Instrument(open_model("demo"))
+    texts = natural_prompts()
+    read = read_signatures(instrument, [t.prompt for t in texts], names=[t.id for t in texts])
+    natural: dict[str, list[Any]] = {}
+    for text, one in zip(texts, read, strict=True):
+        natural.setdefault(text.category, []).append(one)
+    shells = [read_shell(instrument, name, most=20) for name in NAMES]
+    frame = generalization_map(natural, shells).frame
+    cells = {(row["category"], row["shell"]): row for row in frame.iter_rows(named=True)}
+    lines = [
+        "## Maps of signatures: the demo model",
+        "",
+        f"Machine: {machine}. SmolLM2-135M-Instruct; twelve categories of eight natural prompts, 20 + 20 calibration items a shell. Similarity in units of the",
+        "shell's shift, with its own (not simultaneous) 95 % interval over prompts; **bold**: farther, family-wise over the 60 cells; *similar* where said.",
+        "",
+        f"| category | {' | '.join(NAMES)} |",
+        f"|---|{'---|' * len(NAMES)}",
+    ]
+    for category in natural:
+        row = []
+        for name in NAMES:
+            c = cells[category, name]
+            value = "–" if c["similarity"] is None else f"{c['similarity']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
+            value = (
+                f"**{value}** (cosine {c['cosine']:.2f}, p {c['p']:.3f}, toward {c['p_toward']:.2f})" if c["p"] <= LEVEL else value
+            )
+            row.append(value + (" *similar*" if c["outcome"] == "similar" else ""))
+        lines.append(f"| {category} | {' | '.join(row)} |")
+    separated = []
+    for name in NAMES:
+        c = cells[next(iter(natural)), name]
+        separated.append(f"{name} {c['shell_auc']:.2f} [{c['shell_low']:.2f}, {c['shell_high']:.2f}]")
+    lines += ["", f"AUC of planted against null items, held out by frame (n = 40 items each): {'; '.join(separated)}.", ""]
+    matrix = np.stack([one.values for one in read])
+    labels = np.repeat(np.arange(len(natural)), [len(v) for v in natural.values()])
+    axes = make_axes(shells, [matrix])
+    rng, n, hits = np.random.default_rng(0), 300, []
+    for s, shell in enumerate(shells):
+        step = shell.planted.mean(0) - shell.null.mean(0)
+        found = 0
+        for _ in range(n):
+            shuffled, moved = rng.permutation(labels), matrix.copy()
+            moved[shuffled == 4] += step
+            one = compare_categories(moved, shuffled, axes, rng, DRAWS)
+            found += max(one.p[4, s], one.p_toward[4, s]) <= LEVEL
+        hits.append(f"{shell.shell} {rate(found, n)}")
+    lines += [
+        f"Power on these prompts: labels shuffled, one category moved by a shell's whole shift is similar to it in {'; '.join(hits)} % of {n}.",
+        "",
+    ]
+    units = alignment_matrix(
+        instrument, {name: shell_prompts(instrument, name, most=12) for name in NAMES}, reads=[f"mlp_act.{i}" for i in LAYERS]
+    )
+    lines += [
+        f"Alignment matrix, layers {', '.join(map(str, LAYERS))} ({len(units.unit)} neurons), 12 + 12 calibration items a shell, 500 permutations:",
+        "",
+        "| shell | aligned, family-wise | at q ≤ 0.05 | effect of smallest p | its p | its q |",
+        "|---|---|---|---|---|---|",
+    ]
+    for s, name in enumerate(NAMES):
+        best = int(np.argmin(units.p[s] - 1e-6 * np.abs(units.effect[s])))
+        lines.append(
+            f"| {name} | {int((units.p[s] <= LEVEL).sum())} | {int((units.q[s] <= LEVEL).sum())} | {units.effect[s, best]:+.2f} (layer {units.layer[best]}, "
+            f"neuron {units.unit[best]}) | {units.p[s, best]:.3f} | {units.q[s, best]:.3f} |"
+        )
+    pairs = units.pairs.sort("p").row(0, named=True)
+    lines += [
+        "",
+        f"The pair of shells with the smallest p: {pairs['first']} and {pairs['second']}, correlation {pairs['correlation']:+.2f} (null {pairs['null_low']:+.2f} to "
+        f"{pairs['null_high']:+.2f}, p {pairs['p']:.2f}, {pairs['p_adjusted']:.2f} after Holm over ten pairs).",
+    ]
+    return "\n".join(lines)
+
+
+LAYERS = (5, 15, 25)
+
+
 def rate(count: int, of: int) -> str:
     """A share in per cent with Wilson's interval."""
     found = wilson(count, of)
@@ -268,7 +363,16 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000, help="maps of each null (power: a quarter)")
     parser.add_argument("--only", default="", help="run only parts whose name begins so, and do not report")
     parser.add_argument("--keep", type=Path, default=None, help="a folder where each part's counts are kept")
+    parser.add_argument("--demo", action="store_true", help="the demo model's maps instead of the simulations")
     args = parser.parse_args()
+    if args.demo:
+        from _common import machine, write_section
+
+        text = demo(machine(1))
+        print(text)
+        if args.write:
+            write_section(text)
+        return
     found: dict[str, Any] = {}
     for name, run in parts(args.n).items():
         kept = args.keep / (name.replace("/", "_").replace(" ", "-") + ".json") if args.keep else None

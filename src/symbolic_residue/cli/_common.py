@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -222,9 +223,14 @@ def measure_items(
             }
         )
     else:
-        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or "across" in r.tables] if rates else results
+        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or _pooled(r.tables)] if rates else results
         _show(told, path, page, rates)
     return 1 if failed else 0
+
+
+def _pooled(tables: dict[str, Any]) -> bool:
+    """Whether the item is about several others."""
+    return "across" in tables and bool(tables["across"]["pooled"].any())
 
 
 def _rates(path: Path) -> list[dict[str, Any]]:
@@ -246,8 +252,8 @@ def _show_rates(console: Any, rates: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("shell", "failure", "fires: planted", "null (false alarms)", "mean value: planted", "null", "criterion"):
-        table.add_column(name, justify="left")
+    for name in ("failure", "fires: planted", "null (false alarms)", "mean value: planted", "null", "criterion"):
+        table.add_column(name, justify="left", no_wrap=name == "failure")
     modes = list(dict.fromkeys((row["shell"], row["mode"]) for row in rates))
     shown = ""
     for shell, mode in modes:
@@ -255,7 +261,9 @@ def _show_rates(console: Any, rates: list[dict[str, Any]]) -> None:
         first = next(iter(side.values()))
         cells = [_rate(side.get(name)) for name in ("planted", "null")] + [_mean(side.get(name)) for name in ("planted", "null")]
         criterion = f"{first['direction']} {first['criterion']:.3g}{' ' + first['unit'] if first['unit'] else ''}"
-        table.add_row("" if shell == shown else shell, mode, *map(escape, cells), escape(criterion))
+        if shell != shown:
+            table.add_row(f"[bold]{escape(shell)}[/]")
+        table.add_row(f"  {escape(mode)}", *map(escape, cells), escape(criterion))
         shown = shell
     console.print(table)
 
@@ -316,6 +324,8 @@ def _show(results: list[Any], path: Path, page: Path | None, rates: list[dict[st
     console.print(f"run: {escape(str(path))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
+    if any(row["side"] == "planted" and row["fires"] for row in rates or ()):
+        console.print(f"heal: residue heal {escape(shlex.quote(str(path)))}", soft_wrap=True)
 
 
 def _why(row: dict[str, Any]) -> str:
