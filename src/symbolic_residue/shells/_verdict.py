@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import polars as pl
 
@@ -120,6 +120,7 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pl.DataFrame:
     )
 
 
-def bound(x: float) -> float | None:
+def bound(x: SupportsFloat) -> float | None:
     """A bound as tables hold it: null where there is none."""
-    return None if math.isnan(x) else float(x)
+    found = float(x)
+    return None if math.isnan(found) else found
