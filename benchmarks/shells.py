@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 from symbolic_residue import open_model
 from symbolic_residue.diagnose import choose_items, suite_item
-from symbolic_residue.instrument._instrument import cache_name
+from symbolic_residue.instrument import cache_name
 from symbolic_residue.shells import config_class, make_shell, SHELLS
 
 Shape = tuple[int, int, int, int]

@@ -146,11 +146,11 @@ def _named(edit: Edit, lead: int, start: int) -> tuple[Any, ...]:
 
 
 def _place() -> str:
-    """The line of the shell that asked for this call."""
+    """The functions of the shell that asked for this call, innermost first."""
     import traceback
 
     lines = [f for f in traceback.extract_stack() if "symbolic_residue/shells" in f.filename]
-    return " < ".join(f"{f.filename.rsplit('symbolic_residue/shells/', 1)[-1]}:{f.lineno}" for f in reversed(lines[-4:]))
+    return " < ".join(f"{f.filename.rsplit('symbolic_residue/shells/', 1)[-1]}:{f.name}" for f in reversed(lines[-4:]))
 
 
 def told(twice: list[tuple[Unit, str]], decode: Callable[[list[int]], str]) -> str:

@@ -24,7 +24,7 @@ from symbolic_residue.instrument._edits import (
 )
 from symbolic_residue.instrument._generate import generate, stream
 from symbolic_residue.instrument._generation import Generation, Step, Stop
-from symbolic_residue.instrument._instrument import Instrument
+from symbolic_residue.instrument._instrument import cache_name, Instrument
 from symbolic_residue.instrument._means import ActivationMean, mean_activation
 from symbolic_residue.instrument._norms import norm_scales
 from symbolic_residue.instrument._trace import Trace
@@ -63,6 +63,7 @@ __all__ = [
     "Trace",
     "Verification",
     "ZeroAblate",
+    "cache_name",
     "collate",
     "generate",
     "mean_activation",

@@ -30,7 +30,17 @@ from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._batch import Batch
 from symbolic_residue.instrument._edits import Edit, Positions
 from symbolic_residue.instrument._instrument import cache_name, Instrument
-from symbolic_residue.instrument._prefill import fresh, masks, positions_of, prefill, shared_prefill, shortened, side_by_side
+from symbolic_residue.instrument._prefill import (
+    fresh,
+    hide,
+    masks,
+    positions_of,
+    prefill,
+    shared_prefill,
+    shortened,
+    side_by_side,
+    taken,
+)
 from symbolic_residue.instrument._trace import Trace
 from symbolic_residue.instrument.attention import AttentionRead
 from symbolic_residue.types import Point
@@ -86,16 +96,15 @@ class LastRow:
         else:
             self._cache = shared_prefill(instrument, ids, mask, shared or [0] * self.size, self._hidden)
 
-    def _hiding(self, copies: int = 1) -> list[Edit]:
-        """Masks of the hidden spans in the whole padded sequence."""
+    def _spans(self) -> list[tuple[int, int] | None]:
+        """The hidden spans in the whole padded sequence."""
         lead = (self.width - self._mask.sum(-1)).tolist()
-        spans = [None if h is None else (lead[i] + h[0], lead[i] + h[1]) for i, h in enumerate(self._hidden)]
-        return masks(spans, copies)
+        return [None if h is None else (lead[i] + h[0], lead[i] + h[1]) for i, h in enumerate(self._hidden)]
 
     @property
     def hides(self) -> list[Edit]:
         """The edits that hide the hidden spans, as a decoder's caller attaches them; none where nothing is hidden."""
-        return self._hiding()
+        return masks(self._spans())
 
     def select(self, sequences: Sequence[int]) -> LastRow:
         """These sequences alone, in this order, as a last row of its own; nothing is run again."""
@@ -112,8 +121,11 @@ class LastRow:
         )
         row._mask, row._ids, row._positions = self._mask[at], self._ids[at], self._positions[at]
         row._hidden = [self._hidden[i] for i in sequences]
-        row._cache, row._after = fresh(self._cache), None
-        row._cache.reorder_cache(at)
+        if self._after is None:
+            row._cache = taken(self._cache, at)
+        else:
+            whole = taken(self._after[0], at)
+            row._after, row._cache = (whole, self._after[1][at]), shortened(whole)
         return row
 
     @classmethod
@@ -199,13 +211,14 @@ class LastRow:
         call: dict[str, Any] = {cache_name(self.instrument.model): fresh(self._cache), "use_cache": True}
         if keep_logits:
             call["logits_to_keep"] = keep_logits
+        seen, edits = hide(self.instrument, torch.cat([self._mask, there.to(self._mask)], 1), self._spans())
         with (
             torch.no_grad(),
-            self.instrument.attached(reads=reads, attention=attention, edits=self._hiding(), prompt=self.width) as trace,
+            self.instrument.attached(reads=reads, attention=attention, edits=edits, prompt=self.width) as trace,
         ):
             out = self.instrument.model(
                 input_ids=torch.cat([self._ids[:, -1:], ids], 1),
-                attention_mask=torch.cat([self._mask, there.to(self._mask)], 1),
+                attention_mask=seen,
                 position_ids=positions if limit is None else positions.clamp_max(limit - 1),
                 **call,
             )
@@ -247,7 +260,6 @@ class LastRow:
             if edit.rows is not None and any(r != -1 for r in edit.rows):
                 raise EditError("Only the last row is run here.", todo="Write rows=(-1,).")
         keep = keep and not edits and copies == 1
-        edits = [*edits, *self._hiding(copies)]
         if attention is not None and attention.regions is None and self.batch.regions is not None and copies == 1:
             attention = replace(attention, regions=self.batch.regions)
         cache = fresh(self._cache)
@@ -256,9 +268,10 @@ class LastRow:
             # Recurrent layers have no batch_repeat_interleave, and those with attention beside repeat that part only.
             cache.reorder_cache(torch.arange(self.size, device=ids.device).repeat_interleave(copies))
             mask, ids, positions = (t.repeat_interleave(copies, 0) for t in (mask, ids, positions))
+        mask, hiding = hide(self.instrument, mask, self._spans(), copies)
         with (
             torch.no_grad(),
-            self.instrument.attached(reads=reads, attention=attention, edits=edits) as trace,
+            self.instrument.attached(reads=reads, attention=attention, edits=[*edits, *hiding]) as trace,
         ):
             call = {cache_name(self.instrument.model): cache, "use_cache": True}
             out = self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
@@ -294,6 +307,8 @@ class Prefix:
             raise InstrumentError("Beginnings that are continued need left padding.")
         self.size, self.width = self._ids.shape
         self._cache: Any = None
+        self._ran: tuple[Tensor, int, Any] | None = None
+        """What a run that was to be kept left: its whole sequences, how much of the beginnings it left out, keys and values."""
         with instrument.attached(reads=reads, on_read=on_read) if reads else nullcontext():
             cache, _ = prefill(instrument, self._ids, self._mask, positions_of(self._mask))
         if all(layer.mixer is None for layer in instrument.parts.layers):
@@ -309,6 +324,7 @@ class Prefix:
         edits: Sequence[Edit] = (),
         copies: int = 1,
         keep_logits: int = 0,
+        keep: bool = False,
     ) -> Trace:
         """One forward of the endings.
 
@@ -321,6 +337,7 @@ class Prefix:
                 padded sequence.
             copies: repeats of every sequence; repeat ``c`` of sequence ``i`` is batch index ``i · copies + c``.
             keep_logits: keep the logits of the last n rows; 0 keeps all of the ending's.
+            keep: keep the keys and values of this run, without edits and copies, for :meth:`last_row`.
 
         Raises:
             EditError: an edit of positions, or of rows that are not counted from the end.
@@ -335,6 +352,7 @@ class Prefix:
         if copies > 1:
             ids, mask = (t.repeat_interleave(copies, 0) for t in (ids, mask))
         kept = ids.shape[1] - length
+        keep = keep and not edits and copies == 1
         if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
             if attention is not None and attention.rows is None:
                 attention = replace(attention, rows=tuple(own))
@@ -348,7 +366,7 @@ class Prefix:
                 if point.kind not in ("k", "v"):
                     trace.tensors[point] = tensor[:, -length:]
             return trace
-        cache = copy.deepcopy(self._cache)
+        cache = fresh(self._cache)
         if drop:
             cache.crop(-drop)
         if copies > 1:
@@ -361,17 +379,23 @@ class Prefix:
                 input_ids=ids[:, kept:], attention_mask=mask, position_ids=positions_of(mask)[:, kept:], **call
             )
             trace.logits = out.logits
+        if keep:
+            self._ran = (ids, drop, cache)
         return trace
 
     def last_row(self, tails: Tensor, *, drop: int = 0) -> LastRow:
-        """The last row of the sequences with these endings, for many edits; the beginnings are not run again."""
+        """The last row of the sequences with these endings, for many edits; the beginnings are not run again, nor endings that a kept run began with."""
         ids, mask, length = self._joined(tails, drop)
         lead = tuple(int(row.int().argmax()) for row in mask.bool())
         batch = Batch(ids, mask, None, lead, (ids.shape[1] - 1,) * self.size)
         kept = ids.shape[1] - length
         if self._cache is None or kept == 0 or not bool(mask[:, :kept].any(1).all()):
             return LastRow(self.instrument, batch)
-        cache = copy.deepcopy(self._cache)
+        if self._ran is not None and self._ran[1] == drop and torch.equal(self._ran[0][:, : ids.shape[1]], ids):
+            cache = fresh(self._ran[2])
+            cache.crop(ids.shape[1] - 1 - self._ran[0].shape[1])
+            return LastRow(self.instrument, batch, cache=cache)
+        cache = fresh(self._cache)
         if drop:
             cache.crop(-drop)
         if length > 1:

@@ -105,6 +105,15 @@ class Instrument:
         """Layers with softmax attention."""
         return self.parts.attention_layers
 
+    @property
+    def cache_name(self) -> str:
+        """What the model calls its key-value cache among the arguments of its forward: see :func:`cache_name`.
+
+        Raises:
+            InstrumentError: it takes none.
+        """
+        return cache_name(self.model)
+
     def points(self, names: Sequence[str]) -> list[Point]:
         """Points by name, checked against this family; ``"z.*"`` is every layer that has the point.
 

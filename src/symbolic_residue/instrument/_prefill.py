@@ -19,7 +19,7 @@ from symbolic_residue.errors import EditError, InstrumentError
 from symbolic_residue.instrument._edits import AttentionMask, Edit
 from symbolic_residue.instrument._instrument import cache_name, Instrument
 
-__all__ = ["fresh", "masks", "positions_of", "prefill", "shared_prefill", "shortened", "side_by_side"]
+__all__ = ["fresh", "hide", "masks", "positions_of", "prefill", "shared_prefill", "shortened", "side_by_side", "taken"]
 
 
 def prefill(instrument: Instrument, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Any, Tensor]:
@@ -62,6 +62,18 @@ def shortened(cache: Any) -> Any | None:
     return out
 
 
+def taken(cache: Any, at: Tensor) -> Any:
+    """The cache of some sequences ``[n]``; neighbours share its memory."""
+    out, first = fresh(cache), int(at[0])
+    if not _plain(cache) or at.tolist() != list(range(first, first + len(at))):
+        out.reorder_cache(at)
+        return out
+    for layer in out.layers:
+        if layer.keys is not None:
+            layer.keys, layer.values = (held[first : first + len(at)] for held in (layer.keys, layer.values))
+    return out
+
+
 def side_by_side(caches: Sequence[Any]) -> Any:
     """One cache of several batches, padded on the left to one length.
 
@@ -87,6 +99,23 @@ def masks(spans: Sequence[tuple[int, int] | None], copies: int = 1) -> list[Edit
         if span is not None:
             groups.setdefault(span, []).extend(range(i * copies, (i + 1) * copies))
     return [AttentionMask(range(*span), batch=rows) for span, rows in groups.items()]
+
+
+def hide(
+    instrument: Instrument, mask: Tensor, spans: Sequence[tuple[int, int] | None], copies: int = 1
+) -> tuple[Tensor, list[Edit]]:
+    """The attention mask ``[batch, key]`` (its spans one for every ``copies`` rows) in which the spans are not seen, and edits that hide what it cannot.
+
+    Where positions are given, a hidden key is one more padding key. Where the family counts them off the mask, hiding is an edit of the attention.
+    """
+    if not instrument.parts.position_ids:
+        return mask, masks(spans, copies)
+    if any(span is not None for span in spans):
+        mask = mask.clone()
+    for i, span in enumerate(spans):
+        if span is not None:
+            mask[i * copies : (i + 1) * copies, span[0] : span[1]] = 0
+    return mask, []
 
 
 def shared_prefill(
@@ -118,12 +147,11 @@ def shared_prefill(
     head_mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in unique], device=ids.device)
     cache, _ = prefill(instrument, head_ids, head_mask, positions_of(head_mask))
     own = [next(i for i, longer in enumerate(unique) if longer[: len(h)] == h) for h in heads]
-    cache.reorder_cache(torch.tensor(own, device=ids.device))
     start = torch.tensor(list(shared), device=ids.device)
     size = max(shared)
     # Token t stands in column width − len(its beginning) + t, and goes to column size − shared + t.
-    offset = torch.tensor([width - len(unique[i]) for i in own], device=ids.device)
-    _move(cache, torch.arange(size, device=ids.device)[None] - (size - start)[:, None] + offset[:, None])
+    offset = [width - len(unique[i]) for i in own]
+    _move(cache, own, [o + k - size for o, k in zip(offset, shared, strict=True)], size)
     head_mask = (torch.arange(size, device=ids.device)[None] >= (size - start)[:, None]).to(mask)
     tails = [t[k:-1] for t, k in zip(tokens, shared, strict=True)]
     length = max(map(len, tails))
@@ -134,23 +162,27 @@ def shared_prefill(
         limit = instrument.parts.max_context
         positions = positions if limit is None else positions.clamp_max(limit - 1)  # of padding only
         spans = [None if h is None else (size - k + h[0], size - k + h[1]) for h, k in zip(hidden, shared, strict=True)]
+        head_mask, edits = hide(instrument, head_mask, spans)
         call = {cache_name(instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
-        with torch.no_grad(), instrument.attached(edits=masks(spans)) if any(hidden) else nullcontext():
+        with torch.no_grad(), instrument.attached(edits=edits) if edits else nullcontext():
             instrument.model(
                 input_ids=tail_ids, attention_mask=torch.cat([head_mask, tail_mask.to(mask)], 1), position_ids=positions, **call
             )
     # Token t stands in column size − shared + t now, and goes to column lead + t.
-    lead = torch.tensor([ids.shape[1] - n for n in lengths], device=ids.device)
-    _move(cache, torch.arange(ids.shape[1] - 1, device=ids.device)[None] - lead[:, None] + (size - start)[:, None])
+    _move(cache, range(len(tokens)), [size - k - ids.shape[1] + n for k, n in zip(shared, lengths, strict=True)], ids.shape[1] - 1)
     return cache
 
 
-def _move(cache: Any, column: Tensor) -> None:
-    """Put keys and values of the given columns ``[batch, key]`` side by side; columns before the first are padding."""
+def _move(cache: Any, own: Sequence[int], first: Sequence[int], size: int) -> None:
+    """Make row ``b`` the ``size`` columns of row ``own[b]`` from ``first[b]`` on; columns before 0 or behind the last are padding."""
     for layer in cache.layers:
         for name in ("keys", "values"):
-            kept = getattr(layer, name)
-            index = (
-                column.clamp(0, kept.shape[2] - 1).to(kept.device)[:, None, :, None].expand(-1, kept.shape[1], -1, kept.shape[3])
-            )
-            setattr(layer, name, kept.gather(2, index))
+            held = getattr(layer, name)
+            if held is None:
+                continue
+            there = held.shape[2]
+            out = held.new_zeros(len(own), held.shape[1], size, held.shape[3])
+            for b, (row, start) in enumerate(zip(own, first, strict=True)):
+                a, z = max(start, 0), min(start + size, there)
+                out[b, :, a - start : z - start] = held[row, :, a:z]
+            setattr(layer, name, out)

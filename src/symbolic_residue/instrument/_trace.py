@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -43,6 +43,15 @@ class Trace:
     def clear(self, lead: tuple[int, ...] = ()) -> None:
         """Forget what was read: a new forward begins."""
         self.tensors, self.logits, self.attention, self.lead, self.calls = {}, None, None, lead, {}
+
+    def select(self, sequences: Sequence[int]) -> Trace:
+        """These sequences alone, in this order."""
+        at = list(sequences)
+        out = Trace({point: tensor[at] for point, tensor in self.tensors.items()}, calls=dict(self.calls))
+        out.logits = None if self.logits is None else self.logits[at]
+        out.attention = None if self.attention is None else self.attention.select(at)
+        out.lead = tuple(self.lead[i] for i in at) if self.lead else ()
+        return out
 
     def __getitem__(self, point: str | Point) -> Tensor:
         if isinstance(point, str):

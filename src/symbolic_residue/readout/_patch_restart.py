@@ -23,7 +23,6 @@ import torch
 from torch import nn, Tensor
 
 from symbolic_residue.errors import InstrumentError
-from symbolic_residue.instrument._instrument import cache_name
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Edit, Instrument, Trace
@@ -115,7 +114,7 @@ class Walk:
             for kept in cache.layers[layer:]:  # those below only tell their length
                 kept.batch_repeat_interleave(copies)
             positions = torch.arange(first_row, self.ids.shape[1], device=ids.device)
-            cached = {cache_name(self.instrument.model): cache, "use_cache": True, "position_ids": positions.expand(copies, -1)}
+            cached = {self.instrument.cache_name: cache, "use_cache": True, "position_ids": positions.expand(copies, -1)}
         n_layers = self.instrument.parts.n_layers
         trace = self._run(layer, n_layers, rows, ids, edits=edits, grad=grad, cached=cached)
         return trace["logits"][:, -1]
@@ -126,7 +125,7 @@ class Walk:
             from transformers import DynamicCache
 
             cache = DynamicCache()  # without the config every layer keeps every key, also under a window
-            call = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": 1}
+            call = {self.instrument.cache_name: cache, "use_cache": True, "logits_to_keep": 1}
             ids = self.ids[:1, :rows]
             positions = torch.arange(rows, device=ids.device)[None]
             with torch.no_grad():

@@ -58,10 +58,12 @@ class LastRows:
         ]
 
     @classmethod
-    def prepared(cls, row: LastRow) -> LastRows:
-        """From one batch whose other rows have run already."""
+    def prepared(cls, row: LastRow, logits: Tensor | None = None) -> LastRows:
+        """From one batch whose other rows have run already; ``logits`` ``[prompt, vocab]`` of the last rows, where these have too."""
         rows = cls.__new__(cls)
         rows.instrument, rows.prompts, rows.pieces, rows.rows = row.instrument, [], [row.batch], [row]
+        if logits is not None:
+            rows._plain = [Trace(logits=logits[:, None])]
         return rows
 
     @classmethod

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import polars as pl
 
 from symbolic_residue.stats import decide, Estimate, Outcome
 
-__all__ = ["Verdict", "judge", "verdict_frame"]
+__all__ = ["Verdict", "bound", "judge", "verdict_frame"]
 
 Direction = Literal["above", "below"]
 
@@ -92,13 +92,13 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pl.DataFrame:
                 "quantity": v.quantity,
                 "unit": v.unit,
                 "value": v.value.value,
-                "low": _bound(v.value.low),
-                "high": _bound(v.value.high),
+                "low": bound(v.value.low),
+                "high": bound(v.value.high),
                 "n": v.value.n,
                 "control": v.control,
                 "control_value": v.control_value.value,
-                "control_low": _bound(v.control_value.low),
-                "control_high": _bound(v.control_value.high),
+                "control_low": bound(v.control_value.low),
+                "control_high": bound(v.control_value.high),
                 "control_n": v.control_value.n,
                 "criterion": v.criterion,
                 "direction": v.direction,
@@ -120,5 +120,7 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pl.DataFrame:
     )
 
 
-def _bound(x: float) -> float | None:
-    return None if math.isnan(x) else x
+def bound(x: SupportsFloat) -> float | None:
+    """A bound as tables hold it: null where there is none."""
+    found = float(x)
+    return None if math.isnan(found) else found

@@ -12,7 +12,6 @@ from tiny_models import build
 
 from symbolic_residue.errors import AttentionError, ConfigError, EditError, InstrumentError, ReadError
 from symbolic_residue.instrument import AttentionBias, AttentionMask, AttentionRead, collate, Instrument
-from symbolic_residue.instrument._instrument import cache_name
 from symbolic_residue.instrument.attention import dense_stats, dense_weights, STATS, visible_keys
 from symbolic_residue.instrument.attention._request import LayerStack
 from symbolic_residue.models import bind
@@ -232,7 +231,7 @@ def test_rows_behind_a_cache_read_as_in_the_whole_sequence(instrument: Instrumen
     whole = instrument.run(x, attention=read).attention
     assert whole is not None
     steps = {"dynamic": [(0, 13), *((i, i + 1) for i in range(13, n))], "chunks": [(0, 9), (9, 15), (15, n)]}
-    name = cache_name(instrument.model)
+    name = instrument.cache_name
     cache = StaticCache(config=instrument.model.config, max_cache_len=32) if kind == "static" else None
     for start, stop in steps["chunks" if kind == "chunks" else "dynamic"]:
         # Regions are those of the tokens so far.

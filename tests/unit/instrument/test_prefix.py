@@ -53,6 +53,23 @@ def test_endings_equal_full_forwards(instrument: Instrument, drop: int) -> None:
     assert row.run([edit], copies=2)["logits"].shape[0] == 6
 
 
+def test_a_kept_ending_is_not_run_again(instrument: Instrument) -> None:
+    """The row before its end equals the whole forward's; another ending or cut is run for itself, and edited runs are not kept."""
+    prefix, layer = Prefix(instrument, collate(HEADS)), instrument.attention_layers[-1]
+    prefix.run(TAIL, drop=3, edits=[HeadScale(layer, 1, 0.3, rows=(-2,))], keep=True)
+    prefix.run(TAIL, drop=3, keep=True)
+    for tail, drop in ((TAIL[:, :3], 3), (TAIL, 3), (TAIL[:, 1:], 3), (TAIL, 2)):
+        got = prefix.last_row(tail, drop=drop).run()["logits"]
+        ids = [head[: len(head) - drop] + one for head, one in zip(HEADS, tail.tolist(), strict=True)]
+        torch.testing.assert_close(got, instrument.run(collate(ids), keep_logits=1)["logits"], atol=2e-4, rtol=1e-4)
+    if prefix._cache is not None:
+        calls: list[int] = []
+        hook = instrument.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+        prefix.last_row(TAIL[:, :3], drop=3)
+        hook.remove()
+        assert not calls
+
+
 def test_copies_carry_their_own_edits(instrument: Instrument) -> None:
     prefix, layer = Prefix(instrument, collate(HEADS)), instrument.attention_layers[0]
     edits = [HeadScale(layer, 0, 0.0, batch=range(1, 6, 2))]

@@ -11,7 +11,7 @@ from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.instrument import collate, HeadScale, LastRow
 from symbolic_residue.models import wrap
-from symbolic_residue.shells import config_class, make_shell, ValueCollapseConfig
+from symbolic_residue.shells import config_class, make_shell, SHELLS, ValueCollapseConfig
 
 SENTENCE = "The mill stands where the river turns, and the miller keeps the key to the gate. The mill stands where the"
 ASKED: dict[str, dict[str, Any]] = {
@@ -30,16 +30,32 @@ ASKED: dict[str, dict[str, Any]] = {
     "instruction-disruption": {"instructions": ["Answer in capital letters.", "Answer in small letters only."]},
 }
 OPTIONS: dict[str, dict[str, Any]] = {"instruction-disruption": {"max_new_tokens": 4}}
+EXCUSED: dict[str, dict[str, str]] = {
+    "layer-salience": {
+        "layer_salience/_observe.py:worst_tokens": "every row's weights are read from a forward that keeps no keys; the beginning runs once more to hide tokens from the last row",
+        "layer_salience/_sense.py:mean_weights": "ordinary texts, read once a shell and length; cut short, two of them may begin alike",
+    },
+    "temporal-inference": {
+        "temporal_inference/_runs.py:states": "the states of two tails of some tokens are read at one jump, apart from the batch that scores all jumps",
+        "temporal_inference/_heads.py:behaviours": "random tokens, once a shell: heads' means over them",
+        "temporal_inference/_heads.py:log_p": "random tokens, once a shell: the base of their ablations",
+    },
+}
+"""Shell → function that may run a text again → why."""
 
 
-@pytest.mark.parametrize("name", ["value-collapse"])
+@pytest.mark.parametrize("name", list(SHELLS))
 def test_no_text_runs_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = wrap(build("llama", max_position_embeddings=1024), tiny_tokenizer())
     shell = make_shell(name, loaded, config_class(name).quick(**OPTIONS.get(name, {})))
     with logged(shell.instrument, monkeypatch) as log:
         shell.analyze_residue(shell.run(**ASKED[name]))
     assert log.calls > 5
-    assert not log.twice, told(log.twice, shell.tokenizer.decode)
+    excused = EXCUSED.get(name, {})
+    left = [(unit, place) for unit, place in log.twice if not any(function in place for function in excused)]
+    assert not left, told(left, shell.tokenizer.decode)
+    for function in excused:  # an excuse that is needed no more is taken out
+        assert any(function in place for _, place in log.twice), function
 
 
 def test_the_prompt_of_value_collapse_runs_once_with_every_refiner(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args, Literal, TYPE_CHECKING
 
 import torch
@@ -151,6 +151,11 @@ class AttentionTable:
         if name not in self.values:
             raise ReadError(f"{name!r} was not read.", todo=f"This table holds: {', '.join(self.values)}.")
         return self.values[name]
+
+    def select(self, sequences: Sequence[int]) -> AttentionTable:
+        """These sequences alone, in this order."""
+        at = list(sequences)
+        return replace(self, valid=self.valid[at], values={name: value[:, at] for name, value in self.values.items()})
 
     def mass(self, region: str) -> Tensor:
         """Attention mass on one region, ``[layer, batch, head, row]``."""

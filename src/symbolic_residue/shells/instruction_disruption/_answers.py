@@ -1,31 +1,31 @@
 """Answers of many frames at once: beginnings run once, greedy tokens side by side, attention to each instruction read as the tokens come.
 
 1. All sequences (the frames, and what the attribution asks of them) go into one batch; a frame's beginning, the same for all its questions, runs once
-   (``LastRow(shared=…)``). The last prompt token is the first decode step, so the row that chooses the first new token is read like the others.
+   (``LastRow(shared=…)``). Their last rows run once (``plain``): the frames' answers go on from there, the preferences are read there.
 2. A sequence ends at the model's end token, at the end of a line that holds text, or at the length limit; the loop ends when all have.
-3. One more forward over the answers of the frames with two instructions reads the attention mass on each instruction's block, mean over heads; row ``s`` is
-   the one that chose token ``s``. Position 0 (the sink) is a region of its own. The same forward gives the logit lens at the row that chose the first token
-   with a letter or digit.
+3. As the tokens come, the attention mass on each instruction's block is read, mean over heads, in frames with two instructions; row ``s`` is the one that chose
+   token ``s``. Position 0 (the sink) is a region of its own. In frames that are shown, so is the logit lens at the row that chose the first token with a
+   letter or digit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from symbolic_residue.instrument import AttentionRead, collate, Instrument, LastRow
+from symbolic_residue.instrument import AttentionRead, collate, Instrument, LastRow, Trace
 from symbolic_residue.prompts import Regions
 from symbolic_residue.readout import lens_logits, lens_reads
 from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells.instruction_disruption._frames import Frame
 from symbolic_residue.types import Span
 
-__all__ = ["Answers", "Reading", "SharedRows", "answer_frames", "read_answers"]
+__all__ = ["ATTENTION", "Answers", "Reading", "SharedRows", "Shown", "answer_frames", "blocks"]
 
 Array = NDArray[np.float64]
 _TOKENS_AT_ONCE = 16384
@@ -41,6 +41,7 @@ class SharedRows(LastRows):
         sequences: token ids.
         shared: how many first tokens of each may be shared.
         hidden: a span of the shared tokens that later rows do not see, or None; one a sequence.
+        regions: of each sequence, for attention.
     """
 
     def __init__(
@@ -49,13 +50,19 @@ class SharedRows(LastRows):
         sequences: Sequence[Sequence[int]],
         shared: Sequence[int],
         hidden: Sequence[tuple[int, int] | None] | None = None,
+        regions: Sequence[Regions] | None = None,
     ) -> None:
         self.instrument = instrument
         self.prompts = []
         hidden = hidden if hidden is not None else [None] * len(sequences)
         size = max(1, _TOKENS_AT_ONCE // max(map(len, sequences)))
         parts = [range(i, min(i + size, len(sequences))) for i in range(0, len(sequences), size)]
-        self.pieces = [collate([list(sequences[i]) for i in part]) for part in parts]
+        self.pieces = [
+            replace(
+                collate([list(sequences[i]) for i in part]), regions=None if regions is None else tuple(regions[i] for i in part)
+            )
+            for part in parts
+        ]
         self.rows = [
             LastRow(instrument, batch, shared=[shared[i] for i in part], hidden=[hidden[i] for i in part])
             for batch, part in zip(self.pieces, parts, strict=True)
@@ -67,15 +74,19 @@ class SharedRows(LastRows):
         """Some of the sequences (ascending numbers), without running anything again."""
         out = object.__new__(SharedRows)
         out.instrument, out.prompts, out.pieces, out.rows, out.parts = self.instrument, [], [], [], []
-        for row, part in zip(self.rows, self.parts, strict=True):
+        plain: list[Trace] = []
+        for n, (row, part) in enumerate(zip(self.rows, self.parts, strict=True)):
             at = [part.index(i) for i in wanted if i in part]
             if at:
                 assert row is not None
                 picked = row.select(at)
                 first = sum(map(len, out.parts))
+                if self._plain is not None:
+                    plain.append(self._plain[n].select(at))
                 out.rows.append(picked)
                 out.pieces.append(picked.batch)
                 out.parts.append(list(range(first, first + len(at))))
+        out._plain = plain if self._plain is not None else None
         return out
 
 
@@ -114,90 +125,129 @@ class Reading:
     mode: str = ""
 
 
-def answer_frames(instrument: Instrument, tokenizer: Any, rows: SharedRows, *, limit: int) -> Answers:
-    """Greedy answers of all sequences, at most ``limit`` new tokens each; see the module."""
+class Shown:
+    """Collects what is read while answers come.
+
+    Args:
+        instrument: the model's instrument.
+        tokenizer: its tokenizer.
+        frames: those that are answered.
+        wanted: numbers of those whose attention is kept; ``shown`` of those whose lens is.
+    """
+
+    def __init__(
+        self, instrument: Instrument, tokenizer: Any, frames: Sequence[Frame], wanted: Sequence[int], shown: Sequence[int]
+    ) -> None:
+        self.instrument, self.tokenizer, self.frames = instrument, tokenizer, frames
+        self.wanted, self.shown = set(wanted), set(shown)
+        self._steps: dict[int, dict[str, list[Array]]] = {i: {name: [] for name in frames[i].spans} for i in wanted}
+        self.reading = Reading()
+
+    def take(self, trace: Trace, found: Sequence[tuple[int, int, list[int]]]) -> None:
+        """One step, which chose the last of the new ids of some frames: (place in the trace, frame's number, new ids)."""
+        table, out = trace.attention, self.reading
+        assert table is not None
+        out.layers, out.backend, out.mode = table.layers, table.backend, table.mode
+        mean = {name: table.mass(name)[..., 0].mean(2).double().cpu().numpy() for name in table.regions}  # [layer, sequence]
+        for at, i, new in found:
+            if i in self.wanted:
+                for name, steps in self._steps[i].items():
+                    steps.append(mean[name][:, at])
+            if i in self.shown and i not in out.content and _first_content(self.tokenizer, new) == len(new) - 1:
+                out.content[i] = len(new) - 1
+                resid = torch.stack([trace[point][at, -1] for point in self.reads])
+                log_p = torch.log_softmax(lens_logits(self.instrument.parts, resid).double(), -1)
+                best = log_p.max(-1)
+                entropy = -(log_p.exp() * log_p).sum(-1)
+                out.depth_tokens[i] = torch.stack([best.indices.double(), best.values.exp(), entropy], 1).cpu().numpy()
+                out.chosen[i] = log_p[:, new[-1]].exp().cpu().numpy()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The lens's depths, by point."""
+        return ("resid_pre.0", *(f"resid_post.{layer}" for layer in range(self.instrument.parts.n_layers)))
+
+    def read(self) -> Reading:
+        """All of it."""
+        self.reading.mass = {i: {name: np.stack(steps) for name, steps in found.items()} for i, found in self._steps.items()}
+        return self.reading
+
+
+def answer_frames(instrument: Instrument, tokenizer: Any, rows: SharedRows, *, limit: int, shown: Shown | None = None) -> Answers:
+    """Greedy answers of all sequences, at most ``limit`` new tokens each; see the module.
+
+    Args:
+        rows: of the frames.
+        shown: takes what is read as the tokens come.
+    """
     out = Answers()
-    for row in rows.rows:
+    read = ATTENTION if shown is not None else None
+    for row, part, trace in zip(
+        rows.rows, rows.parts, rows.plain(lens_reads() if shown is not None else (), attention=read), strict=True
+    ):
         assert row is not None
-        _answer_piece(instrument, tokenizer, row, limit, out)
+        _answer_piece(instrument, tokenizer, row, part, trace, limit, out, shown)
     return out
 
 
-def _answer_piece(instrument: Instrument, tokenizer: Any, row: LastRow, limit: int, out: Answers) -> None:
+ATTENTION = AttentionRead(stats=("mass",))
+"""What is read of every answer's rows."""
+
+
+def _answer_piece(
+    instrument: Instrument,
+    tokenizer: Any,
+    row: LastRow,
+    part: Sequence[int],
+    trace: Trace,
+    limit: int,
+    out: Answers,
+    shown: Shown | None,
+) -> None:
     ends, context, n = _end_ids(instrument), instrument.parts.max_context, row.size
     lengths = [row.width - lead for lead in row.batch.lead]
     new: list[list[int]] = [[] for _ in range(n)]
     texts, running, ended = [""] * n, [True] * n, [False] * n
-    decoder, fed = row.decoder(), row.last
+    decoder = row.continued()
+    logits = decoder.logits
     live = list(range(n))  # sequences in the decoder
-    for _ in range(limit):
-        alive = torch.tensor([running[i] for i in live], device=fed.device)
-        chosen = decoder.step(ids=fed, running=alive).argmax(-1)
+    for step in range(limit):
+        chosen = logits.argmax(-1)
         for at, i in enumerate(live):
             if not running[i]:
                 continue
             token = int(chosen[at])
             new[i].append(token)
             texts[i] = _decode(tokenizer, new[i][:-1] if token in ends else new[i])
-            full = context is not None and lengths[i] + len(new[i]) >= context
-            if token in ends or "\n" in texts[i].lstrip() or full:
-                running[i], ended[i] = False, not full or token in ends
+        if shown is not None:
+            shown.take(trace, [(at, part[i], new[i]) for at, i in enumerate(live) if running[i]])
+        for i in live:
+            if running[i]:
+                full = context is not None and lengths[i] + len(new[i]) >= context
+                if new[i][-1] in ends or "\n" in texts[i].lstrip() or full:
+                    running[i], ended[i] = False, not full or new[i][-1] in ends
         left = [at for at, i in enumerate(live) if running[i]]
-        if not left:
+        if not left or step == limit - 1:
             break
         if len(left) <= len(live) * _SHRINK:
             decoder.keep(left)
             live, chosen = [live[at] for at in left], chosen[left]
-        fed = torch.where(torch.tensor([running[i] for i in live], device=fed.device), chosen, 0)
+        alive = torch.tensor([running[i] for i in live], device=chosen.device)
+        fed = torch.where(alive, chosen, 0)
+        if shown is None:
+            logits = decoder.step(ids=fed, running=alive)
+            continue
+        regions = [row.batch.regions[i] for i in live] if row.batch.regions is not None else None
+        read = replace(ATTENTION, regions=regions)
+        with instrument.attached(reads=lens_reads() if shown.shown else (), attention=read, prompt=row.width) as trace:
+            logits = decoder.step(ids=fed, running=alive)
     out.texts += [text.strip().split("\n")[0].strip() for text in texts]
     out.ids += new
     out.ended += ended
 
 
-def read_answers(
-    instrument: Instrument,
-    tokenizer: Any,
-    frames: Sequence[Frame],
-    rows: SharedRows,
-    answers: Answers,
-    wanted: Sequence[int],
-    shown: Sequence[int],
-) -> Reading:
-    """One more forward over the answers of some frames (``wanted``): attention to each block, and the lens of those in ``shown``."""
-    out = Reading()
-    picked, numbers = rows.select(wanted), list(wanted)
-    depths = ("resid_pre.0", *(f"resid_post.{layer}" for layer in range(instrument.parts.n_layers)))
-    for row, part in zip(picked.rows, picked.parts, strict=True):
-        assert row is not None
-        mine = [numbers[i] for i in part]
-        regions = [_blocks(frames[i]) for i in mine]
-        asks = any(i in shown for i in mine)
-        trace = row.follow(
-            [answers.ids[i][:-1] for i in mine],
-            reads=lens_reads() if asks else (),
-            attention=AttentionRead(regions=regions, stats=("mass",)),
-            keep_logits=1,
-        )
-        table = trace.attention
-        assert table is not None
-        out.layers, out.backend, out.mode = table.layers, table.backend, table.mode
-        mean = {name: table.mass(name).mean(2).double().cpu().numpy() for name in table.regions}  # [layer, sequence, row]
-        for at, i in enumerate(mine):
-            steps = len(answers.ids[i])
-            out.mass[i] = {name: mean[name][:, at, :steps].T for name in frames[i].spans}
-            step = _first_content(tokenizer, answers.ids[i])
-            if i in shown and step is not None:
-                out.content[i] = step
-                resid = torch.stack([trace[point][at, step] for point in depths])
-                log_p = torch.log_softmax(lens_logits(instrument.parts, resid).double(), -1)
-                best = log_p.max(-1)
-                entropy = -(log_p.exp() * log_p).sum(-1)
-                out.depth_tokens[i] = torch.stack([best.indices.double(), best.values.exp(), entropy], 1).cpu().numpy()
-                out.chosen[i] = log_p[:, answers.ids[i][step]].exp().cpu().numpy()
-    return out
-
-
-def _blocks(frame: Frame) -> Regions:
+def blocks(frame: Frame) -> Regions:
+    """The sink, each instruction's block, and the rest."""
     spans = [Span(0, 1, "sink"), *(Span(max(1, a), b, name) for name, (a, b) in frame.spans.items())]
     return Regions.from_spans(len(frame.prompt), spans, rest="rest")
 

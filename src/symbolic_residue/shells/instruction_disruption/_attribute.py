@@ -143,7 +143,7 @@ def attribute_heads(
     parts = instrument.parts
     pairs = [later_pair(cell) for cell in cells]
     found, first = [], 0
-    for trace in rows.run(reads=dla_reads(parts)):
+    for trace in rows.plain(dla_reads(parts)):
         n = trace["logits"].shape[0]
         mine = pairs[first : first + n]
         unique = list(dict.fromkeys(mine))

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from symbolic_residue.shells._findings import Findings, quoted, state_of
-from symbolic_residue.shells._verdict import Verdict
+from symbolic_residue.shells._verdict import bound, Verdict
 from symbolic_residue.shells.instruction_disruption._attribute import HeadAttribution, SpanEffect
 from symbolic_residue.shells.instruction_disruption._judge import followed_alone, share_over_tasks
 from symbolic_residue.shells.instruction_disruption._residue import InstructionDisruptionResidue
@@ -116,8 +116,8 @@ def effects_frame(effects: list[SpanEffect]) -> pl.DataFrame:
                 "order": e.order,
                 "tokens": e.tokens,
                 "value": e.effect.value,
-                "low": _bound(e.effect.low),
-                "high": _bound(e.effect.high),
+                "low": bound(e.effect.low),
+                "high": bound(e.effect.high),
                 "n": e.effect.n,
                 "unit": "nats toward a",
                 "p": e.p,
@@ -146,12 +146,12 @@ def heads_frame(heads: HeadAttribution) -> pl.DataFrame:
                 "head": head,
                 "target": TARGET,
                 "dla": float(heads.value[layer, head]),
-                "dla_low": _bound(heads.low[layer, head]),
-                "dla_high": _bound(heads.high[layer, head]),
+                "dla_low": bound(heads.low[layer, head]),
+                "dla_high": bound(heads.high[layer, head]),
                 "n": heads.n,
                 "ablation": test.ablation if test else None,
-                "ablation_low": _bound(test.low) if test else None,
-                "ablation_high": _bound(test.high) if test else None,
+                "ablation_low": bound(test.low) if test else None,
+                "ablation_high": bound(test.high) if test else None,
                 "control_ablation": limit if test and math.isfinite(limit) else None,
                 "control_n": heads.tested.random_n if test else None,
                 "p": test.p if test else None,
@@ -166,7 +166,3 @@ def heads_frame(heads: HeadAttribution) -> pl.DataFrame:
     floats = ("dla_low", "dla_high", "ablation", "ablation_low", "ablation_high", "control_ablation", "p", "q", "specificity_p")
     overrides: dict[str, Any] = dict.fromkeys((*floats, "patch_recovered", "patch_control"), pl.Float64)
     return pl.DataFrame(rows, schema_overrides={**overrides, "control_n": pl.Int64, "confirmed": pl.Boolean})
-
-
-def _bound(x: float) -> float | None:
-    return None if math.isnan(x) else float(x)

@@ -19,11 +19,12 @@ from torch import Tensor
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.prompts import ShellItem
 from symbolic_residue.prompts._instructions import Instruction, TASKS
+from symbolic_residue.readout import dla_reads, lens_reads
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._verdict import Verdict
-from symbolic_residue.shells.instruction_disruption._answers import answer_frames, read_answers, SharedRows
+from symbolic_residue.shells.instruction_disruption._answers import answer_frames, ATTENTION, blocks, SharedRows, Shown
 from symbolic_residue.shells.instruction_disruption._ask import find_instructions, make_asked, read_lines
 from symbolic_residue.shells.instruction_disruption._attribute import attribute_heads, HeadAttribution, span_effects, SpanEffect
 from symbolic_residue.shells.instruction_disruption._config import InstructionDisruptionConfig
@@ -202,13 +203,15 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
         )
         rows, at = self._rows(frames, cells)
         progress("answers", 0.3)
+        reads = (*lens_reads(), *(dla_reads(self.instrument.parts) if cells else ()))
+        rows.plain(reads, attention=ATTENTION)
         of_frames = rows.select(range(len(frames)))
-        answers = answer_frames(self.instrument, self.tokenizer, of_frames, limit=self.config.max_new_tokens)
         both = [i for i, f in enumerate(frames) if len(f.order) == 2]
         first = frames[0].arrangement
         shown = [i for i in both if frames[i].condition == "conflict" and frames[i].task == 0 and frames[i].arrangement == first]
-        progress("attention", 0.6)
-        reading = read_answers(self.instrument, self.tokenizer, frames, of_frames, answers, both, shown)
+        along = Shown(self.instrument, self.tokenizer, frames, both, shown)
+        answers = answer_frames(self.instrument, self.tokenizer, of_frames, limit=self.config.max_new_tokens, shown=along)
+        reading = along.read()
         if wanted and own_questions:
             cells = cells_of(
                 frames, answer_pairs(asked, frames, answers.ids), hide=hide, both_orders=self.config.both_hidden_orders
@@ -325,6 +328,7 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
             shared.append(frame.shared)
         sequences = [list(f.prompt.ids) for f in frames]
         hidden: list[tuple[int, int] | None] = [None] * len(frames)
+        regions = [blocks(frame) for frame in frames]
         at = []
         for cell in cells:
             if cell.sequence not in known:
@@ -332,8 +336,9 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
                 sequences.append(list(cell.ids))
                 shared.append(cell.frame.shared)
                 hidden.append(cell.span)
+                regions.append(blocks(cell.frame))
             at.append(known[cell.sequence])
-        return SharedRows(self.instrument, sequences, shared, hidden), at
+        return SharedRows(self.instrument, sequences, shared, hidden, regions), at
 
     def _conflict_rows(self, residue: InstructionDisruptionResidue) -> tuple[SharedRows, list[Cell]] | None:
         """The conflict frames at the token where the two instructions part, kept from the run or run again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -12,6 +11,7 @@ import polars as pl
 from torch import Tensor
 
 from symbolic_residue.prompts._instructions import blends, relation
+from symbolic_residue.shells._verdict import bound
 from symbolic_residue.shells.instruction_disruption._answers import Answers, Reading
 from symbolic_residue.shells.instruction_disruption._frames import Frame
 from symbolic_residue.shells.instruction_disruption._geometry import conflict_of
@@ -83,8 +83,8 @@ def curves_frame(mass: pl.DataFrame, reading: Reading, frames: Sequence[Frame], 
                             float(at),
                             unit,
                             float(value[i]),
-                            _bound(low[i]),
-                            _bound(high[i]),
+                            bound(low[i]),
+                            bound(high[i]),
                             len(tasks),
                             "share",
                         )
@@ -154,7 +154,3 @@ def geometry_frames(asked: Asked, vectors: Tensor, layer: int) -> tuple[pl.DataF
         }
     )
     return pl.DataFrame(rows), flat
-
-
-def _bound(x: float) -> float | None:
-    return None if math.isnan(x) else float(x)

@@ -54,16 +54,24 @@ class Cancellation:
 
 
 def cancel(
-    instrument: Instrument, prompt: Prompt, sets: Sequence[Cells], told: Callable[[float], None] = lambda share: None
+    instrument: Instrument,
+    prompt: Prompt,
+    sets: Sequence[Cells],
+    told: Callable[[float], None] = lambda share: None,
+    *,
+    known: dict[bytes, Tensor] | None = None,
 ) -> Tensor:
-    """``[set, vocab]`` float64: log-probabilities of the next token, each with one set of cells hidden."""
+    """``[set, vocab]`` float64: log-probabilities of the next token, each with one set of cells hidden.
+
+    ``known``: what has been run by the sets' bytes; it is added to.
+    """
+    known = {} if known is None else known
     n = len(prompt)
     layers = instrument.attention_layers
     size = max(1, _TOKENS_AT_ONCE // n)
-    out: list[Tensor] = []
     # Equal sets need one run.
     keys = [cells.tobytes() for cells in sets]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     once = sorted(first.values())
     for start in range(0, len(once), size):
         group = once[start : start + size]
@@ -74,12 +82,12 @@ def cancel(
         trace = instrument.run(
             Batch(ids, torch.ones_like(ids), None, (0,) * len(group), (n - 1,) * len(group)), edits=edits, keep_logits=1
         )
-        out.append(torch.log_softmax(trace["logits"][:, -1].double(), -1).cpu())
+        found = torch.log_softmax(trace["logits"][:, -1].double(), -1).cpu()
+        known.update({keys[i]: one for i, one in zip(group, found, strict=True)})
         told(min(1.0, (start + size) / len(once)))
-    if not out:
+    if not keys:
         return torch.empty(0, instrument.parts.vocab_size, dtype=torch.float64)
-    found, place = torch.cat(out), {i: at for at, i in enumerate(once)}
-    return found[[place[first[key]] for key in keys]]
+    return torch.stack([known[key] for key in keys])
 
 
 def _masks(cells: Cells, layers: Sequence[int], n: int, sequence: int) -> list[Edit]:

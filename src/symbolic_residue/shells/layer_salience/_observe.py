@@ -104,7 +104,8 @@ def observe(
     tokens = worst_tokens(instrument, prompt, under, neglected(under), base, answer, config.max_tokens)
     for j in tokens:
         add("token", config.threshold, j, "none", [_only(under, j)])
-    found = cancel(instrument, prompt, sets, lambda share: told("cancelling", 0.1 + 0.6 * share))
+    known: dict[bytes, torch.Tensor] = {}
+    found = cancel(instrument, prompt, sets, lambda share: told("cancelling", 0.1 + 0.6 * share), known=known)
     kl, fall = effects(base, found, answer)
 
     alone = [i for i, label in enumerate(labels) if label[0] == "token"]
@@ -116,7 +117,7 @@ def observe(
         first = len(sets)
         add("token", config.threshold, worst, "random", moved_to(_only(under, worst), worst, drawn))
         add("token", config.threshold, worst, "matched", moved_to(_only(under, worst), worst, near))
-        more = cancel(instrument, prompt, sets[first:], lambda share: told("cancelling controls", 0.7 + 0.2 * share))
+        more = cancel(instrument, prompt, sets[first:], lambda share: told("cancelling controls", 0.7 + 0.2 * share), known=known)
         more_kl, more_fall = effects(base, more, answer)
         kl, fall = np.concatenate([kl, more_kl]), np.concatenate([fall, more_fall])
     cancels = pl.DataFrame(

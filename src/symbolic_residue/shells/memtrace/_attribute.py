@@ -26,6 +26,7 @@ from torch import Tensor
 from symbolic_residue.instrument import AttentionBias, AttentionMask, collate, Edit, Instrument, LastRow, Prefix
 from symbolic_residue.shells._confirm import confirm_heads, draw_heads, HeadConfirmation, PairRuns
 from symbolic_residue.shells._rows import LastRows
+from symbolic_residue.shells.memtrace._observe import Begun, heads_at
 from symbolic_residue.shells.memtrace._residue import MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import DIRECT, RETRIEVAL
 from symbolic_residue.shells.memtrace._text import Passage
@@ -46,17 +47,24 @@ class Interventions:
     dose: pl.DataFrame
 
 
-def begin_again(instrument: Instrument, residue: MemtraceResidue, one: Passage) -> Prefix | None:
-    """The beginnings at the judged kind of padding; None where there is nothing before the tail."""
+def begin_again(instrument: Instrument, residue: MemtraceResidue, one: Passage) -> Begun:
+    """The beginnings at the judged kind of padding, and the text without distance."""
     batch = one.beginnings(residue.asked.paddings[0], residue.asked.distances[-1])
-    return Prefix(instrument, batch) if batch is not None else None
+    near = instrument.run(torch.tensor([[*one.head, *_to_answer(one)]]), reads=("z.*",), keep_logits=1)
+    found = heads_at(instrument, near, -1), near["logits"][0, -1]
+    return Begun(Prefix(instrument, batch) if batch is not None else None, found)
+
+
+def _to_answer(one: Passage) -> list[int]:
+    """The tail up to the row that predicts the first field."""
+    return one.tail[: len(one.tail) + one.rows[0] + 1]
 
 
 def intervene(
     instrument: Instrument,
     residue: MemtraceResidue,
     one: Passage,
-    prefix: Prefix | None,
+    begun: Begun,
     means: tuple[Tensor, Tensor],
     foil: int,
     *,
@@ -65,19 +73,19 @@ def intervene(
     """Test the heads and the doses; see the module.
 
     Args:
-        prefix: the fact's side with all its padding.
+        begun: what has been run of the fact's side.
         means: of :func:`head_means` over unrelated prompts.
         foil: the token that the answer is held against.
     """
     asked, config = residue.asked, residue.config
-    tail = one.tail[: len(one.tail) + one.rows[0] + 1]
+    tail = _to_answer(one)
     d, kind = asked.distance, asked.paddings[0]
-    near = [*one.head, *tail]
-    if d == 0 or prefix is None:
-        last = LastRow(instrument, collate([near]))
+    if d == 0 or begun.prefix is None:
+        last, logits = LastRow(instrument, collate([[*one.head, *tail]])), begun.near[1][None]
     else:
-        last = prefix.last_row(torch.tensor([tail] * len(one.pads[kind])), drop=asked.distances[-1] - d)
-    runs = PairRuns(instrument, last.size, (asked.fields[0].token, foil), rows=LastRows.prepared(last))
+        last = begun.prefix.last_row(torch.tensor([tail] * len(one.pads[kind])), drop=asked.distances[-1] - d)
+        logits = begun.logits
+    runs = PairRuns(instrument, last.size, (asked.fields[0].token, foil), rows=LastRows.prepared(last, logits))
 
     scores = residue.frames["head_scores"]
     ranked = scores.filter(pl.col("score") == RETRIEVAL).with_columns(beyond=pl.col("value") - pl.col("control").fill_null(0.0))
@@ -88,12 +96,7 @@ def intervene(
     rng = np.random.default_rng(asked.seed)
     drawn = draw_heads([head for head in order if head not in chosen], config.random_heads, rng)
     mean, each = means
-    settled = instrument.run(torch.tensor([near]), reads=("z.*",), keep_logits=1)
-    at_near = mean.clone()
-    for layer in instrument.attention_layers:
-        at_near[layer] = settled[f"z.{layer}"][0, -1]
-    assert settled.logits is not None
-    log_odds = settled.logits[0, -1].double()
+    settled, log_odds = begun.near[0], begun.near[1].double()
     found = confirm_heads(
         runs,
         chosen,
@@ -102,16 +105,16 @@ def intervene(
         contribution=np.array([direct[head] for head in chosen]),
         seed=asked.seed,
         rng=rng,
-        settled=at_near,
+        settled=settled,
         settled_log_odds=float(log_odds[asked.fields[0].token] - log_odds[foil]),
         unrelated=each[int(rng.integers(len(each)))],
         progress=progress,
     )
-    return Interventions(found, chosen, _dose(last, residue, one, foil, rng))
+    return Interventions(found, chosen, _dose(last, runs(), residue, one, foil, rng))
 
 
-def _dose(last: LastRow, residue: MemtraceResidue, one: Passage, foil: int, rng: np.random.Generator) -> pl.DataFrame:
-    """Rows of ``curves``: the log-odds of the answer with the odds of keys multiplied, minus without."""
+def _dose(last: LastRow, base: Array, residue: MemtraceResidue, one: Passage, foil: int, rng: np.random.Generator) -> pl.DataFrame:
+    """Rows of ``curves``: the log-odds of the answer with the odds of keys multiplied, minus without (``base [draw]``)."""
     asked, strengths = residue.asked, list(residue.config.strengths)
     # The row's own key and the sink stay: a row must see something, and the sink is no part of the fact.
     own = len(one.head) + asked.distance + len(one.tail) + one.rows[0]
@@ -123,7 +126,7 @@ def _dose(last: LastRow, residue: MemtraceResidue, one: Passage, foil: int, rng:
     cells = [(name, s) for name, keys in sets.items() if keys for s in strengths]
     rows: list[dict[str, Any]] = []
     if cells:
-        copies = len(cells) + 1
+        copies = len(cells)
         edits: list[Edit] = []
         for c, (name, s) in enumerate(cells):
             batch = range(c, last.size * copies, copies)
@@ -133,7 +136,7 @@ def _dose(last: LastRow, residue: MemtraceResidue, one: Passage, foil: int, rng:
                 edits.append(AttentionBias(math.log(s), sets[name], rows=(-1,), batch=batch))
         logits = last.run(edits, copies=copies)["logits"][:, -1].double().cpu()
         odds = (logits[:, asked.fields[0].token] - logits[:, foil]).reshape(last.size, copies).numpy()
-        moved = odds[:, :-1] - odds[:, -1:]
+        moved = odds - base[:, None]
         for c, (name, s) in enumerate(cells):
             some = bootstrap_mean(moved[:, c], seed=asked.seed) if last.size > 1 else None
             rows.append(

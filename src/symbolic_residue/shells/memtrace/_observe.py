@@ -25,13 +25,28 @@ from symbolic_residue.readout import dla_reads, lens_reads
 from symbolic_residue.shells.memtrace._residue import Asked
 from symbolic_residue.shells.memtrace._text import Passage
 
-__all__ = ["NO_TEXT", "Observed", "Scores", "observe", "score"]
+__all__ = ["NO_TEXT", "Begun", "Observed", "Scores", "heads_at", "observe", "score"]
 
 Array = NDArray[np.float64]
 NO_TEXT = "positions only"
 """The padding that is no text: positions are shifted instead."""
 
 QUANTITIES = ("answer", "foil", "foils", "rival", "right")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What has been run of the fact's side.
+
+    Attributes:
+        prefix: the beginnings with all their padding; None where there is nothing before the tail.
+        near: at the row that predicts the first field, without distance: heads' outputs ``[layer, head, d_head]`` and logits ``[vocab]``.
+        logits: the same row's at the judged distance, ``[draw, vocab]``; None where they have not been run.
+    """
+
+    prefix: Prefix | None
+    near: tuple[Tensor, Tensor]
+    logits: Tensor | None = None
 
 
 @dataclass
@@ -42,14 +57,15 @@ class Observed:
         measures: frame ``side, padding, distance, draw, field, quantity, value``: ``answer`` (ln P), ``foil`` (P of the strongest), ``foils`` (P of all
             together), ``rival`` (ln P), ``right`` (1 where the answer is the best of all tokens).
         attention: ``padding, distance, draw, region, mass``: the last row's mass, mean over layers and heads.
-        judged: the forward at the judged distance; ``prefix`` what it began with.
+        judged: the forward at the judged distance.
+        begun: what the analysis goes on from.
         early: residual stream of the first draw at the fact's tokens in the head, ``[depth, token, d_model]``; empty where there are none.
     """
 
     measures: pl.DataFrame
     attention: pl.DataFrame
     judged: Trace
-    prefix: Prefix | None
+    begun: Begun
     early: Tensor
 
 
@@ -124,8 +140,11 @@ def observe(
     early: list[Tensor] = []
     texts = passages["fact"].pads
     fresh = {(kind, d): _distinct([pad[:d] for pad in texts[kind]]) for kind in asked.paddings for d in asked.distances}
+    near: tuple[Tensor, Tensor] | None = None
     for side, one in passages.items():
-        _without_distance(instrument, asked, side, one, scores)
+        found = _without_distance(instrument, asked, side, one, scores)
+        near = found if side == "fact" else near
+    assert near is not None
     progress("without distance", 1 / jobs)
     for kind in asked.paddings:
         for side, one in passages.items():
@@ -150,6 +169,7 @@ def observe(
                     reads=_reads(instrument) if last else (),
                     attention=_attention(one, d, whole=last) if main else None,
                     keep_logits=keep,
+                    keep=last,
                 )
                 assert trace.logits is not None
                 scores.take(asked, side, kind, [d] * draws, list(range(draws)), trace.logits, one.rows, fresh[kind, d])
@@ -172,7 +192,10 @@ def observe(
         schema={"padding": pl.String, "distance": pl.Int64, "draw": pl.Int64, "region": pl.String, "mass": pl.Float64},
         orient="row",
     )
-    return Observed(scores.frame(), frame, judged, prefix, torch.stack(early) if early else torch.zeros(0))
+    begun_with = Begun(
+        prefix, near, None if prefix is None or asked.distance == 0 else judged["logits"][:, passages["fact"].rows[0]]
+    )
+    return Observed(scores.frame(), frame, judged, begun_with, torch.stack(early) if early else torch.zeros(0))
 
 
 def _distinct(texts: list[list[int]]) -> set[int]:
@@ -205,8 +228,8 @@ def _masses(trace: Trace, kind: str, distance: int, row: int) -> list[tuple[str,
     return [(kind, distance, b, name, float(mean[b, r])) for b in range(len(mean)) for r, name in enumerate(table.regions)]
 
 
-def _without_distance(instrument: Instrument, asked: Asked, side: str, one: Passage, scores: Scores) -> None:
-    """Head and tail with nothing between, and with the tail's positions shifted by each distance."""
+def _without_distance(instrument: Instrument, asked: Asked, side: str, one: Passage, scores: Scores) -> tuple[Tensor, Tensor]:
+    """Head and tail with nothing between, and with the tail's positions shifted by each distance; returns :attr:`Begun.near`."""
     shifts = asked.distances if instrument.parts.position_ids and side != "swapped" else [0]
     ids = [*one.head, *one.tail]
     edits = []
@@ -214,6 +237,15 @@ def _without_distance(instrument: Instrument, asked: Asked, side: str, one: Pass
         positions = torch.arange(len(ids)).repeat(len(shifts), 1)
         positions[:, len(one.head) :] += torch.tensor(shifts)[:, None]
         edits = [Positions(positions)]
-    trace = instrument.run(collate([ids] * len(shifts)), edits=edits, keep_logits=-min(one.rows))
+    trace = instrument.run(collate([ids] * len(shifts)), edits=edits, reads=("z.*",), keep_logits=-min(one.rows))
     assert trace.logits is not None
     scores.take(asked, side, NO_TEXT, list(shifts), [0] * len(shifts), trace.logits, one.rows)
+    return heads_at(instrument, trace, one.rows[0]), trace.logits[0, one.rows[0]]
+
+
+def heads_at(instrument: Instrument, trace: Trace, row: int) -> Tensor:
+    """Heads' outputs of the first sequence at a row, ``[layer, head, d_head]``; NaN where a layer has no heads."""
+    found = {layer: trace[f"z.{layer}"][0, row] for layer in instrument.attention_layers}
+    first = next(iter(found.values()))
+    absent = torch.full_like(first, float("nan"))
+    return torch.stack([found.get(layer, absent) for layer in range(instrument.parts.n_layers)])

@@ -27,7 +27,7 @@ from symbolic_residue.shells.memtrace._curves import curve_frame, decay_fits, ME
 from symbolic_residue.shells.memtrace._failures import fact_failures, item_options
 from symbolic_residue.shells.memtrace._findings import changes, MemtraceFindings, summarise
 from symbolic_residue.shells.memtrace._judge import verdicts
-from symbolic_residue.shells.memtrace._observe import observe
+from symbolic_residue.shells.memtrace._observe import Begun, observe
 from symbolic_residue.shells.memtrace._operations import anchor, Anchoring, Recall, recall
 from symbolic_residue.shells.memtrace._residue import Asked, MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import reading_frames
@@ -36,7 +36,6 @@ from symbolic_residue.shells.memtrace._text import passage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from symbolic_residue.instrument import Prefix
     from symbolic_residue.models import LoadedModel
     from symbolic_residue.types import Span
 
@@ -73,7 +72,7 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
     ) -> None:
         super().__init__(model, tokenizer, config or MemtraceConfig(), loaded=loaded)
         self._each: dict[bool, Tensor] = {}
-        self._kept: tuple[Asked, Prefix | None] | None = None
+        self._kept: tuple[Asked, Begun] | None = None
 
     @classmethod
     def items(cls) -> list[MemoryItem]:
@@ -227,7 +226,7 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             "fits": decay_fits(seen.measures, asked),
         }
         provenance = self.loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
-        self._kept = (asked, seen.prefix)
+        self._kept = (asked, seen.begun)
         progress("residue collected", 1.0)
         return MemtraceResidue(asked, self.config, provenance, frames)
 
@@ -273,11 +272,11 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
         found: Interventions | None = None
         if residue.config.top_heads:
             one = passage(self.tokenizer, asked, "fact")
-            prefix = (
+            begun = (
                 self._kept[1] if self._kept is not None and self._kept[0] is asked else begin_again(self.instrument, residue, one)
             )
             foil = residue.frames["candidates"].filter(pl.col("source") == "foil").sort("logit", descending=True)["token_id"][0]
-            found = intervene(self.instrument, residue, one, prefix, self._reference_means(asked), foil, progress=progress)
+            found = intervene(self.instrument, residue, one, begun, self._reference_means(asked), foil, progress=progress)
         self._kept = None  # keys and values of the beginnings are large
         frames = {"heads": heads_frame(residue, target, found), "changes": changes(residue, found)}
         if found is not None:

@@ -34,6 +34,7 @@ from symbolic_residue.readout import (
     lens_logits,
     value_weighted_attention,
 )
+from symbolic_residue.shells._verdict import bound
 from symbolic_residue.shells.memtrace._observe import Observed
 from symbolic_residue.shells.memtrace._residue import Asked
 from symbolic_residue.shells.memtrace._text import Passage
@@ -133,21 +134,17 @@ def _scores(name: str, values: Array, control: Array | None, layers: tuple[int, 
             "head": h,
             "score": name,
             "value": float(mine[0][i * n_heads + h]),
-            "low": _bound(mine[1][i * n_heads + h]),
-            "high": _bound(mine[2][i * n_heads + h]),
+            "low": bound(mine[1][i * n_heads + h]),
+            "high": bound(mine[2][i * n_heads + h]),
             "control": float(other[0][i * n_heads + h]) if other is not None else None,
-            "control_low": _bound(other[1][i * n_heads + h]) if other is not None else None,
-            "control_high": _bound(other[2][i * n_heads + h]) if other is not None else None,
+            "control_low": bound(other[1][i * n_heads + h]) if other is not None else None,
+            "control_high": bound(other[2][i * n_heads + h]) if other is not None else None,
             "n": n,
             "unit": unit,
         }
         for i, layer in enumerate(layers)
         for h in range(n_heads)
     ]
-
-
-def _bound(x: Any) -> float | None:
-    return None if np.isnan(x) else float(x)
 
 
 def _head_scores(parts: Parts, asked: Asked, one: Passage, trace: Trace, heads: Array, answer: int, foil: int) -> pl.DataFrame:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.instrument import collate, Instrument
 from symbolic_residue.prompts import build_prompt, natural_prompts, Prompt
 from symbolic_residue.readout import lens_reads, logit_lens
+from symbolic_residue.shells._verdict import bound
 from symbolic_residue.stats import bootstrap_mean
 
 __all__ = ["TraceMap", "trace_map"]
@@ -110,7 +110,7 @@ def trace_map(
         control = bootstrap_mean([float(o[layer].mean()) for _, o in found], seed=seed)
         lines.append(("prompt", float(layer), float(overruled[layer].mean()), None, None, 1))
         lines.append(
-            ("control: reference prompts", float(layer), control.value, _bound(control.low), _bound(control.high), control.n)
+            ("control: reference prompts", float(layer), control.value, bound(control.low), bound(control.high), control.n)
         )
     curves = pl.DataFrame(
         lines,
@@ -149,7 +149,3 @@ def _read(instrument: Instrument, prompt: Prompt, last: int) -> tuple[np.ndarray
     final = lens.top[-1, 0]
     wrong = torch.where(lens.top[1:, 0] == final, 0.0, lens.top_probability[1:, 0])
     return (change / before).log()[:, 1:].cpu().numpy(), wrong.double().cpu().numpy()
-
-
-def _bound(x: float) -> float | None:
-    return None if math.isnan(x) else x

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from symbolic_residue.errors import EditError, PromptError, UnsupportedModelError
 from symbolic_residue.instrument import Edit, Instrument, Positions
-from symbolic_residue.instrument._instrument import cache_name
 
 __all__ = ["Tail", "TextRuns"]
 
@@ -84,7 +83,7 @@ class TextRuns:
                     input_ids=tokens,
                     attention_mask=torch.ones_like(tokens),
                     use_cache=True,
-                    **{cache_name(instrument.model): self._cache},
+                    **{instrument.cache_name: self._cache},
                 )
             logits = out.logits
         else:
@@ -158,7 +157,7 @@ class TextRuns:
         return self._forward(ids.to(device), positions.to(device), mask, cache, edited, keep), cache, mask
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, edits: Sequence[Edit] | None, keep: int) -> Tensor:
-        call = {cache_name(self.instrument.model): cache, "use_cache": True, "logits_to_keep": keep}
+        call = {self.instrument.cache_name: cache, "use_cache": True, "logits_to_keep": keep}
         # Where nothing is edited the model runs as it is (what the caller attached reads it).
         with torch.no_grad(), self.instrument.attached(edits=edits) if edits else nullcontext():
             return self.instrument.model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits

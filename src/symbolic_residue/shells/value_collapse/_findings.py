@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from symbolic_residue.shells._findings import Findings, quoted, short, state_of
-from symbolic_residue.shells._verdict import Verdict
+from symbolic_residue.shells._verdict import bound, Verdict
 from symbolic_residue.shells.value_collapse._attribute import Attribution
 from symbolic_residue.shells.value_collapse._residue import ValueCollapseResidue
 from symbolic_residue.stats import bootstrap_columns
@@ -79,12 +79,12 @@ def attribution_frames(
                     "head": head,
                     "target": target,
                     "dla": float(value[i]),
-                    "dla_low": _bound(low[i]),
-                    "dla_high": _bound(high[i]),
+                    "dla_low": bound(low[i]),
+                    "dla_high": bound(high[i]),
                     "n": n_variants,
                     "ablation": test.ablation if test else None,
-                    "ablation_low": _bound(test.low) if test else None,
-                    "ablation_high": _bound(test.high) if test else None,
+                    "ablation_low": bound(test.low) if test else None,
+                    "ablation_high": bound(test.high) if test else None,
                     "control_ablation": attribution.random_effect if test and math.isfinite(attribution.random_effect) else None,
                     "control_n": attribution.random_n if test else None,
                     "p": test.p if test else None,
@@ -137,10 +137,6 @@ def attribution_frames(
         "dla_check": pl.DataFrame(checks),
         "ov": pl.DataFrame(ov),
     }
-
-
-def _bound(x: float) -> float | None:
-    return None if np.isnan(x) else float(x)
 
 
 def changes_frame(findings_of: dict[str, Any]) -> pl.DataFrame:
