@@ -182,6 +182,10 @@ def measure_items(
     with RunFolder.create(
         path, kind=kind, command=command, provenance=provenance or {}, config=config, planned=total, resume=resume
     ) as run:
+        if reuse is not None:
+            from symbolic_residue.cli._reuse import take_over
+
+            take_over(run, reuse, [item.id for item in prompts.items], apart=("items_each",))
         there = {*run.done_items()}
         with _progress(len(prompts.items)) as update:
             for item in prompts.items:
