@@ -39,6 +39,8 @@ bench: $(READY)
 	$(PY) benchmarks/dla.py --write
 	$(PY) benchmarks/generation.py --write
 	$(PY) benchmarks/patching.py --write
+	$(PY) benchmarks/generalization_null.py --write
+	$(PY) benchmarks/generalization_null.py --demo --write
 
 calibrate: $(READY)
 	$(PY) benchmarks/calibrate_value_collapse.py --write

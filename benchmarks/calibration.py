@@ -10,7 +10,9 @@
 
 VALUE-COLLAPSE has a script of its own (``calibrate_value_collapse.py``: more variants, controls as null items); here its rates are measured, its criteria left alone.
 
-Run: python benchmarks/calibration.py [--shell NAME …] [--half] [--write]
+5. ``--planted-by-edit`` measures the power at a known truth instead: see ``planted_by_edit.py``. It sets nothing.
+
+Run: python benchmarks/calibration.py [--shell NAME …] [--half | --planted-by-edit] [--write]
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from _common import machine
+from planted_by_edit import SECTION, section
 from rich.progress import track
 
 from symbolic_residue import open_model
@@ -61,26 +64,33 @@ def halved(items: list[Any]) -> list[Any]:
 def residues(shell: Any, work: Path, *, half: bool = False) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
     """(item, residue) of every item of the shell's benchmark (or of :func:`halved`), and the reasons of those that could not be used."""
     found, failed = [], {}
-    residue_type = residue_class(shell.name)
     for item in track(halved(shell.items()) if half else shell.items(), shell.name):
-        # An item that was reworded is another item.
-        folder = work / shell.name / f"{item.id}-{hashlib.sha256(item.model_dump_json().encode()).hexdigest()[:10]}"
         try:
-            residue = residue_type.load(folder)
-            # Criteria judge a residue; they do not change what was observed.
-            same = residue.config.model_copy(update={"criteria": shell.config.criteria}) == shell.config
-            if not same or residue.provenance["weights_sha256"] != shell.loaded.provenance.weights_sha256:
-                raise RunDamagedError("of other options")
-        except RunDamagedError:
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                residue = shell.run_item(item, seed=0)
-            except InputError as error:
-                failed[item.id] = str(error)
-                continue
-            residue.save(folder)
-        found.append((item, residue))
+            found.append((item, residue_of(shell, item, work)))
+        except InputError as error:
+            failed[item.id] = str(error)
     return found, failed
+
+
+def residue_of(shell: Any, item: Any, work: Path) -> Any:
+    """The item's residue, kept or run.
+
+    Raises:
+        InputError: the item cannot be used on this model.
+    """
+    # An item that was reworded is another item.
+    folder = work / shell.name / f"{item.id}-{hashlib.sha256(item.model_dump_json().encode()).hexdigest()[:10]}"
+    try:
+        residue = residue_class(shell.name).load(folder)
+        # Criteria judge a residue; they do not change what was observed.
+        same = residue.config.model_copy(update={"criteria": shell.config.criteria}) == shell.config
+        if not same or residue.provenance["weights_sha256"] != shell.loaded.provenance.weights_sha256:
+            raise RunDamagedError("of other options")
+    except RunDamagedError:
+        shutil.rmtree(folder, ignore_errors=True)
+        residue = shell.run_item(item, seed=0)
+        residue.save(folder)
+    return residue
 
 
 def residue_class(name: str) -> Any:
@@ -186,7 +196,7 @@ HEAD = """# How often the verdicts fire
 
 Written by `benchmarks/calibration.py`. Every item of each shell's benchmark on the demo model (SmolLM2-135M-Instruct), with the shell's suite options (`quick()`). *Null* items are made to show no
 failure: what fires there is a false alarm, and the criteria are set so that at most 5 % of the calibration split's null items fire. *Planted* items are made to show the failure; whether the
-model shows it is what is measured, so a planted rate is not a hit rate of a test with known truth. Rates of the held-out split were measured after the criteria were set. In brackets 95 % Wilson
+model shows it is what is measured, so a planted rate is not a hit rate of a test with known truth (for that see *planted by edit*, below). Rates of the held-out split were measured after the criteria were set. In brackets 95 % Wilson
 intervals over the items on which the failure could be measured. "Undecided" does not fire.
 
 The criteria hold for this model and for text of this kind. On another model they are a starting point: run `residue benchmark NAME --model …` and look at the null rates.
@@ -199,11 +209,20 @@ def main() -> None:
     parser.add_argument("--shell", action="append", choices=list(SHELLS))
     parser.add_argument("--write", action="store_true", help="write calibration.json of the shells, and the page")
     parser.add_argument("--half", action="store_true", help="no planted calibration items, every second held-out item of each kind")
+    parser.add_argument(
+        "--planted-by-edit", action="store_true", help="measure the power where an edit of the model makes the failure"
+    )
     parser.add_argument("--work", type=Path, default=cache_dir() / "calibration")
     args = parser.parse_args()
     loaded = open_model("demo")
     sections = _sections()
-    for name in args.shell or SHELLS:
+    if args.planted_by_edit:
+
+        def base(shell: Any, item: Any) -> Any:
+            return dataclasses.replace(residue_of(shell, item, args.work), config=shell.config)
+
+        sections[SECTION] = section(loaded, args.shell or list(SHELLS), base, rate, sections.get(SECTION, ""))
+    for name in () if args.planted_by_edit else args.shell or SHELLS:
         config = config_class(name).quick(top_heads=0)
         shell = make_shell(name, loaded, config)
         found, failed = residues(shell, args.work, half=args.half)
@@ -229,7 +248,7 @@ def main() -> None:
         sections[name] = "\n".join(table(shell, judged(shell, found, criteria), counts, failed, half=args.half))
         print(sections[name])
     if args.write:
-        body = "\n".join(sections[name] for name in SHELLS if name in sections)
+        body = "\n".join(sections[name] for name in (*SHELLS, SECTION) if name in sections)
         PAGE.write_text(f"{HEAD}\n{machine(torch.get_num_threads())}.\n\n{body}", "utf-8")
 
 

@@ -5,8 +5,8 @@
 2. The commands are really run, in order and each once, in one temporary folder with a copy of ``examples/``. Output to standard
    output goes between the marks as a ``text`` block. A command that fails ends the whole refresh before any page is touched.
 3. Places marked ``<!-- tables -->`` … ``<!-- /tables -->`` get the list of a run folder's tables, from the schema that the store checks.
-4. The report of the example prompts' run is opened in Chromium (Playwright drives it): ``report.png`` is the first screen, the others are
-   parts of its first item. Pictures over 400 kB are refused.
+4. The reports of the example prompts' run and of the suite's run are opened in Chromium (Playwright drives it): ``report.png`` and ``suite.png`` are
+   their first screens, the others are parts of the first report's first item. Pictures over 400 kB are refused.
 
 Run: python docs/make_pictures.py [--no-pictures]
 """
@@ -31,17 +31,23 @@ MARK = re.compile(r"<!-- output: (?P<command>[^\n]+?) -->\n(?P<old>.*?)<!-- /out
 LARGEST = 400_000
 """Bytes of a picture."""
 
-COLUMNS = 118
+COLUMNS = 150
 """Width of the terminal that the pasted outputs come from."""
 
 EXAMPLES = "residue diagnose --file examples/prompts.jsonl"
-"""The run that the pictures are taken of; what ``make demo`` runs."""
+"""The run that most pictures are taken of; what ``make demo`` runs."""
+
+SUITE = "residue shells run --model demo"
+"""All shells on items of their benchmarks: some minutes."""
+
+FIRST_SCREENS = {"report.png": EXAMPLES, "suite.png": SUITE}
+"""Pictures of a report's first screen: file → run."""
 
 PARTS = {
     "traces.png": "section[aria-labelledby='item-1-traces'] figure",
     "heads.png": "section[aria-labelledby='item-1-heads'] figure",
 }
-"""Pictures of single parts of the report: file → selector."""
+"""Pictures of single parts of the examples' report: file → selector."""
 
 
 def run(command: str, folder: Path) -> str:
@@ -84,25 +90,35 @@ def schema_table() -> str:
     return "\n".join(lines)
 
 
-def take_pictures(report: Path, folder: Path) -> list[Path]:
-    """Screenshots of a report: the first screen, and the parts named in ``PARTS``; the files written."""
+def take_pictures(reports: dict[str, Path], folder: Path) -> list[Path]:
+    """Screenshots of reports (command → its report): first screens, and the parts named in ``PARTS``; the files written."""
     from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)
     path = os.environ.get("RESIDUE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    files = [folder / name for name in ("report.png", *PARTS)]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 960})
-        page.goto(report.as_uri())
-        page.screenshot(path=files[0])
-        for file in files[1:]:
-            page.locator(PARTS[file.name]).first.screenshot(path=file)
+        for name, command in FIRST_SCREENS.items():
+            page.goto(reports[command].as_uri())
+            page.screenshot(path=folder / name)
+        page.goto(reports[EXAMPLES].as_uri())
+        for name, selector in PARTS.items():
+            page.locator(selector).first.screenshot(path=folder / name)
         browser.close()
+    files = [folder / name for name in (*FIRST_SCREENS, *PARTS)]
     for file in files:
         if file.stat().st_size > LARGEST:
             raise SystemExit(f"{file} has {file.stat().st_size:,} bytes, more than {LARGEST:,}.")
     return files
+
+
+def report_of(output: str, command: str, folder: Path) -> Path:
+    """The report that a command's output names."""
+    found = re.search(r"^report: (.+)$", output, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"{command} names no report.")
+    return folder / found[1]
 
 
 def main() -> None:
@@ -111,16 +127,14 @@ def main() -> None:
     options.add_argument("--no-pictures", action="store_true", help="only the outputs in the pages")
     wanted = options.parse_args()
     commands = dict.fromkeys(m["command"] for page in PAGES for m in MARK.finditer(page.read_text("utf-8")))
-    commands = [EXAMPLES, *(c for c in commands if c != EXAMPLES)]
+    commands = list(dict.fromkeys([*FIRST_SCREENS.values(), *commands]))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shutil.copytree(ROOT / "examples", folder / "examples")
         outputs = {command: run(command, folder) for command in commands}
         if not wanted.no_pictures:
-            found = re.search(r"^report: (.+)$", outputs[EXAMPLES], re.MULTILINE)
-            if found is None:
-                raise SystemExit(f"{EXAMPLES} names no report.")
-            for file in take_pictures(folder / found[1], PICTURES):
+            reports = {command: report_of(outputs[command], command, folder) for command in FIRST_SCREENS.values()}
+            for file in take_pictures(reports, PICTURES):
                 sys.stdout.write(f"{file.relative_to(ROOT)}: {file.stat().st_size:,} bytes\n")
     for page in PAGES:
         text = page.read_text("utf-8")

@@ -1,24 +1,32 @@
-"""What a claim is, and how a measured number becomes "supported", "contradicted" or "undecided".
+"""What a claim is, what it is measured with, and how its numbers are kept.
 
-1. A claim states its test in words before it runs: what is measured, on which items, what n counts, and which values decide.
-2. ``measure`` gets a :class:`Bench`: the opened model, and the residue of every benchmark item (both splits, the shell's suite options).
-3. It returns :func:`compared`: the whole interval beyond ``supports`` supports, the whole interval beyond ``contradicts`` contradicts, anything else is undecided.
+1. A claim states its test in words before it runs: what is measured, on which items, what n counts; and its rule: which intervals decide. ``stated`` says what was known when
+   it was written.
+2. ``measure`` gets a :class:`Bench` and returns :class:`Measured`: numbers with intervals, and numbers that stand beside.
+3. What was measured is kept as JSON with the test and the rule that it was made by; :func:`read` refuses it once either has been reworded.
+4. Words and verdicts are made from the kept numbers alone (``said`` is a template), so that the page can say nothing that the numbers do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from claims._rule import decide, Outcome, Rule
 from symbolic_residue.shells import verdict_frame
 from symbolic_residue.stats import Estimate
 
-__all__ = ["Bench", "Claim", "Measured", "Outcome", "compared"]
+__all__ = ["KEPT", "SIGNS", "Bench", "Claim", "Kept", "Measured", "keep", "read", "words"]
 
-Outcome = Literal["supported", "contradicted", "undecided"]
+KEPT = Path(__file__).with_name("kept")
+SIGNS: dict[Outcome, str] = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 
 
 @dataclass
@@ -32,13 +40,18 @@ class Bench:
 
     loaded: Any
     residues: Callable[[str], tuple[Any, list[tuple[Any, Any]]]]
-    _kept: dict[str, tuple[Any, list[tuple[Any, Any]]]] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What several claims of a shell share, so that it is measured once."""
 
     def of(self, shell: str) -> tuple[Any, list[tuple[Any, Any]]]:
         """The shell, and (item, residue) of every item of its benchmark (both splits, suite options)."""
-        if shell not in self._kept:
-            self._kept[shell] = self.residues(shell)
-        return self._kept[shell]
+        return self.once(f"residues of {shell}", lambda: self.residues(shell))
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     def table(self, shell: str, name: str, *, split: str | None = None) -> pl.DataFrame:
         """A table of every item (``verdicts``, or one of the residue's) with the columns ``item, null, kind, frame, split, planted`` beside; of one split or both."""
@@ -66,12 +79,14 @@ class Measured:
     """What came of a claim's test.
 
     Attributes:
-        outcome: supported, contradicted or undecided.
-        numbers: what was measured, with interval, n and control, in words.
+        numbers: those that decide, and others with an interval.
+        beside: counts and values that stand beside.
+        units: what was measured of each unit (a text, a fact, an item), a row each.
     """
 
-    outcome: Outcome
-    numbers: str
+    numbers: dict[str, Estimate]
+    beside: dict[str, float | int | str] = field(default_factory=dict)
+    units: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,32 +96,103 @@ class Claim:
     Attributes:
         id: short and unique: ``memtrace-power-law``.
         statement: the statement, in our words.
-        test: stated beforehand: what is measured, on what, what n counts, and what decides.
+        test: what is measured, on what, and what n counts.
+        rule: which intervals decide.
+        said: the outcome's words, a template over the numbers (shown with their intervals) and what stands beside.
         measure: makes the test.
+        stated: what was known when the test was written.
+        afterwards: what the verdict hangs on, written when the numbers were known.
     """
 
     id: str
     statement: str
     test: str
+    rule: Rule
+    said: str
     measure: Callable[[Bench], Measured]
+    stated: str = "Before any of its numbers was seen."
+    afterwards: str = ""
 
 
-def compared(
-    value: Estimate, *, above: float | None = None, below: float | None = None, otherwise: float | None = None, numbers: str
-) -> Measured:
-    """The outcome of one estimate.
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one claim.
 
-    Args:
-        value: the estimate with its interval; without an interval nothing is decided.
-        above, below: exactly one: the claim says that the value is above (below) this.
-        otherwise: the claim is contradicted only where the interval is wholly on the other side of this; the same threshold when left out.
-        numbers: what was measured, in words.
+    Attributes:
+        test, rule: by which it was measured.
+        numbers, beside, units: as in :class:`Measured`.
+        refused: why it could not be measured; empty where it was.
+        date, machine, seconds: when, on what, for how long.
     """
-    if (above is None) == (below is None):
-        raise ValueError("give exactly one of above and below")
-    limit = above if above is not None else below
-    assert limit is not None
-    other = limit if otherwise is None else otherwise
-    holds = value.above(limit) if above is not None else value.below(limit)
-    fails = value.below(other) if above is not None else value.above(other)
-    return Measured("supported" if holds else "contradicted" if fails else "undecided", numbers)
+
+    test: str
+    rule: str
+    numbers: dict[str, Estimate]
+    beside: dict[str, float | int | str]
+    refused: str
+    date: str
+    machine: str
+    seconds: float
+    units: list[list[Any]] = field(default_factory=list)
+
+
+class _Shown:
+    """A number that a template's ``{share:.2f}`` shows with its interval."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        self.value, self.n = estimate.value, estimate.n
+        self._estimate = estimate
+
+    def __format__(self, spec: str) -> str:
+        e = self._estimate
+        interval = f" [{e.low:{spec}}, {e.high:{spec}}]" if e.has_interval else f" (no interval: {e.method})"
+        return f"{e.value:{spec}}{interval}"
+
+
+def words(claim: Claim, kept: Kept) -> str:
+    """The outcome's words from the kept numbers."""
+    if kept.refused:
+        return f"not measured: {kept.refused}"
+    if any(bound.number not in kept.numbers for bound in (*claim.rule.supported, *claim.rule.contradicted)):
+        return "too little was measured: " + ", ".join(f"{name} {value}" for name, value in kept.beside.items())
+    text = claim.said.format(**{name: _Shown(e) for name, e in kept.numbers.items()}, **kept.beside)
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
+def outcome(claim: Claim, kept: Kept) -> Outcome:
+    """The verdict from the kept numbers."""
+    return decide(claim.rule, kept.numbers)
+
+
+def keep(folder: Path, shell: str, found: Mapping[str, Kept]) -> None:
+    """Write what was measured of a shell's claims."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for name, one in found.items():
+        row = asdict(one)
+        units = row.pop("units")
+        for number in row["numbers"].values():
+            for side in ("value", "low", "high"):
+                number[side] = None if math.isnan(number[side]) else number[side]
+        # A unit a line, so that the file can be read and compared.
+        lines = ",\n  ".join(json.dumps(unit, ensure_ascii=False) for unit in units)
+        body = json.dumps(row, ensure_ascii=False, indent=1)[:-2]
+        parts.append(f'{json.dumps(name)}: {body},\n "units": [{lines}]\n}}')
+    (folder / f"{shell}.json").write_text("{\n" + ",\n".join(parts) + "\n}\n", "utf-8")
+
+
+def read(folder: Path, shell: str, claims: list[Claim]) -> dict[str, Kept]:
+    """What is kept of these claims, by id; what was measured by another test or rule is left out."""
+    file = folder / f"{shell}.json"
+    rows = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    found = {}
+    for claim in claims:
+        row = rows.get(claim.id)
+        if row is None or row["test"] != claim.test or row["rule"] != str(claim.rule):
+            continue
+        numbers = {
+            name: Estimate(**{k: math.nan if v is None else v for k, v in number.items()})
+            for name, number in row["numbers"].items()
+        }
+        found[claim.id] = Kept(**row | {"numbers": numbers})
+    return found

@@ -9,7 +9,8 @@
     │   ├── TemplateError          a chat template that is missing or cannot be segmented
     │   ├── SpanError              a span or region that matches nothing, or overlaps
     │   ├── ConfigError            an option out of range, options that contradict
-    │   └── RecordError            a table of measurements that cannot be trusted
+    │   ├── RecordError            a table of measurements that cannot be trusted
+    │   └── NoRightAnswerError     a failure for which no answer is right, so that nothing can be restored
     ├── ModelError                 a model that cannot be had or trusted           (exit 3)
     │   ├── UnknownModelError      a reference that names nothing
     │   ├── OfflineError           a hub model that is not on disk, and no network
@@ -47,6 +48,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelFolderError",
+    "NoRightAnswerError",
     "NonFiniteWeightsError",
     "OfflineError",
     "PromptError",
@@ -113,6 +115,10 @@ class ConfigError(InputError):
 
 class RecordError(InputError):
     """A table of measurements that cannot be trusted: columns, NaN, lost or doubled records."""
+
+
+class NoRightAnswerError(InputError):
+    """A failure mode, an item or a residue for which no answer is right: there is nothing that an edit could restore."""
 
 
 class ModelError(ResidueError):

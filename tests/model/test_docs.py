@@ -133,10 +133,23 @@ def test_what_make_demo_runs_is_what_the_page_shows() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert pictures.EXAMPLES.removeprefix("residue ") in makefile
     marked = [m["command"] for m in pictures.MARK.finditer((ROOT / "README.md").read_text("utf-8"))]
-    assert marked == [pictures.EXAMPLES]
-    shown = blocks(pictures.MARK.search((ROOT / "README.md").read_text("utf-8"))[0])
-    assert [block.kind for block in shown] == ["text"]
-    assert "report: " in shown[0].body
+    assert marked == [pictures.EXAMPLES, pictures.SUITE]
+    for mark in pictures.MARK.finditer((ROOT / "README.md").read_text("utf-8")):
+        shown = blocks(mark[0])
+        assert [block.kind for block in shown] == ["text"]
+        assert "report: " in shown[0].body
+
+
+def test_shells_of_the_readme_are_those_of_the_package() -> None:
+    from symbolic_residue.shells import config_class, shell_class, SHELLS
+
+    page = (ROOT / "README.md").read_text("utf-8")
+    for name, entry in SHELLS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| [`{name}`](")]
+        asks, operations, failures = (cell.strip() for cell in row.split("|")[2:5])
+        assert asks == entry.question
+        assert operations == " ".join(shell_class(name).operations)
+        assert failures.split(", ") == list(type(config_class(name)().criteria).thresholds)  # type: ignore[attr-defined]
 
 
 def test_tables_of_the_page_are_those_of_the_store() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -80,7 +82,13 @@ def errors(
         kind="errors",
         loaded=loaded,
         prompts=prompts,
-        config={"replacement": replacement, "source": source, "target": target, "chat": chat},
+        config={
+            "replacement": replacement,
+            "replacement_sha256": _sha256(replacement),
+            "source": source,
+            "target": target,
+            "chat": chat,
+        },
         output=output,
         resume=resume,
         seed=seed,
@@ -92,3 +100,9 @@ def errors(
         together=together,
     )
     raise typer.Exit(code)
+
+
+def _sha256(replacement: str | None) -> str | None:
+    """Of the file that is named, so that a run is not gone on with under other code; None for a module."""
+    path = Path((replacement or "").rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -162,10 +163,12 @@ def measure_items(
     as_json: bool,
     work: Callable[[PromptItem, Callable[[str, float], None]], Any],
     provenance: dict[str, Any] | None = None,
+    reuse: tuple[Path, list[str]] | None = None,
 ) -> int:
     """Run ``work`` on every prompt into a run folder, write the report, print what came out.
 
     What was finished stays valid whatever happens: each item is one atomic write. ``provenance`` stands for the model where none is opened.
+    ``reuse`` names another run and the items that may be taken over from it.
 
     Returns:
         Exit code: 0, or 1 if a prompt failed or a line of the file was bad.
@@ -185,7 +188,7 @@ def measure_items(
         if reuse is not None:
             from symbolic_residue.cli._reuse import take_over
 
-            take_over(run, reuse, [item.id for item in prompts.items], apart=("items_each",))
+            take_over(run, *reuse, apart=("items_each",))
         there = {*run.done_items()}
         with _progress(len(prompts.items)) as update:
             for item in prompts.items:
@@ -226,9 +229,14 @@ def measure_items(
             }
         )
     else:
-        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or "across" in r.tables] if rates else results
+        told = [r for r in results if r.tables["items"]["status"][0] == "failed" or _pooled(r.tables)] if rates else results
         _show(told, path, page, rates)
     return 1 if failed else 0
+
+
+def _pooled(tables: dict[str, Any]) -> bool:
+    """Whether the item is about several others."""
+    return "across" in tables and bool(tables["across"]["pooled"].any())
 
 
 def _rates(path: Path) -> list[dict[str, Any]]:
@@ -250,8 +258,8 @@ def _show_rates(console: Any, rates: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("shell", "failure", "fires: planted", "null (false alarms)", "mean value: planted", "null", "criterion"):
-        table.add_column(name, justify="left")
+    for name in ("failure", "fires: planted", "null (false alarms)", "mean value: planted", "null", "criterion"):
+        table.add_column(name, justify="left", no_wrap=name == "failure")
     modes = list(dict.fromkeys((row["shell"], row["mode"]) for row in rates))
     shown = ""
     for shell, mode in modes:
@@ -259,7 +267,9 @@ def _show_rates(console: Any, rates: list[dict[str, Any]]) -> None:
         first = next(iter(side.values()))
         cells = [_rate(side.get(name)) for name in ("planted", "null")] + [_mean(side.get(name)) for name in ("planted", "null")]
         criterion = f"{first['direction']} {first['criterion']:.3g}{' ' + first['unit'] if first['unit'] else ''}"
-        table.add_row("" if shell == shown else shell, mode, *map(escape, cells), escape(criterion))
+        if shell != shown:
+            table.add_row(f"[bold]{escape(shell)}[/]")
+        table.add_row(f"  {escape(mode)}", *map(escape, cells), escape(criterion))
         shown = shell
     console.print(table)
 
@@ -320,6 +330,8 @@ def _show(results: list[Any], path: Path, page: Path | None, rates: list[dict[st
     console.print(f"run: {escape(str(path))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
+    if any(row["side"] == "planted" and row["fires"] for row in rates or ()):
+        console.print(f"heal: residue heal {escape(shlex.quote(str(path)))}", soft_wrap=True)
 
 
 def _why(row: dict[str, Any]) -> str:

@@ -32,8 +32,8 @@ def disruption(
 ) -> None:
     """Which heads attend otherwise under stress than on the matched control: sink, self, local trapping, entropy, context, distance?
 
-    Lines of --file: {"prompt": …, "control": …}, six at least; "span" and "control_span" may name the command's text (local trapping is the mass inside it;
-    without it, inside the last eight tokens).
+    Lines of --file: {"prompt": …, "control": …}, six at least; "span" may name the command's text, and "control_span" that of the control where it is another
+    (local trapping is the mass inside it; without it, inside the last eight tokens).
     """
     from symbolic_residue.prompts import MatchedItem, PromptSet, read_prompts
     from symbolic_residue.shells.across import FEWEST_PAIRS

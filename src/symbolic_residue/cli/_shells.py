@@ -17,6 +17,7 @@ import typer
 from symbolic_residue.cli._accumulation import errors
 from symbolic_residue.cli._common import (
     Adapter,
+    default_output,
     Device,
     Dtype,
     echo_json,
@@ -101,6 +102,9 @@ def run_command(
         bool, typer.Option("--full", help="Each shell's full options instead of those of a suite: slower, narrower intervals.")
     ] = False,
     no_attribution: Annotated[bool, typer.Option("--no-attribution", help="Verdicts only: no heads are tested.")] = False,
+    across: Annotated[
+        bool, typer.Option("--across", help="Also silence and attention disruption, on each item's own prompt and control.")
+    ] = False,
     adapter: Adapter = None,
     output: Output = None,
     seed: Seed = 0,
@@ -123,6 +127,7 @@ def run_command(
         split=split,
         full=full,
         attribution=not no_attribution,
+        across=across,
         model=model,
         adapter=adapter,
         output=output,
@@ -154,14 +159,18 @@ def run_suite(
     resume: bool,
     report: bool,
     as_json: bool,
+    across: bool = False,
     reuse: Path | None = None,
 ) -> int:
     """Items of the benchmarks of several shells into one run folder; returns the exit code."""
-    from symbolic_residue.diagnose import choose_items, item_name, suite_item
+    from symbolic_residue.diagnose import add_across, choose_items, item_name, suite_across, suite_item
     from symbolic_residue.prompts import PromptItem, PromptSet
     from symbolic_residue.shells import config_class, make_shell
+    from symbolic_residue.store import RunFolder
 
     names = list(dict.fromkeys(names))
+    output = output or default_output(kind)
+    pooled = {f"across.{name}": name for name in names} if across else {}
     chosen = {item_name(name, item): (name, item) for name in names for item in choose_items(name, n, split=split)}
     options = {} if attribution else {"top_heads": 0}
     configs = {name: (config_class(name).make if full else config_class(name).quick)(**options) for name in names}
@@ -169,18 +178,35 @@ def run_suite(
     shells = {name: make_shell(name, loaded, configs[name]) for name in names}
 
     def work(asked: PromptItem, progress: Any) -> Any:
+        if asked.id in pooled:
+            run = RunFolder.open(output)
+            return suite_across(
+                shells[pooled[asked.id]].instrument,
+                pooled[asked.id],
+                item=asked.id,
+                kinds=run.table("shell_items"),
+                endings_table=run.table("endings"),
+                tensors={name: run.tensors(name) for name in ("across_prompt", "across_control", "attention_metrics")},
+                seed=seed,
+                progress=progress,
+            )
         name, item = chosen[asked.id]
-        return suite_item(shells[name], item, seed=seed, progress=progress)
+        result = suite_item(shells[name], item, seed=seed, progress=progress)
+        return add_across(shells[name], result) if across else result
+
+    items = [PromptItem(id=key, prompt=item.shown) for key, (_, item) in chosen.items()]
+    items += [PromptItem(id=key, prompt=f"items of {name}") for key, name in pooled.items()]
 
     return measure_items(
         kind=kind,
         loaded=loaded,
-        prompts=PromptSet([PromptItem(id=key, prompt=item.shown) for key, (_, item) in chosen.items()], []),
+        prompts=PromptSet(items, []),
         config={
             "shells": {name: config.model_dump(mode="json") for name, config in configs.items()},
             "split": split,
             "items_each": n,
             "seed": seed,
+            **({"across": True} if across else {}),
         },
         output=output,
         resume=resume,
@@ -188,5 +214,5 @@ def run_suite(
         report=report,
         as_json=as_json,
         work=work,
-        reuse=reuse,
+        reuse=None if reuse is None else (reuse, list(chosen)),
     )

@@ -1,13 +1,38 @@
 """Contrast: did training change where the model looks, and does it matter?"""
 
+from symbolic_residue.contrast._behaviour import (
+    Behaviour,
+    CallableBehaviour,
+    EndOfText,
+    Hit,
+    make_behaviour,
+    RefusalBehaviour,
+    RegexBehaviour,
+    TextBehaviour,
+    TokenBehaviour,
+)
 from symbolic_residue.contrast._deltas import deltas, LAGS, missing
+from symbolic_residue.contrast._examples import (
+    check_example,
+    Condition,
+    condition_prompt,
+    Example,
+    generate_examples,
+    Question,
+    Sampling,
+    score_answer,
+)
 from symbolic_residue.contrast._gates import Gates, gates, Options
 from symbolic_residue.contrast._heads import select_heads
 from symbolic_residue.contrast._published import DEFECTS
+from symbolic_residue.contrast._read import read_examples, Reading, REGIONS, to_records
 from symbolic_residue.contrast._records import check_deltas, check_records, CONTROLS, DELTAS, EVENT, RECORDS, TRAJECTORY
+from symbolic_residue.contrast._rows import choose_rows, end_rows, rare_tokens, Row, Rows, stable_seed
+from symbolic_residue.contrast._segment import BUCKETS, find_sinks, segment, SEGMENTATIONS
 from symbolic_residue.contrast._training import diff_of_diffs, DiffOfDiffs, OUTCOMES, peak_shift, verdict
 
 __all__ = [
+    "BUCKETS",
     "CONTROLS",
     "DEFECTS",
     "DELTAS",
@@ -15,17 +40,47 @@ __all__ = [
     "LAGS",
     "OUTCOMES",
     "RECORDS",
+    "REGIONS",
+    "SEGMENTATIONS",
     "TRAJECTORY",
+    "Behaviour",
+    "CallableBehaviour",
+    "Condition",
     "DiffOfDiffs",
+    "EndOfText",
+    "Example",
     "Gates",
+    "Hit",
     "Options",
+    "Question",
+    "Reading",
+    "RefusalBehaviour",
+    "RegexBehaviour",
+    "Row",
+    "Rows",
+    "Sampling",
+    "TextBehaviour",
+    "TokenBehaviour",
     "check_deltas",
+    "check_example",
     "check_records",
+    "choose_rows",
+    "condition_prompt",
     "deltas",
     "diff_of_diffs",
+    "end_rows",
+    "find_sinks",
     "gates",
+    "generate_examples",
+    "make_behaviour",
     "missing",
     "peak_shift",
+    "rare_tokens",
+    "read_examples",
+    "score_answer",
+    "segment",
     "select_heads",
+    "stable_seed",
+    "to_records",
     "verdict",
 ]

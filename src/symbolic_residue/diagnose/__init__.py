@@ -12,15 +12,20 @@ from symbolic_residue.diagnose._across import (
     errors_together,
 )
 from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, items_row, shell_item
+from symbolic_residue.diagnose._failures import benchmark_groups, HealingGroup, make_failures, run_groups
 from symbolic_residue.diagnose._heal import heal_item
 from symbolic_residue.diagnose._read import read_item
 from symbolic_residue.diagnose._silence import silence_item, silence_together
 from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
+from symbolic_residue.diagnose._suite_across import add_across, suite_across
 
 __all__ = [
+    "HealingGroup",
     "ItemResult",
     "across_row",
+    "add_across",
     "attention_item",
+    "benchmark_groups",
     "build_item",
     "choose_items",
     "cross_item",
@@ -34,9 +39,12 @@ __all__ = [
     "heal_item",
     "item_name",
     "items_row",
+    "make_failures",
     "read_item",
+    "run_groups",
     "shell_item",
     "silence_item",
     "silence_together",
+    "suite_across",
     "suite_item",
 ]

@@ -150,14 +150,15 @@ def disruption_item(
 ) -> ItemResult:
     """Every head's attention metrics on one prompt and its control; tensor ``attention_metrics`` ``[side, metric, layer, head]``.
 
-    ``span``, ``control_span``: a text of the prompt, and of the control, whose keys are the rows' own span; the last eight tokens where left out.
+    ``span``: a text of the prompt whose keys are the rows' own span; ``control_span`` the same of the control, where it is another text. The last eight
+    tokens of each where left out.
     """
     try:
         prompt, control = build_item(instrument, item, chat=chat)
         if control is None:
             raise InputError("The pair has no control.", todo='Give "control" in each line.')
         own = find_span(prompt, text=span) if span else None
-        theirs = find_span(control, text=control_span) if control_span else None
+        theirs = find_span(control, text=control_span or span) if span else None
         sides = [
             attention_metrics(instrument, [one], spans=None if where is None else [where], rows=rows)
             for one, where in ((prompt, own), (control, theirs))
@@ -191,7 +192,8 @@ def disruption_together(
     )
     counts, control = "pairs of prompts", "the same metrics on the matched control prompts"
     if n < FEWEST_PAIRS:
-        reason = f"{n} pairs; with fewer than {FEWEST_PAIRS} no sign-flip p can reach 0.05."
+        few = f"{n} pair{'s' if n > 1 else ''}; with fewer than {FEWEST_PAIRS} no sign-flip p can reach 0.05."
+        reason = few if n else "no prompt has a control that could be read."
         none = across_row("disruption", about, n=n, counts=counts, pooled=True, control=control, reason=reason)
         return measured_item(item, [none], {}, prompt=f"{n} pairs of prompts", seed=seed)
     both = np.stack([np.asarray(one) for one in metrics])

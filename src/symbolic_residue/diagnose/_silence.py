@@ -23,7 +23,7 @@ from symbolic_residue.prompts import build_prompt, natural_prompts, Prompt, Prom
 from symbolic_residue.shells.across import Ending, endings, ghost_units, null_attribution
 from symbolic_residue.stats import Estimate
 
-__all__ = ["ending_rows", "reference_prompts", "silence_item", "silence_together"]
+__all__ = ["SILENCE", "ending_rows", "reference_prompts", "silence_item", "silence_together"]
 
 _A_CATEGORY = 2
 _FEWEST_REFERENCES = 8
@@ -31,7 +31,7 @@ _FEWEST = 6
 _BEST = 8
 
 
-_ABOUT = "logit(end-of-text) − logit(best content token) at the last row, in nats; the model is silent where it is above 0."
+SILENCE = "logit(end-of-text) − logit(best content token) at the last row, in nats; the model is silent where it is above 0."
 
 
 def silence_item(
@@ -59,7 +59,7 @@ def silence_item(
     )
     if theirs is not None:
         said += f" Control: {number(theirs.difference, signed=True)}, {'silent too' if theirs.ended else 'it speaks'}."
-    across = across_row("silence", _ABOUT, said, n=1, counts="prompts", pooled=False, control=item.control)
+    across = across_row("silence", SILENCE, said, n=1, counts="prompts", pooled=False, control=item.control)
     tables = {"tokens": token_rows(prompt), "candidates": candidates, "endings": ending_rows(instrument, mine, theirs)}
     return measured_item(item.id, [across], tables, prompt=text_of(item), seed=seed, read=prompt)
 
@@ -143,7 +143,7 @@ def silence_together(
     speaks = iter(theirs["ended"].to_list())
     control_ended = [None if control is None else next(speaks) for control in controls]
     n, shown = len(prompts), f"{len(prompts)} prompts"
-    about = f"{_ABOUT} It is split over the model's components{what}."
+    about = f"{SILENCE} It is split over the model's components{what}."
     silent = [i for i in range(n) if ended[i]]
     beside = [i for i in silent if control_ended[i] is False]
     if not silent:
@@ -152,7 +152,7 @@ def silence_together(
         reason = f"the model is silent on none of {n} prompts{closest}."
         none = [
             across_row("silence", about, n=0, counts="silent prompts", pooled=True, reason=reason),
-            across_row("ghosts", _GHOSTS, n=0, counts="silent prompts", pooled=True, reason=reason),
+            across_row("ghosts", _GHOSTS, n=0, counts="silent prompts", pooled=True, reason="there is no silent prompt."),
         ]
         return measured_item(item, none, {}, prompt=shown, seed=seed)
     try:

@@ -53,8 +53,9 @@ def choose_items(shell: str, n: int | None = None, *, split: str = "held-out") -
 
 
 def _spread(items: Sequence[ShellItem], n: int) -> list[ShellItem]:
-    """``n`` items in halves, quarters, eighths … of the file: even at every ``n``, and the first ones of every larger ``n``."""
-    places: dict[int, None] = {}
+    """``n`` items spread over the file: the middles of its quarters first, then halves, quarters, eighths …; whatever ``n``, they are the first of every
+    larger one."""
+    places = dict.fromkeys(i * len(items) // 8 for i in (1, 5, 3, 7))
     k = 0
     while len(places) < min(n, len(items)):
         k += 1
@@ -62,7 +63,7 @@ def _spread(items: Sequence[ShellItem], n: int) -> list[ShellItem]:
         while rest:
             place, half, rest = place + half * (rest & 1), half / 2, rest >> 1
         places.setdefault(int(place * len(items)))
-    return [items[i] for i in places]
+    return [items[i] for i in list(places)[:n]]
 
 
 def suite_item(shell: ShellBase[Any, Any], item: ShellItem, *, seed: int = 0, progress: Progress = quiet) -> ItemResult:

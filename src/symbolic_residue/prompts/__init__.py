@@ -17,6 +17,7 @@ from symbolic_residue.prompts._spans import find_span
 
 if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
+    from symbolic_residue.prompts._instructions import Instruction, KINDS, make_instruction, relation
     from symbolic_residue.prompts._memory import memory_items, MemoryItem
     from symbolic_residue.prompts._natural import natural_prompts, NaturalPrompt
     from symbolic_residue.prompts._padding import Padding, padding_sentences
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BENCHMARKS",
     "CHAT_REGIONS",
+    "KINDS",
     "TEXT_REGIONS",
     "BadLine",
     "BenchmarkItem",
     "ChatMessage",
+    "Instruction",
     "MatchedItem",
     "MemoryItem",
     "Message",
@@ -47,12 +50,14 @@ __all__ = [
     "build_prompt",
     "data_card",
     "find_span",
+    "make_instruction",
     "memory_items",
     "natural_prompts",
     "padding_sentences",
     "perturb",
     "read_items",
     "read_prompts",
+    "relation",
     "segment_chat",
     "temporal_coherence",
 ]
@@ -60,6 +65,10 @@ __all__ = [
 _LATER = {
     "BENCHMARKS": "_benchmark",
     "BenchmarkItem": "_benchmark",
+    "Instruction": "_instructions",
+    "KINDS": "_instructions",
+    "make_instruction": "_instructions",
+    "relation": "_instructions",
     "NaturalPrompt": "_natural",
     "MemoryItem": "_memory",
     "Padding": "_padding",

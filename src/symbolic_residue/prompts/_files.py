@@ -90,7 +90,7 @@ class MatchedItem(BaseModel):
     span: str | None = None
     """A text of the prompt that is looked at by itself, such as its command."""
     control_span: str | None = None
-    """The same of the control."""
+    """The same of the control, where it is another text."""
     tags: tuple[str, ...] = ()
 
     @field_validator("id", mode="before")
@@ -104,6 +104,12 @@ class MatchedItem(BaseModel):
         if value is not None and not value.strip():
             raise ValueError("must not be empty")
         return value
+
+    @model_validator(mode="after")
+    def _both_spans(self) -> MatchedItem:
+        if self.control_span is not None and self.span is None:
+            raise ValueError("'control_span' needs 'span'")
+        return self
 
     @property
     def plain(self) -> PromptItem:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -135,6 +136,9 @@ def _suite(run: Run) -> dict[str, Any] | None:
             }
             for shell in dict.fromkeys(row["shell"] for row in rows)
         ],
+        "heal": f"residue heal {shlex.quote(run.folder.path.resolve().name)}"
+        if any(row["side"] == "planted" and row["fires"] for row in rows)
+        else "",
         "n_heads": 0 if "heads" not in run.tables else run.tables["heads"].select("layer", "head").n_unique(),
     }
 
@@ -195,5 +199,6 @@ def _environment() -> Environment:
         quoted=lambda text: figures.visible(str(text)),
         sign=lambda outcome: figures.OUTCOME_SIGNS.get(outcome, "?"),
     )
-    environment.globals["interval"] = figures.interval_text
+    # Its spaces that do not break are meant, not a prompt's.
+    environment.globals["interval"] = lambda *args, **options: Markup(figures.interval_text(*args, **options))
     return environment

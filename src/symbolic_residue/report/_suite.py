@@ -3,12 +3,14 @@
 1. Items are those with a row in ``shell_items``. For each shell and mode they are *planted* (made to show this mode), *null* (made to show none) or *other*
    (made to show another mode); the three are never pooled.
 2. Rates are of items; their interval is Wilson's, 95 %. "undecided" counts as not firing and has its own column.
-3. The value is the mean over items with the bootstrap's interval over items.
+3. The value is the mean over the items on which it was measured, with the bootstrap's interval over these (Student's where they are few), cut to the
+   quantity's range.
 4. Heads confirmed on at least two planted items are listed with the number of items.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -18,6 +20,9 @@ from symbolic_residue.stats import bootstrap_mean, wilson
 
 __all__ = ["suite_heads", "suite_rows"]
 
+_RANGES = {"share": (0.0, 1.0), "probability": (0.0, 1.0), "returns": (0.0, math.inf)}
+"""Units whose quantities have ends."""
+
 
 def suite_rows(verdicts: pl.DataFrame, shell_items: pl.DataFrame) -> list[dict[str, Any]]:
     """One row for each shell, mode and side (``planted``, ``null``, ``other``), in the order of the run.
@@ -26,7 +31,8 @@ def suite_rows(verdicts: pl.DataFrame, shell_items: pl.DataFrame) -> list[dict[s
         verdicts, shell_items: the tables of a run.
 
     Returns:
-        Rows with ``shell, mode, side, n, fires, undecided, absent, rate, low, high, value, value_low, value_high, quantity, unit, criterion, direction``.
+        Rows with ``shell, mode, side, n, fires, undecided, absent, rate, low, high, value, value_low, value_high, value_n, quantity,
+        unit, criterion, direction``.
     """
     joined = verdicts.join(shell_items.select("item", pl.col("shell").alias("of"), "null", "planted"), on="item")
     rows: list[dict[str, Any]] = []
@@ -53,8 +59,9 @@ def suite_rows(verdicts: pl.DataFrame, shell_items: pl.DataFrame) -> list[dict[s
                     "low": rate.low,
                     "high": rate.high,
                     "value": None if mean is None else mean.value,
-                    "value_low": None if mean is None else _bound(mean.low),
-                    "value_high": None if mean is None else _bound(mean.high),
+                    "value_low": None if mean is None else _bound(mean.low, found[0]["unit"]),
+                    "value_high": None if mean is None else _bound(mean.high, found[0]["unit"]),
+                    "value_n": len(values),
                     **{name: found[0][name] for name in ("quantity", "unit", "criterion", "direction")},
                 }
             )
@@ -78,5 +85,7 @@ def suite_heads(heads: pl.DataFrame, shell_items: pl.DataFrame) -> list[dict[str
     return counted.sort("shell", "items", "layer", "head", descending=[False, True, False, False]).to_dicts()
 
 
-def _bound(x: float) -> float | None:
-    return None if x != x else x
+def _bound(x: float, unit: str) -> float | None:
+    """A bound of the mean, None where there is none; an interval for few values could otherwise leave the range of the unit."""
+    low, high = _RANGES.get(unit, (-math.inf, math.inf))
+    return None if x != x else min(max(x, low), high)

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Generic, Protocol, runtime_checkable, TYPE_CHE
 
 import polars as pl
 
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.errors import ConfigError, NoRightAnswerError
 from symbolic_residue.instrument import Instrument, verify
+from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._verdict import Verdict
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ class ShellBase(ABC, Generic[ResidueT, FindingsT]):
     benchmark: ClassVar[str | None] = None
     """The packaged benchmark made for the shell, None where there is none."""
 
+    right_answers: ClassVar[dict[str, str]] = {}
+    """Failure mode → its right answer in words, for the modes that have one. Modes with the same words are one thing to heal."""
+
+    no_right_answers: ClassVar[dict[str, str]] = {}
+    """Failure mode → why no answer is right there."""
+
     @classmethod
     def items(cls) -> list[Any]:
         """The items of the shell's benchmark, in file order, each a ``ShellItem``.
@@ -86,6 +93,44 @@ class ShellBase(ABC, Generic[ResidueT, FindingsT]):
             PromptError, TemplateError: the item does not fit the model.
         """
         return self.run(item.shown, seed=seed, progress=progress)
+
+    @classmethod
+    def right_answer(cls, mode: str) -> str:
+        """What is right where a failure mode shows, in words.
+
+        Raises:
+            NoRightAnswerError: no answer is right there, and why. ConfigError: the shell has no such mode.
+        """
+        if mode in cls.right_answers:
+            return cls.right_answers[mode]
+        if mode in cls.no_right_answers:
+            raise NoRightAnswerError(
+                f"{cls.name}: {mode} has no right answer, so there is nothing to restore.",
+                why=cls.no_right_answers[mode],
+                todo=f"Use one of: {', '.join(cls.right_answers)}." if cls.right_answers else "Use another shell.",
+            )
+        if not cls.right_answers and not cls.no_right_answers:
+            raise NoRightAnswerError(f"The shell {cls.name} does not say what is right.", todo="Write failures into a file.")
+        raise ConfigError(
+            f"{cls.name} has no failure mode {mode!r}.",
+            todo=f"Use one of: {', '.join((*cls.right_answers, *cls.no_right_answers))}.",
+        )
+
+    def failures(self, source: Any, mode: str, *, id: str | None = None, seed: int = 0) -> list[Failure]:
+        """What the model should get right where an item of the benchmark, or a residue, shows a failure mode; nothing is run.
+
+        Args:
+            source: an item or a residue of this shell.
+            mode: the failure mode.
+            id: names the failure; the item's own when left out.
+            seed: of padding, where an item needs some.
+
+        Raises:
+            NoRightAnswerError: no answer is right for this mode, item or residue.
+            ConfigError: no such mode, or nothing of this shell.
+        """
+        self.right_answer(mode)
+        raise NoRightAnswerError(f"The shell {self.name} does not say what is right.", todo="Write failures into a file.")
 
     def asks(self, input_text: str) -> dict[str, Any]:
         """What this shell can ask of a plain text: the arguments of :meth:`run` that it finds there, none where the text alone is enough.

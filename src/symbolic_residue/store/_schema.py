@@ -44,10 +44,11 @@ _COLUMNS = {
     "head_tests": "layer:i head:i behaviour effect:f low:f? high:f? n:i unit control:f? control_n:i p:f? q:f? confirmed:b?",
     "shell_items": "shell benchmark benchmark_item kind frame split null:b planted",
     "maps": "map layer:i position:i value:f unit",
-    "heals": "failure kind place dose:f restored:b twin_restored:b? probability_before:f probability_after:f side_kl:f side_low:f? side_high:f? "
-    "side_n:i entries:i entries_restoring:i",
-    "heal_rules": "kind place? dose:f? search_restored:i search_n:i restored:i? n:i? rate:f? low:f? high:f? control_rate:f? control_n:i? p:f? "
-    "p_adjusted:f? side_kl:f? side_low:f? side_high:f? side_n:i? side_changed:f? outcome",
+    "heals": "failure kind place dose:f restored:b twin_restored:b? smallest:b measure before:f after:f limit:f prompts:i side_kl:f side_low:f? "
+    "side_high:f? side_n:i side_changed:f side_changed_low:f side_changed_high:f entries:i entries_restoring:i",
+    "heal_rules": "kind place? dose:f? search_restored:i search_n:i restored:i? n:i? frames:i? rate:f? low:f? high:f? control_rate:f? control_low:f? "
+    "control_high:f? control_n:i? p:f? p_adjusted:f? gain:f? gain_low:f? gain_high:f? measure? side_kl:f? side_low:f? side_high:f? side_n:i? "
+    "side_changed:f? side_changed_low:f? side_changed_high:f? outcome",
     "salience": "position:i token kind relative:f weighted:f? under:f? kl:f? fall:f? blamed:b?",
     "carriers": "layer:i head:i? share:f fall:f control:f control_low:f control_high:f control_n:i random_effect:f? p:f confirmed:b?",
     "sensitivity": "variant:i kind text js:f top_token top_probability:f changed:b",
@@ -56,10 +57,10 @@ _COLUMNS = {
     "shared_units?",
     "blame": "level layer:i unit shell score:f? rank:i of:i blamed:b confirmed:b? by:i basis",
     "frame_shifts": "quantity kind contrast value:f? low:f? high:f? n:i unit changed:i? p:f q:f method",
-    "alignments": "layer:i unit:i shell effect:f p:f planted_n:i null_n:i aligned:b",
+    "alignments": "layer:i unit:i shell effect:f p:f q:f planted_n:i null_n:i aligned:b",
     "alignment_pairs": "first second correlation:f null_low:f null_high:f p:f p_adjusted:f units:i",
     "signatures": "component group value:f? unit source",
-    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? p:f? p_axis:f shell_auc:f shell_low:f? "
+    "similarities": "category shell outcome similarity:f? low:f? high:f? n:i control:f? cosine:f? p:f? p_toward:f? components:i shell_auc:f shell_low:f? "
     "shell_high:f? shell_n:i unit",
     "disruption": "layer:i head:i metric value:f control:f difference:f low:f? high:f? effect:f? p:f q:f n:i unit",
     "overruled": "component layer:i head:i contribution:f low:f? high:f? n:i role ablation:f? ablation_low:f? ablation_high:f? q:f? confirmed:b? "

@@ -1,4 +1,4 @@
-"""Criteria are set on calibration null items alone, never easier than the preset, and hold what they promise on new null items; claims decide by whole intervals."""
+"""Criteria are set on calibration null items alone, never easier than the preset, and hold what they promise on new null items."""
 
 from __future__ import annotations
 
@@ -145,22 +145,3 @@ def test_half_keeps_every_calibration_null_and_every_second_held_out_item_of_a_k
     held = [i for i in kept if i.split == "held-out"]
     assert len(held) == 6
     assert {(i.kind, i.null) for i in held} == {("a", True), ("b", True), ("a", False), ("b", False)}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "outcome"),
-    [(0.6, 0.8, "supported"), (0.1, 0.3, "contradicted"), (0.4, 0.7, "undecided"), (0.42, 0.48, "undecided")],
-)
-def test_a_claim_is_decided_by_its_whole_interval(calibration: ModuleType, low: float, high: float, outcome: str) -> None:
-    common = importlib.import_module("claims._common")
-    value = Estimate((low + high) / 2, low, high, 20)
-    assert common.compared(value, above=0.5, otherwise=0.4, numbers="").outcome == outcome
-    turned = Estimate(-value.value, -high, -low, 20)
-    assert common.compared(turned, below=-0.5, otherwise=-0.4, numbers="").outcome == outcome
-
-
-def test_no_interval_decides_nothing(calibration: ModuleType) -> None:
-    common = importlib.import_module("claims._common")
-    assert common.compared(Estimate(1.0, float("nan"), float("nan"), 1), above=0.5, numbers="").outcome == "undecided"
-    with pytest.raises(ValueError, match="exactly one"):
-        common.compared(Estimate(1.0, 0.9, 1.1, 5), numbers="")

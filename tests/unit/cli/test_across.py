@@ -17,7 +17,7 @@ from symbolic_residue.cli import main
 from symbolic_residue.diagnose._silence import reference_prompts
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.models import wrap
-from symbolic_residue.prompts import build_prompt
+from symbolic_residue.prompts import BenchmarkItem, build_prompt
 from symbolic_residue.shells import attention_disruption, cross_run, endings, error_accumulation, run_features
 from symbolic_residue.shells._confirm import head_means
 from symbolic_residue.store import RunFolder, validate
@@ -117,7 +117,8 @@ def test_a_model_that_speaks_is_said_to(model: str, capsys: pytest.CaptureFixtur
     assert told["items"][2]["across"][0]["measure"] == "silence"
     assert run.table("overruled").is_empty()
     page = Path("run/report.html").read_text("utf-8")
-    assert page.count("Nothing measured: the model is silent on none of 2 prompts") >= 2
+    assert "Nothing measured: the model is silent on none of 2 prompts" in page
+    assert "Nothing measured: there is no silent prompt." in page
 
 
 def test_an_end_token_of_ones_own(model: str) -> None:
@@ -164,6 +165,12 @@ def test_a_span_changes_local_trapping_and_nothing_else(model: str) -> None:
     assert a.filter(~local).equals(b.filter(~local))
     assert not np.allclose(a.filter(local)["value"], b.filter(local)["value"])
     assert "span" in set(RunFolder.open("spans").table("tokens")["region"])
+    # A span alone is looked for in the control too, and refused where it is not there; a control's alone is no pair.
+    write("alone.jsonl", [line | {"span": "the old"} for line in plain])
+    assert main(["shells", "disruption", "--file", "alone.jsonl", "-m", model, "-o", "alone", "--no-report"]) == 1
+    assert RunFolder.open("alone").failed_items() == list(WORDS)
+    write("half.jsonl", [line | {"control_span": "Anna"} for line in plain])
+    assert main(["shells", "disruption", "--file", "half.jsonl", "-m", model, "-o", "half"]) == 2
 
 
 def test_a_pair_that_fails_leaves_the_others(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +239,9 @@ def test_the_lens_and_a_replacement_of_ones_own(model: str) -> None:
             assert np.allclose(got[column], want[column], atol=1e-4), column
         assert RunFolder.open(name).table("curves")["series"].str.starts_with("control").any()
     assert set(RunFolder.open("one").table("curves")["x"]) == {1.0}
+    Path("halves.py").write_text("def half(layer, x):\n    return x * 0.4\n", "utf-8")
+    again = ["shells", "errors", *texts, "-m", model, "--replacement", "halves.py:half", "-o", "half", "--resume"]
+    assert main(again) == 5  # other code is another run
     page = Path("lens/report.html").read_text("utf-8")
     assert "Errors that accumulate" in page
     assert "Control: random errors of the same length" in page
@@ -379,3 +389,72 @@ def test_an_over_long_text_is_a_failed_item(model: str) -> None:
     assert main(["shells", "silence", long, "-m", model, "-o", "d"]) == 1
     assert "none of 0 prompts" in row(RunFolder.open("d"), "silence")["reason"]
     assert main(["shells", "errors", long, "-m", model, "-o", "e"]) == 1
+
+
+# -- the suite ---------------------------------------------------------------------------------------------------------------
+
+
+SUITE = ["shells", "run", "--shell", "value-collapse", "--split", "calibration", "--no-attribution"]
+OPENINGS = ("One", "Two", "Old", "Please", "Anna", "Three")
+
+
+@pytest.fixture
+def items(monkeypatch: pytest.MonkeyPatch) -> list[BenchmarkItem]:
+    """Six planted items whose candidates the tiny tokenizer has, and one null."""
+    import symbolic_residue.diagnose as diagnose
+
+    planted = [
+        BenchmarkItem(
+            id=f"p{i}",
+            kind="either",
+            frame=f"f{i}",
+            split="calibration",
+            prompt=f"{word}: a gate or a mill. The old",
+            control=f"{word}: a gate, a gate. The old",
+            candidates=(" gate", " mill"),
+            answer=" gate",
+        )
+        for i, word in enumerate(OPENINGS)
+    ]
+    null = BenchmarkItem(id="n0", kind="null", frame="n", split="calibration", prompt="The mill stands near the old")
+    monkeypatch.setattr(diagnose, "choose_items", lambda name, n, *, split: [*planted, null][-n:])
+    return [*planted, null]
+
+
+def test_a_suite_has_the_measures_over_each_shells_items(model: str, items: list[BenchmarkItem]) -> None:
+    assert main([*SUITE, "-m", model, "-n", "7", "--across", "-o", "run"]) == 0
+    assert validate("run") == []
+    run = RunFolder.open("run")
+    assert row(run, "disruption", "across.value-collapse")["n"] == 6  # the null item is not mixed in
+    instrument, tokenizer = Instrument(wrap(build("llama"), tiny_tokenizer())), tiny_tokenizer()
+    sides = [[build_prompt(tokenizer, str(getattr(item, side))) for item in items[:6]] for side in ("prompt", "control")]
+    want = attention_disruption(instrument, *sides).frame  # of the shell's own prompts and controls
+    got = run.table("disruption")
+    for name in ("value", "control", "q"):
+        assert np.allclose(got[name], want[name], atol=1e-4), name
+    assert run.table("endings").filter(pl.col("side") == "prompt").height == 7
+    assert "none of 7 prompts" in row(run, "silence", "across.value-collapse")["reason"]
+    page = Path("run/report.html").read_text("utf-8")
+    assert "Attention against the control" in page
+    assert "Nothing measured: the model is silent on none of 7 prompts" in page
+
+
+def test_a_suite_without_them_has_none_and_a_cut_one_goes_on(
+    model: str, items: list[BenchmarkItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SUITE, "-m", model, "-n", "2", "--no-report"]
+    assert main([*words, "-o", "plain"]) == 0
+    plain = RunFolder.open("plain")
+    assert plain.table("across").is_empty()
+    assert "across" not in plain.manifest.config
+    import symbolic_residue.diagnose as diagnose
+
+    real = diagnose.suite_across
+    monkeypatch.setattr(diagnose, "suite_across", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert main([*words, "--across", "-o", "cut"]) == 130
+    monkeypatch.setattr(diagnose, "suite_across", real)
+    monkeypatch.setattr(diagnose, "suite_item", None)  # no item is run again
+    assert main([*words, "--across", "-o", "cut", "--resume"]) == 0
+    cut = RunFolder.open("cut")
+    assert "1 pair; with fewer than 6" in row(cut, "disruption", "across.value-collapse")["reason"]
+    assert cut.table("verdicts").equals(plain.table("verdicts"))

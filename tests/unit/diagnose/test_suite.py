@@ -96,6 +96,7 @@ def test_a_run_of_shells_from_the_command_line(
     assert "report.html" in said
     assert "is not one token" in said  # the failed item, with its reason
     assert "null (false alarms)" in said
+    assert "\nvalue-collapse" in said and "\n  confidence fragility" in said  # a line of its own for each shell
     assert "0/1 [0, 79] %" in said  # Wilson knows how little one item is
     assert validate("run") == []
     run = RunFolder.open("run")
@@ -133,7 +134,7 @@ def test_a_run_is_enlarged_and_compared_without_measuring_twice(
     tiny_tokenizer().save_pretrained("other")
     words = ["shells", "run", "--shell", "value-collapse", "--no-attribution", "--no-report"]
     for name, where in (("a", model), ("b", "other")):
-        assert main([*words, "-m", where, "-o", name, "--items", "4"]) == 0
+        assert main([*words, "-m", where, "-o", name, "--items", "4"]) == 1  # the tiny tokenizer lacks words of the planted items
     capsys.readouterr()
     assert main(["shells", "compare", "a", "b"]) == 0
     said = capsys.readouterr().out
@@ -151,9 +152,10 @@ def test_a_run_is_enlarged_and_compared_without_measuring_twice(
         return real(self, item, **options)
 
     monkeypatch.setattr(ValueCollapseShell, "run_item", run_item)
-    assert main([*words, "-m", model, "-o", "c", "--items", "6", "--reuse", "a"]) == 0
-    before = {item.id for item in choose_items("value-collapse", 4)}
-    assert sorted(asked) == sorted({item.id for item in choose_items("value-collapse", 6)} - before)
+    assert main([*words, "-m", model, "-o", "c", "--items", "6", "--reuse", "a"]) == 1
+    have = RunFolder.open("a").done_items()
+    assert len(have) == 2
+    assert sorted(asked) == sorted(i.id for i in choose_items("value-collapse", 6) if item_name("value-collapse", i) not in have)
     one, two = RunFolder.open("a"), RunFolder.open("c")
     for name in ("verdicts", "tokens", "candidates"):
         assert two.table(name).filter(pl.col("item").is_in(one.done_items())).sort("item").equals(one.table(name).sort("item")), (
@@ -210,6 +212,16 @@ def test_sides_are_never_pooled() -> None:
     assert (rows["other"]["n"], rows["other"]["rate"]) == (1, 1.0)
     assert rows["null"]["value_low"] is None  # one item has no interval
     assert rows["null"]["high"] > 0.5  # and Wilson knows how little it is
+
+
+def test_no_interval_leaves_the_range_of_its_unit_and_n_counts_what_was_measured() -> None:
+    items = pl.DataFrame({"item": ["a", "b", "c"], "shell": "s", "null": True, "planted": ""})
+    verdicts = _verdicts([("a", "m", "absent", 0.0), ("b", "m", "absent", 1.0), ("c", "m", "undecided", float("nan"))])
+    for unit, low, high in (("share", 0.0, 1.0), ("probability", 0.0, 1.0), ("returns", 0.0, None), ("nats", None, None)):
+        (row,) = suite_rows(verdicts.with_columns(unit=pl.lit(unit)), items)
+        assert (row["n"], row["value_n"], row["value"]) == (3, 2, 0.5)
+        assert row["value_low"] == low if low is not None else row["value_low"] < 0
+        assert row["value_high"] == high if high is not None else row["value_high"] > 1
 
 
 def test_heads_are_listed_from_two_items_on() -> None:

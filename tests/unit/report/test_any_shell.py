@@ -116,6 +116,26 @@ def test_a_suite_is_summed_up_by_side(tmp_path: Path) -> None:
     assert other == []  # a mode that one item alone has is judged on that item
 
 
+def test_a_suite_names_its_heads_by_numbers_and_shows_no_signs_for_its_own_spaces(tmp_path: Path) -> None:
+    heads = pl.DataFrame(
+        [(1, 2, "yes − no", 0.3, 0.2, True, "promotes"), (1, 3, "yes − no", 0.2, 0.1, False, "promotes")],
+        schema=["layer", "head", "target", "dla", "ablation", "confirmed", "role"],
+        orient="row",
+    )
+    missing = {
+        name: pl.lit(3 if name == "n" else None, dtype)
+        for name, dtype in TABLES["heads"].items()
+        if name not in (*heads.columns, "item")
+    }
+    heads = heads.with_columns(**missing).select(name for name in TABLES["heads"] if name != "item")
+    run = write(tmp_path / "run", *(tables(value=v) | {"heads": heads} for v in (0.75, 0.95)), tables(planted=False))
+    said = " ".join(render_report(run).read_text("utf-8").split())
+    part = said[said.index("What this model does on the benchmarks") : said.index("</section>")]
+    assert "Heads confirmed on several items: 1.2 (2 of 2 items on which it was tested)." in part
+    assert "no interval (n = 1)" in part  # one null item
+    assert "built-in" not in said
+
+
 def test_a_table_without_a_section_is_shown_cut_with_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"item": pl.String(), "name": pl.String(), "amount": pl.Float64(), "kept": pl.Boolean()}
     monkeypatch.setitem(TABLES, "findings", columns)

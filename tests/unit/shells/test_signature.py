@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,29 @@ def test_a_run_and_a_reading_of_the_same_text_agree() -> None:
     assert {"sensitivity.divergence", "sensitivity.changed", "attribution.depth", "attribution.heads", "heads.confirmed"} <= {
         *run.measured, "heads.confirmed",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shell", "groups"),
+    [
+        ("memtrace", {"lens", "output", "attribution", "context", "curves", "maps", "heads", "verdict"}),
+        ("layer-salience", {"context", "curves", "maps", "verdict"}),
+        ("temporal-inference", {"context", "curves", "maps", "verdict"}),
+        ("instruction-disruption", {"lens", "output", "curves"}),
+    ],
+)
+def test_the_runs_of_every_shell_have_a_signature_and_what_they_lack_is_missing(shell: str, groups: set[str]) -> None:
+    from symbolic_residue.shells._registry import config_class, make_shell, shell_class
+
+    loaded = wrap(build("llama", max_position_embeddings=2048, num_hidden_layers=3), tiny_tokenizer())
+    made = make_shell(shell, loaded, config_class(shell).quick(top_heads=0))
+    item = next(i for i in shell_class(shell).items() if i.split == "calibration" and not i.null)
+    found = signature(made.analyze_residue(made.run_item(item)), name=item.id)
+    assert {name.split(".")[0] for name in found.measured} == groups
+    assert not any(found[name] == 0 for name in component_names() if name not in found.measured)
+    page = (Path(__file__).parents[3] / "docs" / "signatures.md").read_text("utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| {shell} | `"))
+    assert {g for g in groups if g != "heads"} <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_a_reading_of_a_run_without_verdicts_gives_the_attention(tmp_path: Any) -> None:

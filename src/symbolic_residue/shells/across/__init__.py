@@ -24,6 +24,7 @@ from symbolic_residue.shells.across._overlap import (
     overlap_within_layers,
 )
 from symbolic_residue.shells.across._silence import end_tokens, Ending, endings, null_attribution, NullAttribution
+from symbolic_residue.shells.across._stress import stressed
 from symbolic_residue.shells.across._view import attention_view, AttentionView, check_heads
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "overlap_of_several",
     "overlap_within_layers",
     "run_features",
+    "stressed",
 ]

@@ -1,7 +1,8 @@
-"""The fixed menu of edits, each a kind, a place and a dose; all act on the last row only.
+"""The fixed menu of edits, each a kind, a place and a dose; all act on the last row only (of an answer: on every row that chooses a token of it).
 
 1. **anchor**: bias +ln s on the evidence's keys in all layers and heads (their odds grow s-fold). **inhibit**: the same on the distractor's keys with s < 1.
-2. **head**: one head's output scaled. Places: the heads with the largest mean direct logit attribution (either sign) to right answer − top token.
+2. **head**: one head's output scaled. Places: the heads with the largest mean direct logit attribution (either sign) to the right answer − the wrong
+   one (or the best other token), at the token where the two part.
 3. **steer**: α times the mean difference (control − failing prompt) of the residual stream after a layer.
 4. **bias**: b nats on the logits of the tokens that stand in the evidence.
 5. Each has a random twin of the same kind and dose: another span of as many tokens, another head, another direction of the same length, other tokens of
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.instrument import Add, AttentionBias, Edit, HeadScale
-from symbolic_residue.prompts import Prompt
 
-__all__ = ["KINDS", "Cell", "Dose", "Menu", "cell_of", "twin_of"]
+__all__ = ["KINDS", "OF_EVIDENCE", "Cell", "Dose", "Menu", "cell_of", "random_cell", "random_span", "twin_of"]
 
 KINDS = ("anchor", "inhibit", "head", "steer", "bias")
+OF_EVIDENCE = ("anchor", "inhibit", "bias")
+"""Kinds that act on words of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ class Cell:
 
 
 def cell_of(
-    dose: Dose, prompt: Prompt, evidence: Sequence[int], distractor: Sequence[int], direction: Tensor | None
+    dose: Dose, ids: Sequence[int], evidence: Sequence[int], distractor: Sequence[int], direction: Tensor | None
 ) -> Cell | None:
     """The entry on a prompt, or None where the prompt lacks what it acts on."""
     last = (-1,)
     if dose.kind in ("anchor", "inhibit"):
-        keys = [p for p in (evidence if dose.kind == "anchor" else distractor) if p < len(prompt) - 1]
+        keys = [p for p in (evidence if dose.kind == "anchor" else distractor) if p < len(ids) - 1]
         if not keys:
             return None
         value = math.log(dose.dose) if dose.dose > 0 else -math.inf
@@ -94,33 +96,27 @@ def cell_of(
         if direction is None:
             return None
         return Cell(lambda b: Add(f"resid_post.{dose.layer}", rows=last, batch=(b,), value=direction * dose.dose))
-    tokens = tuple(sorted({prompt.ids[p] for p in evidence}))
+    tokens = tuple(sorted({ids[p] for p in evidence}))
     return Cell(None, tokens, dose.dose) if tokens else None
 
 
-def twin_of(
-    dose: Dose,
-    prompt: Prompt,
-    n_evidence: int,
-    n_distractor: int,
-    avoid: Sequence[int],
-    direction: Tensor | None,
-    n_heads: int,
-    rng: np.random.Generator,
-) -> tuple[Dose, Cell | None]:
-    """The same kind and dose at a random place of the prompt: the control, and what the entry does to an unrelated prompt."""
-    if dose.kind == "head":
-        other = int(rng.integers(n_heads - 1)) if n_heads > 1 else 0
-        other += int(other >= dose.head and n_heads > 1)
-        moved = Dose(dose.kind, f"{dose.layer}.{other}", dose.dose, dose.layer, other)
-        return moved, cell_of(moved, prompt, (), (), None)
-    if dose.kind == "steer":
-        if direction is None:
-            return dose, None
+def twin_of(dose: Dose, direction: Tensor | None, n_heads: int, rng: np.random.Generator) -> tuple[Dose, Tensor | None]:
+    """The same kind and dose elsewhere in the model: another head of the layer, another direction of the same length. Edits of the evidence stay as they are:
+    their twin is another span of each prompt (:func:`random_cell`)."""
+    if dose.kind == "head" and n_heads > 1:
+        other = int(rng.integers(n_heads - 1))
+        other += int(other >= dose.head)
+        return Dose(dose.kind, f"{dose.layer}.{other}", dose.dose, dose.layer, other), None
+    if dose.kind == "steer" and direction is not None:
         noise = torch.tensor(rng.standard_normal(direction.shape[0]), dtype=direction.dtype, device=direction.device)
-        return dose, cell_of(dose, prompt, (), (), noise * (direction.norm() / noise.norm()))
-    span = random_span(len(prompt), n_distractor if dose.kind == "inhibit" else n_evidence, avoid, rng)
-    return dose, cell_of(dose, prompt, span, span, None)
+        return dose, noise * (direction.norm() / noise.norm())
+    return dose, direction
+
+
+def random_cell(dose: Dose, ids: Sequence[int], n: int, avoid: Sequence[int], rng: np.random.Generator) -> Cell | None:
+    """An edit of the evidence on a random span of ``n`` tokens: the control, and what the entry does to an unrelated prompt."""
+    span = random_span(len(ids), n, avoid, rng)
+    return cell_of(dose, ids, span, span, None)
 
 
 def random_span(length: int, n: int, avoid: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from symbolic_residue.shells.instruction_disruption._config import InstructionCr
 from symbolic_residue.shells.instruction_disruption._findings import InstructionDisruptionFindings
 from symbolic_residue.shells.instruction_disruption._geometry import Splice
 from symbolic_residue.shells.instruction_disruption._items import conflict_predicts_failure, InstructionItem
+from symbolic_residue.shells.instruction_disruption._judge import followed_alone, share_over_tasks
 from symbolic_residue.shells.instruction_disruption._residue import InstructionDisruptionResidue
 from symbolic_residue.shells.instruction_disruption._shell import InstructionDisruptionShell
 
@@ -21,4 +22,6 @@ __all__ = [
     "SpanEffect",
     "Splice",
     "conflict_predicts_failure",
+    "followed_alone",
+    "share_over_tasks",
 ]

@@ -21,11 +21,13 @@ from symbolic_residue.prompts import ShellItem
 from symbolic_residue.prompts._instructions import Instruction, TASKS
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
+from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.instruction_disruption._answers import answer_frames, read_answers, SharedRows
 from symbolic_residue.shells.instruction_disruption._ask import find_instructions, make_asked, read_lines
 from symbolic_residue.shells.instruction_disruption._attribute import attribute_heads, HeadAttribution, span_effects, SpanEffect
 from symbolic_residue.shells.instruction_disruption._config import InstructionDisruptionConfig
+from symbolic_residue.shells.instruction_disruption._failures import instruction_failure
 from symbolic_residue.shells.instruction_disruption._findings import (
     effects_frame,
     heads_frame,
@@ -36,7 +38,7 @@ from symbolic_residue.shells.instruction_disruption._findings import (
 from symbolic_residue.shells.instruction_disruption._frames import build_frames, Frame, rendered
 from symbolic_residue.shells.instruction_disruption._geometry import distill, NEUTRAL, nullify, Splice, splice
 from symbolic_residue.shells.instruction_disruption._items import BENCHMARK, instruction_items, InstructionItem
-from symbolic_residue.shells.instruction_disruption._judge import verdicts
+from symbolic_residue.shells.instruction_disruption._judge import MODES, verdicts
 from symbolic_residue.shells.instruction_disruption._preference import answer_pairs, Cell, cells_of, plain_pairs, preference_frame
 from symbolic_residue.shells.instruction_disruption._residue import Asked, InstructionDisruptionResidue
 from symbolic_residue.shells.instruction_disruption._tables import (
@@ -66,6 +68,8 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
     operations: ClassVar[tuple[str, str, str]] = ("DISTILL", "SPLICE", "NULLIFY")
     benchmark: ClassVar[str | None] = BENCHMARK
 
+    right_answers: ClassVar[dict[str, str]] = dict.fromkeys(MODES, "the instruction that holds")
+
     config: InstructionDisruptionConfig
 
     def __init__(
@@ -92,6 +96,25 @@ class InstructionDisruptionShell(ShellBase[InstructionDisruptionResidue, Instruc
         if not isinstance(item, InstructionItem):
             raise ConfigError(f"{item.id} is no item of {BENCHMARK}.", todo=f"Use one of {type(self).__name__}.items().")
         return self.run(instructions=[item.a, item.b], control=item.control, joint=item.joint, seed=seed, progress=progress)
+
+    def failures(self, source: Any, mode: str, *, id: str | None = None, seed: int = 0) -> list[Failure]:
+        """An item's or a residue's pair in both orders: answers that follow the instruction with priority, or both where one answer can.
+
+        Raises:
+            ConfigError: no such mode, or no item or residue of this shell.
+        """
+        self.right_answer(mode)
+        config = self.config
+        if isinstance(source, InstructionItem):
+            asked = make_asked([source.a, source.b], None, source.control, source.joint, config.tasks, seed)
+            name, frame = id or source.id, source.frame
+        elif isinstance(source, InstructionDisruptionResidue):
+            asked, config = source.asked, source.config
+            name = frame = id or "pair"
+        else:
+            raise ConfigError(f"That is neither an item of {BENCHMARK} nor a residue of instruction-disruption.")
+        limit = self.instrument.parts.max_context
+        return [instruction_failure(self.tokenizer, asked, config, self._chat(config), limit, name, frame)]
 
     # -- operations ----------------------------------------------------------------------------------------------------------
 

@@ -21,10 +21,12 @@ from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.instrument import collate
 from symbolic_residue.prompts import build_prompt, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
+from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.layer_salience._attribute import attribute
 from symbolic_residue.shells.layer_salience._cancel import as_cells, cancel, Cancellation, effects
 from symbolic_residue.shells.layer_salience._config import LayerSalienceConfig
+from symbolic_residue.shells.layer_salience._failures import answer_failure
 from symbolic_residue.shells.layer_salience._findings import curve_frame, head_frame, LayerSalienceFindings, summarise
 from symbolic_residue.shells.layer_salience._items import salience_items, SalienceItem
 from symbolic_residue.shells.layer_salience._judge import largest_fall, NEEDED, neglected_share, verdicts
@@ -69,6 +71,13 @@ class LayerSalienceShell(ShellBase[LayerSalienceResidue, LayerSalienceFindings])
     operations: ClassVar[tuple[str, str, str]] = ("SENSE", "WEIGHT", "CANCEL")
     benchmark: ClassVar[str | None] = "attention-salience"
 
+    right_answers: ClassVar[dict[str, str]] = {"premature deprioritization": "the answer whose evidence is neglected"}
+    no_right_answers: ClassVar[dict[str, str]] = {
+        "salience collapse": "It counts the tokens that get little attention, whatever the answer is.",
+        "bottleneck": "It is where attention narrows, whatever the answer is.",
+        "ghosts": "It is how much unattended tokens matter, whatever the answer is.",
+    }
+
     config: LayerSalienceConfig
 
     @classmethod
@@ -81,6 +90,23 @@ class LayerSalienceShell(ShellBase[LayerSalienceResidue, LayerSalienceFindings])
         if not isinstance(item, SalienceItem):
             raise ConfigError(f"{item.id} is no item of attention-salience.", todo=f"Use one of {type(self).__name__}.items().")
         return self.run(item.text, answer=item.answer, seed=seed, progress=progress)
+
+    def failures(self, source: Any, mode: str, *, id: str | None = None, seed: int = 0) -> list[Failure]:
+        """The answer of an item, or the one that a residue's run was given.
+
+        Raises:
+            NoRightAnswerError: a mode without one, or no answer was given. ConfigError: no such mode, or no item or residue of this shell.
+        """
+        self.right_answer(mode)
+        if isinstance(source, SalienceItem):
+            found = answer_failure(self.tokenizer, source.text, source.answer, id or source.id, source.frame)
+        elif isinstance(source, LayerSalienceResidue):
+            asked = source.asked
+            given = asked.answer_text if asked.answer_source == "given" and not asked.messages else None
+            found = answer_failure(self.tokenizer, asked.input_text, given, id or "text", None, token=asked.answer, chat=asked.chat)
+        else:
+            raise ConfigError("That is neither an item of attention-salience nor a residue of layer-salience.")
+        return [found]
 
     def __init__(
         self,

@@ -18,11 +18,13 @@ from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.prompts import build_prompt, find_span, memory_items, MemoryItem, Padding, Prompt, ShellItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
+from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.memtrace._ask import ask, find_asked
 from symbolic_residue.shells.memtrace._attribute import begin_again, heads_frame, intervene, Interventions
 from symbolic_residue.shells.memtrace._config import MemtraceConfig
 from symbolic_residue.shells.memtrace._curves import curve_frame, decay_fits, MEMORY
+from symbolic_residue.shells.memtrace._failures import fact_failures, item_options
 from symbolic_residue.shells.memtrace._findings import changes, MemtraceFindings, summarise
 from symbolic_residue.shells.memtrace._judge import verdicts
 from symbolic_residue.shells.memtrace._observe import observe
@@ -58,6 +60,11 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
     name: ClassVar[str] = "memtrace"
     operations: ClassVar[tuple[str, str, str]] = ("RECALL", "ANCHOR", "INHIBIT")
     benchmark: ClassVar[str | None] = "memory-degradation"
+
+    right_answers: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("recall decay", "hallucinated reconstruction", "partial recall"), "the stated fact"),
+        "priority collision": "the stated fact, not its rival",
+    }
 
     config: MemtraceConfig
 
@@ -193,21 +200,17 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
             SpanError: fact, question or rival are not where they must be.
             ConfigError: unusable answers, foils or options.
         """
-        answers = [answer] if isinstance(answer, str) else list(answer) if answer is not None else None
-        asked = ask(
-            self.instrument,
-            self.tokenizer,
-            self.config,
+        asked = self._ask(
             input_text,
             fact=fact,
             question=question,
-            answers=answers,
-            foils=_listed(foils),
+            answer=answer,
+            foils=foils,
             control=control,
             rival=rival,
             rival_answer=rival_answer,
             distractors=distractors,
-            paddings=[padding] if padding is not None else self.config.paddings,
+            padding=padding,
             place=place,
             token_type=token_type,
             chat=chat,
@@ -232,25 +235,22 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
         """Collect the residue of one item, with its own kind of padding, control, foils and rival."""
         if not isinstance(item, MemoryItem):
             raise ConfigError(f"{item.id} is no item of memory-degradation.", todo=f"Use one of {type(self).__name__}.items().")
-        stated = [item.fact] if item.rival is None else [item.fact, item.rival]
-        if item.place == "before":  # the fact is the nearer one where nothing shall fail
-            stated.reverse()
-        return self.run(
-            " ".join(stated) + item.question,
-            fact=item.fact,
-            question=item.question,
-            answer=item.answers,
-            foils=item.foils,
-            control=item.control,
-            rival=item.rival,
-            rival_answer=item.rival_answer,
-            distractors=item.distractors,
-            padding=item.padding,
-            place=item.place,
-            token_type=item.token_type,
-            seed=seed,
-            progress=progress,
-        )
+        text, options = item_options(item)
+        return self.run(text, seed=seed, progress=progress, **options)
+
+    def failures(self, source: Any, mode: str, *, id: str | None = None, seed: int = 0) -> list[Failure]:
+        """The answer of an item or a residue at its judged distance, in every padding text; of several fields each is a failure of its own.
+
+        Raises:
+            NoRightAnswerError: a priority collision without a rival. ConfigError: no such mode, or no item or residue of this shell.
+        """
+        self.right_answer(mode)
+        if isinstance(source, MemoryItem):
+            text, options = item_options(source)
+            return fact_failures(self.tokenizer, self._ask(text, seed=seed, **options), mode, id or source.id, source.frame)
+        if isinstance(source, MemtraceResidue):
+            return fact_failures(self.tokenizer, source.asked, mode, id or "fact", None)
+        raise ConfigError("That is neither an item of memory-degradation nor a residue of memtrace.")
 
     def verdicts(self, residue: MemtraceResidue) -> list[Verdict]:
         """The four verdicts of a residue, from its measures alone."""
@@ -293,6 +293,45 @@ class MemtraceShell(ShellBase[MemtraceResidue, MemtraceFindings]):
         return memory_decay(curves, findings.residue.frames["fits"])
 
     # -- parts of a run ------------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        text: str,
+        *,
+        seed: int,
+        answer: str | Sequence[str] | None = None,
+        foils: Any = None,
+        padding: Padding | None = None,
+        fact: str | None = None,
+        question: str | None = None,
+        control: str | None = None,
+        rival: str | None = None,
+        rival_answer: str | None = None,
+        distractors: Sequence[str] = (),
+        place: str = "between",
+        token_type: str | None = None,
+        chat: bool = False,
+    ) -> Asked:
+        """What :meth:`run` asks; its arguments."""
+        return ask(
+            self.instrument,
+            self.tokenizer,
+            self.config,
+            text,
+            fact=fact,
+            question=question,
+            answers=[answer] if isinstance(answer, str) else list(answer) if answer is not None else None,
+            foils=_listed(foils),
+            control=control,
+            rival=rival,
+            rival_answer=rival_answer,
+            distractors=distractors,
+            paddings=[padding] if padding is not None else self.config.paddings,
+            place=place,
+            token_type=token_type,
+            chat=chat,
+            seed=seed,
+        )
 
     def _prompt(self, text: str, chat: bool) -> Prompt:
         return build_prompt(self.tokenizer, text, chat=chat, max_tokens=self.instrument.parts.max_context)

@@ -1,12 +1,14 @@
 """A shell's axis: from its null items to its planted ones, in components that every prompt has.
 
-1. A shell's benchmark items are read as plain prompts (``read_shell``), so that they and natural prompts are measured in the same way.
-2. *Components*: those of the groups asked for that are measured in every item of every shell and in every tested prompt. Fewer than three are no
-   signature.
-3. *Scale*: each component's standard deviation within planted and within null items, pooled over the shells, and at least 0.02 of its range (nulls may be
-   so alike that a component hardly varies). Components hang together; the pooled correlations, shrunk by a fifth to none, are taken out (whitening), so
-   that a few strong common factors do not decide what is similar. The tested prompts take no part in either.
-4. *Axis*: mean of planted − mean of null in that space, at unit length. A position along it has no origin of its own: only differences count.
+1. A shell's benchmark items are read at the last row of the prompt that the shell puts its question with (``_prompts``), so that they and natural prompts
+   are measured in the same way.
+2. *Components*: of the groups asked for, those measured in every item of the shell and in every tested prompt. What a shell's items lack is missing for
+   that shell alone: it has no part in its axis, and nothing is put in its place. Fewer than three are no signature.
+3. *Scale*: each component's standard deviation within planted and within null items, pooled over the shells that measure the same components, and at least
+   0.02 of its range (nulls may be so alike that a component hardly varies). Components hang together; the pooled correlations, shrunk by a fifth to none, are
+   taken out (whitening), so that a few strong common factors do not decide what is similar. The tested prompts take no part in either.
+4. *Axis*: mean of planted − mean of null in that space, at unit length. A position along it has no origin of its own: only differences count. Positions do not
+   change when components are put in another order, nor (but for the floor of the scale) when one is measured in another unit.
 5. *Held out*: the items are cut into five parts by frame (by item where a side has one frame), each part is scored on the axis of the other four. From
    these scores come the AUC of planted against null and the *shift*, mean planted − mean null: the shell's own unit of similarity. A shell whose AUC
    interval does not clear ½ has no signature, and nothing is similar to it.
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,13 @@ from numpy.typing import NDArray
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.shells._base import Progress, quiet
-from symbolic_residue.shells._registry import shell_class
 from symbolic_residue.shells.signatures._components import COMPONENTS, READABLE_GROUPS
+from symbolic_residue.shells.signatures._prompts import shell_prompts
 from symbolic_residue.shells.signatures._read import read_signatures
 from symbolic_residue.shells.signatures._signature import Signature, signature_matrix
 from symbolic_residue.stats import auc, Estimate
 
-__all__ = ["Axes", "ShellSignature", "make_axes", "read_shell", "shell_prompts", "shell_signature", "unit"]
+__all__ = ["Axis", "ShellSignature", "make_axes", "read_shell", "shell_signature", "unit"]
 
 Array = NDArray[np.float64]
 _FEWEST_ITEMS = 4
@@ -48,7 +49,8 @@ class ShellSignature:
     Attributes:
         shell: its name.
         planted, null: ``[item, component]``, NaN = not measured.
-        planted_frames, null_frames: the frame of each item: items of one frame are held out together.
+        planted_frames, null_frames: the frame of each item: items of one frame are held out together; empty where every item is
+            its own.
     """
 
     shell: str
@@ -91,7 +93,7 @@ def shell_signature(
 def read_shell(
     instrument: Instrument, shell: str, *, split: str = "calibration", most: int | None = None, progress: Progress = quiet
 ) -> ShellSignature:
-    """A shell's signature from its packaged benchmark, each item read as a plain prompt.
+    """A shell's signature from its packaged benchmark, each item read at the last row of its prompt (see :func:`shell_prompts`).
 
     Args:
         instrument: the model's instrument.
@@ -101,87 +103,59 @@ def read_shell(
         progress: told how far it is.
 
     Raises:
-        ConfigError: no such shell, or one without a benchmark of plain prompts.
+        ConfigError: no such shell.
+        PromptError: an item that does not fit the model's context.
     """
-    planted, null = _items(shell, split, most)
-    together = planted + null
-    found = read_signatures(
-        instrument, [str(text_of(item)) for item in together], names=[item.id for item in together], progress=progress
+    found = shell_prompts(instrument, shell, split=split, most=most)
+    read = read_signatures(
+        instrument, [*found.planted, *found.null], names=[*found.planted_ids, *found.null_ids], progress=progress
     )
-    n = len(planted)
-    frames = [item.frame or item.kind for item in together]
-    return shell_signature(shell, found[:n], found[n:], planted_frames=frames[:n], null_frames=frames[n:])
-
-
-def shell_prompts(shell: str, *, split: str = "calibration", most: int | None = None) -> tuple[list[str], list[str]]:
-    """The planted and the null items of a shell's packaged benchmark, as texts.
-
-    Args:
-        shell: a key of ``SHELLS``.
-        split: whose items.
-        most: at most so many of each side, spread over the split.
-
-    Raises:
-        ConfigError: no such shell, or one without a benchmark of plain prompts.
-    """
-    planted, null = _items(shell, split, most)
-    return [str(text_of(item)) for item in planted], [str(text_of(item)) for item in null]
-
-
-def _items(shell: str, split: str, most: int | None) -> tuple[list[Any], list[Any]]:
-    items = [item for item in shell_class(shell).items() if item.split == split and text_of(item) is not None]
-    if not items:
-        raise ConfigError(
-            f"The items of {shell} are no plain prompts.",
-            why="The shell makes its prompts of them, so the text that a reader is shown is not what the model reads.",
-            todo="Give the signatures of such prompts, or of the shell's runs, to shell_signature.",
-        )
-    chosen = []
-    for null in (False, True):
-        side = [item for item in items if item.null is null]
-        if most is not None and len(side) > most:
-            side = [side[int(i)] for i in np.linspace(0, len(side) - 1, most).round()]
-        chosen.append(side)
-    return chosen[0], chosen[1]
-
-
-def text_of(item: Any) -> str | None:
-    """What the model reads of an item: its ``prompt`` or ``text``; None where the shell makes a prompt of it (padding, a conversation, a pair)."""
-    return next((value for value in (getattr(item, name, None) for name in ("prompt", "text")) if isinstance(value, str)), None)
+    n = len(found.planted)
+    return shell_signature(shell, read[:n], read[n:], planted_frames=found.planted_frames, null_frames=found.null_frames)
 
 
 @dataclass(frozen=True, eq=False)
-class Axes:
-    """The axes of several shells on shared components.
+class Axis:
+    """The axis of one shell.
 
     Attributes:
-        components: indices into ``COMPONENTS``.
+        shell: its name.
+        components: indices into ``COMPONENTS`` of those that take part.
+        missing: names of the components that the tested prompts have and this shell's items lack.
         scale: ``[component used]`` standard deviation within planted and within null items.
         whitening: ``[component used, dimension]``: what a vector of components is multiplied with.
-        axes: ``[shell, dimension]`` of unit length.
-        shift: ``[shell]`` mean planted − mean null along the axis, held out.
-        separation: AUC of planted against null, held out, one a shell.
+        direction: ``[dimension]`` of unit length.
+        shift: mean planted − mean null along the axis, held out.
+        separation: AUC of planted against null, held out.
     """
 
+    shell: str
     components: NDArray[np.int64]
+    missing: tuple[str, ...]
     scale: Array
     whitening: Array
-    axes: Array
-    shift: Array
-    separation: tuple[Estimate, ...]
+    direction: Array
+    shift: float
+    separation: Estimate
 
     def scaled(self, values: Array) -> Array:
-        """``[…, component]`` → ``[…, dimension]`` in the axes' space."""
+        """``[…, component]`` → ``[…, dimension]`` in the axis's space."""
         return values[..., self.components] @ self.whitening
 
+    def positions(self, values: Array) -> Array:
+        """``[…, component]`` → ``[…]`` along the axis."""
+        return self.scaled(values) @ self.direction
+
     @property
-    def has_signature(self) -> NDArray[np.bool_]:
-        """``[shell]``: whether planted items stand clear of null ones, held out."""
-        return np.array([e.above(0.5) for e in self.separation]) & (self.shift > 0)
+    def has_signature(self) -> bool:
+        """Whether planted items stand clear of null ones, held out."""
+        return self.separation.above(0.5) and self.shift > 0
 
 
-def make_axes(shells: Sequence[ShellSignature], tested: Sequence[Array], groups: tuple[str, ...] = READABLE_GROUPS) -> Axes:
-    """Axes on the components that all shells' items and all tested prompts have.
+def make_axes(
+    shells: Sequence[ShellSignature], tested: Sequence[Array], groups: tuple[str, ...] = READABLE_GROUPS
+) -> tuple[Axis, ...]:
+    """One axis a shell, on the components that its own items and all tested prompts have.
 
     Args:
         shells: with distinct names.
@@ -194,23 +168,28 @@ def make_axes(shells: Sequence[ShellSignature], tested: Sequence[Array], groups:
     names = [s.shell for s in shells]
     if not names or len(set(names)) != len(names):
         raise ConfigError("Give at least one shell, each once.")
-    everything = [*(m for s in shells for m in (s.planted, s.null)), *tested]
-    known = np.all([~np.isnan(m).any(0) for m in everything], axis=0)
-    used = np.array([i for i, c in enumerate(COMPONENTS) if c.group in groups and known[i]], dtype=np.int64)
-    if len(used) < _FEWEST_COMPONENTS:
-        raise ConfigError(
-            f"{len(used)} components are measured in all of these.", why=f"A comparison needs {_FEWEST_COMPONENTS} or more.",
-            todo="Compare signatures that were made in the same way, such as readings with readings.",
-        )  # fmt: skip
-    scale, whitening = _whitening([m[:, used] for s in shells for m in (s.planted, s.null)], used)
-    axes, shift, separation = [], [], []
-    for s in shells:
+    asked = np.array([c.group in groups for c in COMPONENTS])
+    for matrix in tested:
+        asked &= ~np.isnan(matrix).any(0)
+    has = [asked & ~np.isnan(s.planted).any(0) & ~np.isnan(s.null).any(0) for s in shells]
+    found = []
+    for s, known in zip(shells, has, strict=True):
+        used = np.flatnonzero(known)
+        if len(used) < _FEWEST_COMPONENTS:
+            raise ConfigError(
+                f"{len(used)} components are measured in all items of {s.shell} and all prompts.", why=f"A comparison needs {_FEWEST_COMPONENTS} or more.",
+                todo="Compare signatures that were made in the same way, such as readings with readings.",
+            )  # fmt: skip
+        alike = [
+            m[:, used] for other, theirs in zip(shells, has, strict=True) if theirs[used].all() for m in (other.planted, other.null)
+        ]
+        scale, whitening = _whitening(alike, used)
         planted, null = s.planted[:, used] @ whitening, s.null[:, used] @ whitening
-        axes.append(unit(planted.mean(0) - null.mean(0)))
-        held = _held_out(planted, null, _parts(s.planted_frames), _parts(s.null_frames))
-        separation.append(auc(*held))
-        shift.append(held[0].mean() - held[1].mean())
-    return Axes(used, scale, whitening, np.stack(axes), np.array(shift), tuple(separation))
+        held = _held_out(planted, null, _parts(s.planted_frames, len(planted)), _parts(s.null_frames, len(null)))
+        missing = tuple(COMPONENTS[i].name for i in np.flatnonzero(asked & ~known))
+        direction = unit(planted.mean(0) - null.mean(0))
+        found.append(Axis(s.shell, used, missing, scale, whitening, direction, float(held[0].mean() - held[1].mean()), auc(*held)))
+    return tuple(found)
 
 
 def _whitening(sides: Sequence[Array], used: NDArray[np.int64]) -> tuple[Array, Array]:
@@ -230,11 +209,11 @@ def unit(direction: Array) -> Array:
     return np.divide(direction, size, out=np.zeros_like(direction), where=size > 0)
 
 
-def _parts(frames: Sequence[str]) -> NDArray[np.int64]:
-    """The part of each item: whole frames, or items where there is one frame only."""
+def _parts(frames: Sequence[str], n: int) -> NDArray[np.int64]:
+    """The part of each of ``n`` items: whole frames, or items where there is one frame only, or none is known."""
     names = list(dict.fromkeys(frames))
     if len(names) < 2:
-        return np.arange(len(frames)) % _PARTS
+        return np.arange(n) % _PARTS
     return np.array([names.index(f) % _PARTS for f in frames])
 
 

@@ -1,23 +1,28 @@
 """Which natural prompts are like a shell's planted failure: by category (``generalization_map``) and one by one (``failure_similarity``).
 
 Similarity is a difference along the shell's axis (``_axes``) in units of the shell's own shift: 0 = like other natural prompts, 1 = as far from them as
-planted items are from null ones. Two nulls stand against it, and both must be rejected:
+planted items are from null ones. Everything here is conditional on the shells' items: axes, scale and shift are made from them alone and stay fixed.
 
-1. *Category labels carry nothing.* The prompts' category labels are permuted. The statistic of a cell is the category's mean position minus the others',
-   over the standard error from the spread of *all* prompts; labels take no part in that spread nor in the axes, so under the null every labelling is as
-   good as the one observed, and the p value is exact. Each cell is compared with the largest statistic of all cells (single step), which holds the
-   family-wise error over categories × shells. For one prompt the others are the background: its position among theirs, again by the largest over shells.
-2. *The shell's axis is any axis.* Axes are drawn at random instead, once uniformly in the whitened space and once uniformly in the standardised
-   components; the larger p counts. The statistic is the category's mean minus the others' along the axis, standardised over the draws cell by cell: the
-   cosine between displacement and axis, in the end. A category that differs from the others in every direction (code, say) passes the first test and fails
-   this one. Each cell is compared with the largest of all. This one rests on how axes are drawn: where categories differ strongly, its error is near the
-   level, not exactly under it.
+*Categories.* Two claims, tested together:
+
+1. *Farther* (``p``): category labels carry nothing. Labels are permuted over the prompts, whole frames where prompts share one. The statistic of a cell is the
+   category's mean position minus the others', over the standard error from the spread of *all* prompts; labels take no part in that spread nor in the axes, so
+   under the null every labelling is as good as the one observed and the p value is exact at any n, for any distribution, sizes and correlations. Each cell is
+   compared with the largest statistic of all cells (single step), which holds the family-wise error over categories × shells.
+2. *Toward the shell* (``p_toward``): categories of text differ in every direction, so being farther is not yet being like the failure. The category's
+   displacement from the others, in the axis's space, has a part along the axis ``d`` and a part across it of length ``e``. The null is ``d ≤ shift / 4`` or
+   ``d ≤ e / 2`` (outside a cone of 63° about the axis). ``e²`` is what is seen less the variance of the difference of means across the axis, from the spread
+   within categories (unbiased). The statistics are ``d − shift / 4`` and ``d − e / 2``, each over the standard error from the spread of all prompts along what
+   it measures; the smallest of them and of statistic 1 is compared with the same permutation distribution. So it never rejects where 1 does not; beyond that
+   it is conservative, not exact, since the spread of all prompts holds what categories differ by as well. No random axes are drawn, so nothing rests on how.
+
+*One prompt* against a background of others: ``p`` ranks its position among theirs, ``p_toward`` its cosine with the axis, both from the mean of all and by the
+largest over shells (standardised over all). If the prompt is one like the others, each rank is as likely as any other, and both are exact.
 
 Outcomes: ``similar`` (both p at most the level, and the shell has a signature), ``not shown``, ``no signature`` (the shell's planted items do not stand
 clear of its null items, held out), ``undecided`` (one prompt without a background: failure and manner of writing cannot be told apart).
 
 p values: (1 + count) / (1 + draws), never 0 (Phipson & Smyth 2010); single-step maximum: Westfall & Young 1993.
-
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from numpy.typing import NDArray
 from scipy import stats as sps
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.shells.signatures._axes import Axes, make_axes, ShellSignature, unit
+from symbolic_residue.shells.signatures._axes import Axis, make_axes, ShellSignature, unit
 from symbolic_residue.shells.signatures._components import COMPONENTS, READABLE_GROUPS
 from symbolic_residue.shells.signatures._signature import Signature, signature_matrix
 
@@ -41,6 +46,11 @@ __all__ = ["SimilarityMap", "failure_similarity", "generalization_map"]
 Array = NDArray[np.float64]
 _LEVEL = 0.05
 _FEWEST_PROMPTS = 3
+_FEWEST_BACKGROUND = 19
+LEAST_SHARE = 0.25
+"""Least similarity: this share of the shell's shift."""
+LEAST_SLOPE = 0.5
+"""Least displacement along the axis over that across it: a cone of 63°, a cosine of 0.447."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,14 @@ class SimilarityMap:
 
     Attributes:
         frame: the table ``similarities``: one row a category (or prompt) and shell.
-        components: names of the components that were compared.
-        n_permutations: draws behind each p value.
+        components: names of the components that were compared with any shell.
+        missing: shell → names of those that its items lack; they take no part in its column.
+        n_permutations: labellings (for one prompt: background prompts) behind each p value.
     """
 
     frame: pl.DataFrame
     components: tuple[str, ...]
+    missing: dict[str, tuple[str, ...]]
     n_permutations: int
 
     def tables(self) -> dict[str, pl.DataFrame]:
@@ -72,6 +84,7 @@ def generalization_map(
     natural: Mapping[str, Sequence[Signature]],
     shells: Sequence[ShellSignature],
     *,
+    frames: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     n_permutations: int = 2000,
     groups: tuple[str, ...] = READABLE_GROUPS,
@@ -79,55 +92,37 @@ def generalization_map(
     """Similarity of each category of natural prompts to each shell.
 
     Args:
-        natural: category → signatures of its prompts, at least three each, in two categories or more. Prompts are the units: no two should share a pattern.
+        natural: category → signatures of its prompts, at least three each (three frames, where there are ``frames``), in two categories or more.
         shells: from ``read_shell`` or ``shell_signature``.
+        frames: category → the sentence pattern of each of its prompts. Prompts of one frame are averaged into one unit, which is what is permuted and
+            counted. Left out, every prompt is a unit: no two should share a pattern then.
         seed: of the permutations.
-        n_permutations: of the categories' labels, and as many random axes.
+        n_permutations: of the categories' labels.
         groups: of components to compare.
 
     Raises:
-        ConfigError: too few categories, prompts or shared components.
+        ConfigError: too few categories, prompts or shared components; frames that do not match the prompts, or one in two categories.
     """
-    few = [c for c, prompts in natural.items() if len(prompts) < _FEWEST_PROMPTS]
-    if len(natural) < 2 or few:
-        raise ConfigError(
-            f"Category {few[0]!r} has {len(natural[few[0]])} prompts." if few else f"{len(natural)} categories cannot be compared.",
-            todo=f"Give two categories or more, of {_FEWEST_PROMPTS} prompts or more.",
-        )
     _check(n_permutations)
-    categories = list(natural)
-    matrix = signature_matrix([s for prompts in natural.values() for s in prompts])
-    labels = np.repeat(np.arange(len(categories)), [len(p) for p in natural.values()])
+    matrices = _units(natural, frames)
+    few = [c for c, rows in matrices.items() if len(rows) < _FEWEST_PROMPTS]
+    if len(matrices) < 2 or few:
+        raise ConfigError(
+            f"Category {few[0]!r} has {len(matrices[few[0]])} {'prompts' if frames is None else 'frames'}."
+            if few
+            else f"{len(matrices)} categories cannot be compared.",
+            todo=f"Give two categories or more, of {_FEWEST_PROMPTS} or more.",
+        )
+    matrix = np.concatenate(list(matrices.values()))
+    labels = np.repeat(np.arange(len(matrices)), [len(rows) for rows in matrices.values()])
     axes = make_axes(shells, [matrix], groups)
-    x = axes.scaled(matrix)
-    rng = np.random.default_rng(seed)
-    statistic = _category_statistic(x @ axes.axes.T, labels)
-    largest = _label_null(x @ axes.axes.T, labels, rng, n_permutations)
-    p = _exceeding(statistic, largest)
-    apart = np.stack([x[labels == c].mean(0) - x[labels != c].mean(0) for c in range(len(categories))])
-    p_axis = _axis_null(axes, lambda a: apart @ a.T, rng, n_permutations)
-    position = x @ axes.axes.T
-    reach = float(np.quantile(largest, 1 - _LEVEL))
+    found = compare_categories(matrix, labels, axes, np.random.default_rng(seed), n_permutations)
     rows = []
-    for c, category in enumerate(categories):
-        for s in range(len(shells)):
-            mine, rest = position[labels == c, s], position[labels != c, s]
-            difference, half = _welch(mine, rest)
-            error = position[:, s].std(ddof=1) * np.sqrt(1 / len(mine) + 1 / len(rest))
-            rows.append(
-                _row(
-                    category,
-                    shells,
-                    axes,
-                    s,
-                    difference,
-                    half,
-                    len(mine),
-                    float(reach * error),
-                    float(p[c, s]),
-                    float(p_axis[c, s]),
-                )
-            )
+    for c, category in enumerate(matrices):
+        for s, axis in enumerate(axes):
+            mine, rest = found.position[labels == c, s], found.position[labels != c, s]
+            half = _half(mine, rest)
+            rows.append(_row(category, axis, found.difference[c, s], half, len(mine), found, (c, s)))
     return _map(rows, axes, n_permutations)
 
 
@@ -136,8 +131,6 @@ def failure_similarity(
     shells: Sequence[ShellSignature],
     *,
     background: Sequence[Signature] = (),
-    seed: int = 0,
-    n_permutations: int = 2000,
     groups: tuple[str, ...] = READABLE_GROUPS,
 ) -> SimilarityMap:
     """Similarity of one natural failure to each shell.
@@ -145,47 +138,128 @@ def failure_similarity(
     Args:
         failure: the signature of the prompt.
         shells: from ``read_shell`` or ``shell_signature``.
-        background: signatures of other natural prompts; without them the position is taken from each shell's null items and no outcome is ``similar``. With
-            fewer than 19 no
-            p value reaches 0.05.
-        seed: of the random axes.
-        n_permutations: how many of them.
+        background: signatures of other natural prompts, 19 or more, none of the prompt's own pattern; without them the position is taken from each shell's
+            null items and the outcome is ``undecided``.
         groups: of components to compare.
 
     Raises:
-        ConfigError: too few shared components, or options out of range.
+        ConfigError: too few shared components, or a background with which no p value reaches 0.05.
     """
-    _check(n_permutations)
+    if 0 < len(background) < _FEWEST_BACKGROUND:
+        raise ConfigError(
+            f"{len(background)} prompts are no background.", why="No p value reaches 0.05 with so few.",
+            todo=f"Give {_FEWEST_BACKGROUND} or more, or none.",
+        )  # fmt: skip
     one, others = failure.values[None], signature_matrix(list(background))
     axes = make_axes(shells, [one, others] if len(others) else [one], groups)
-    x = axes.scaled(one)[0]
-    rng = np.random.default_rng(seed)
-    if len(others):
-        y = axes.scaled(others)
-        together = np.concatenate([y @ axes.axes.T, (x @ axes.axes.T)[None]])
-        spread = together.std(0, ddof=1)
-        standard = np.divide(together - together.mean(0), spread, out=np.zeros_like(together), where=spread > 0)
-        largest = standard[:-1].max(1)
-        p = _exceeding(standard[-1], largest)
-        centre = np.broadcast_to(y.mean(0), (len(shells), y.shape[1]))
-        reach = float(np.quantile(largest, 1 - _LEVEL)) * spread
-    else:
-        p, reach = np.full(len(shells), np.nan), np.full(len(shells), np.nan)
-        centre = np.stack([axes.scaled(s.null).mean(0) for s in shells])
-
-    def along(directions: Array) -> Array:
-        return ((x - centre) * directions).sum(1)[None]
-
-    p_axis = _axis_null(axes, along, rng, n_permutations)[0]
-    position = along(axes.axes)[0]
-    rows = [
-        _row(failure.name, shells, axes, s, float(position[s]), np.nan, 1, float(reach[s]), float(p[s]), float(p_axis[s]))
-        for s in range(len(shells))
-    ]
-    return _map(rows, axes, n_permutations)
+    found = compare_one(one[0], others, axes, shells)
+    rows = [_row(failure.name, axis, found.difference[0, s], float("nan"), 1, found, (0, s)) for s, axis in enumerate(axes)]
+    return _map(rows, axes, len(others))
 
 
-# -- the two nulls -----------------------------------------------------------------------------------------------------------
+def _units(natural: Mapping[str, Sequence[Signature]], frames: Mapping[str, Sequence[str]] | None) -> dict[str, Array]:
+    """Category → ``[unit, component]``: prompts, or means over the prompts of a frame."""
+    whole = {c: signature_matrix(list(prompts)) for c, prompts in natural.items()}
+    if frames is None:
+        return whole
+    owner: dict[str, str] = {}
+    units = {}
+    for category, matrix in whole.items():
+        mine = list(frames.get(category, ()))
+        if len(mine) != len(matrix):
+            raise ConfigError(f"Category {category!r} has {len(matrix)} prompts and {len(mine)} frames.")
+        names = list(dict.fromkeys(mine))
+        for name in names:
+            if owner.setdefault(name, category) != category:
+                raise ConfigError(
+                    f"The frame {name!r} is in the categories {owner[name]!r} and {category!r}.",
+                    why="Frames are permuted between categories as wholes.",
+                )
+        units[category] = np.stack([matrix[[f == name for f in mine]].mean(0) for name in names])
+    return units
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Every cell ``[category, shell]`` of a comparison: ``difference`` along the axis, ``cosine`` of the displacement with it, both p values, ``reach`` (what
+    the best of all cells reaches by chance in 95 %), and the ``position`` of every prompt ``[prompt, shell]``."""
+
+    difference: Array
+    cosine: Array
+    p: Array
+    p_toward: Array
+    reach: Array
+    position: Array
+
+
+def compare_categories(
+    matrix: Array, labels: NDArray[np.int64], axes: Sequence[Axis], rng: np.random.Generator, draws: int
+) -> Cells:
+    """Both tests of every cell.
+
+    Args:
+        matrix: ``[prompt, component]``.
+        labels: ``[prompt]`` category numbers from 0.
+        axes: of the shells.
+        rng: for the permutations.
+        draws: how many.
+    """
+    position = np.stack([axis.positions(matrix) for axis in axes], 1)
+    member = (labels == np.arange(labels.max() + 1)[:, None]).astype(np.float64)
+    size = member.sum(1)
+    scale = np.sqrt(1 / size + 1 / (len(labels) - size))
+    # What a mean difference is, as weights of the prompts: [category, prompt].
+    weights = member / size[:, None] - (1 - member) / (len(labels) - size)[:, None]
+    farther, difference, cosine, toward = (np.empty((len(member), len(axes))) for _ in range(4))
+    free = len(labels) - len(member)
+    for s, axis in enumerate(axes):
+        x = axis.scaled(matrix)
+        apart = weights @ x
+        along = apart @ axis.direction
+        across = apart - along[:, None] * axis.direction
+        # Of the squared length across the axis, the part that sampling adds.
+        within = x - (member / size[:, None] @ x)[labels]
+        noise = ((within**2).sum() - ((within @ axis.direction) ** 2).sum()) / free * scale**2
+        length = np.sqrt(np.maximum((across**2).sum(1) - noise, 0.0))
+        slope = axis.direction - LEAST_SLOPE * unit(across)
+        spread = position[:, s].std(ddof=1) * scale
+        difference[:, s], cosine[:, s] = along, unit(apart) @ axis.direction
+        farther[:, s] = _over(along, spread)
+        cone = _over(along - LEAST_SLOPE * length, (x @ slope.T).std(0, ddof=1) * scale)
+        margin = _over(along - LEAST_SHARE * max(axis.shift, 0.0), spread)
+        toward[:, s] = np.minimum(np.minimum(cone, margin), farther[:, s])
+    largest = _label_null(position, labels, rng, draws)
+    reach = np.quantile(largest, 1 - _LEVEL) * position.std(0, ddof=1) * scale[:, None]
+    return Cells(difference, cosine, _exceeding(farther, largest), _exceeding(toward, largest), reach, position)
+
+
+def compare_one(one: Array, others: Array, axes: Sequence[Axis], shells: Sequence[ShellSignature]) -> Cells:
+    """Both tests of one prompt ``[component]`` against others ``[prompt, component]``, which may be none; cells are ``[1, shell]``."""
+    n_shells = len(axes)
+    if not len(others):
+        none = np.full((1, n_shells), np.nan)
+        apart = [axis.scaled(one) - axis.scaled(s.null).mean(0) for axis, s in zip(axes, shells, strict=True)]
+        along = np.array([[a @ axis.direction for a, axis in zip(apart, axes, strict=True)]])
+        cosine = np.array([[unit(a) @ axis.direction for a, axis in zip(apart, axes, strict=True)]])
+        return Cells(along, cosine, none, none, none, along)
+    together = np.concatenate([others, one[None]])
+    position, cosine = np.empty((2, len(together), n_shells))
+    difference = np.empty(n_shells)
+    for s, axis in enumerate(axes):
+        x = axis.scaled(together)
+        # The mean of all, the prompt too: so every prompt is measured in the same way.
+        x = x - x.mean(0)
+        position[:, s], cosine[:, s] = x @ axis.direction, unit(x) @ axis.direction
+        difference[s] = position[-1, s] - position[:-1, s].mean()
+    p = []
+    for values in (position, cosine):
+        standard = _over(values - values.mean(0), values.std(0, ddof=1))
+        p.append((_exceeding(standard[-1], standard[:-1].max(1)), np.quantile(standard[:-1].max(1), 1 - _LEVEL)))
+    reach = p[0][1] * position.std(0, ddof=1)
+    return Cells(difference[None], cosine[-1:], p[0][0][None], p[1][0][None], reach[None], position)
 
 
 def _category_statistic(position: Array, labels: NDArray[np.int64]) -> Array:
@@ -203,8 +277,7 @@ def _statistics(position: Array, labelings: NDArray[np.int64]) -> Array:
     mean = member @ centred / size
     # The others' sum is minus the category's, since all sum to 0.
     difference = mean + mean * size / (n - size)
-    error = spread * np.sqrt(1 / size + 1 / (n - size))
-    return np.divide(difference, error, out=np.zeros_like(difference), where=error > 0)
+    return _over(difference, spread * np.sqrt(1 / size + 1 / (n - size)))
 
 
 def _label_null(position: Array, labels: NDArray[np.int64], rng: np.random.Generator, draws: int) -> Array:
@@ -217,18 +290,9 @@ def _label_null(position: Array, labels: NDArray[np.int64], rng: np.random.Gener
     return np.concatenate(found)
 
 
-def _axis_null(axes: Axes, along: Any, rng: np.random.Generator, draws: int) -> Array:
-    """Adjusted p values ``[…, shell]`` against axes drawn at random; ``along`` gives displacements along axes ``[shell, dimension]``."""
-    n_shells, n = axes.axes.shape
-    observed = along(axes.axes)
-    p = np.zeros(observed.shape)
-    for turn in (np.eye(n), axes.scale[:, None] * axes.whitening):
-        drawn = np.stack([along(a) for a in unit(rng.normal(size=(draws, n_shells, n)) @ turn)])
-        everything = np.concatenate([drawn, observed[None]])
-        spread = everything.std(0)
-        standard = np.divide(everything - everything.mean(0), spread, out=np.zeros_like(everything), where=spread > 0)
-        p = np.maximum(p, _exceeding(standard[-1], standard[:-1].reshape(draws, -1).max(1)))
-    return p
+def _over(x: Array, error: Array) -> Array:
+    """Their ratio; 0 where nothing varies."""
+    return np.divide(x, error, out=np.zeros(np.broadcast_shapes(np.shape(x), np.shape(error))), where=error > 0)
 
 
 def _exceeding(observed: Array, largest: Array) -> Array:
@@ -241,47 +305,38 @@ def _exceeding(observed: Array, largest: Array) -> Array:
 # -- rows --------------------------------------------------------------------------------------------------------------------
 
 
-def _welch(mine: Array, rest: Array) -> tuple[float, float]:
-    """Difference of means and half of its 95 % interval (Welch)."""
+def _half(mine: Array, rest: Array) -> float:
+    """Half of the 95 % interval of the difference of means (Welch)."""
     a, b = mine.var(ddof=1) / len(mine), rest.var(ddof=1) / len(rest)
-    difference = float(mine.mean() - rest.mean())
     if not a + b > 0:
-        return difference, float("nan")
+        return float("nan")
     freedom = (a + b) ** 2 / (a**2 / (len(mine) - 1) + b**2 / (len(rest) - 1))
-    return difference, float(sps.t.ppf(1 - _LEVEL / 2, freedom) * np.sqrt(a + b))
+    return float(sps.t.ppf(1 - _LEVEL / 2, freedom) * np.sqrt(a + b))
 
 
-def _row(
-    category: str,
-    shells: Sequence[ShellSignature],
-    axes: Axes,
-    s: int,
-    difference: float,
-    half: float,
-    n: int,
-    reach: float,
-    p: float,
-    p_axis: float,
-) -> dict[str, Any]:
-    clear, shift, separation = bool(axes.has_signature[s]), float(axes.shift[s]), axes.separation[s]
+def _row(category: str, axis: Axis, difference: float, half: float, n: int, cells: Cells, at: tuple[int, int]) -> dict[str, Any]:
+    clear, separation = axis.has_signature, axis.separation
+    p, p_toward = float(cells.p[at]), float(cells.p_toward[at])
     if not clear:
         outcome = "no signature"
     elif np.isnan(p):
-        outcome = "undecided" if p_axis <= _LEVEL else "not shown"
+        outcome = "undecided"
     else:
-        outcome = "similar" if max(p, p_axis) <= _LEVEL else "not shown"
-    unit = shift if clear else float("nan")
+        outcome = "similar" if max(p, p_toward) <= _LEVEL else "not shown"
+    unit = axis.shift if clear else float("nan")
     return {
         "category": category,
-        "shell": shells[s].shell,
+        "shell": axis.shell,
         "outcome": outcome,
         "similarity": _known(difference / unit),
         "low": _known((difference - half) / unit),
         "high": _known((difference + half) / unit),
         "n": n,
-        "control": _known(reach / unit),
+        "control": _known(float(cells.reach[at]) / unit),
+        "cosine": _known(float(cells.cosine[at])),
         "p": _known(p),
-        "p_axis": p_axis,
+        "p_toward": _known(p_toward),
+        "components": len(axis.components),
         "shell_auc": separation.value,
         "shell_low": _known(separation.low),
         "shell_high": _known(separation.high),
@@ -294,14 +349,18 @@ _SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("category", "shell", "outcome"), pl.String),
     **dict.fromkeys(("similarity", "low", "high"), pl.Float64),
     "n": pl.Int64,
-    **dict.fromkeys(("control", "p", "p_axis", "shell_auc", "shell_low", "shell_high"), pl.Float64),
+    **dict.fromkeys(("control", "cosine", "p", "p_toward"), pl.Float64),
+    "components": pl.Int64,
+    **dict.fromkeys(("shell_auc", "shell_low", "shell_high"), pl.Float64),
     "shell_n": pl.Int64,
     "unit": pl.String,
 }
 
 
-def _map(rows: list[dict[str, Any]], axes: Axes, draws: int) -> SimilarityMap:
-    return SimilarityMap(pl.DataFrame(rows, schema=_SCHEMA), tuple(COMPONENTS[i].name for i in axes.components), draws)
+def _map(rows: list[dict[str, Any]], axes: Sequence[Axis], draws: int) -> SimilarityMap:
+    used = sorted({int(i) for axis in axes for i in axis.components})
+    missing = {axis.shell: axis.missing for axis in axes if axis.missing}
+    return SimilarityMap(pl.DataFrame(rows, schema=_SCHEMA), tuple(COMPONENTS[i].name for i in used), missing, draws)
 
 
 def _known(x: float) -> float | None:

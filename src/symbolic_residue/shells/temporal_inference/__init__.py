@@ -7,6 +7,7 @@ from symbolic_residue.shells.temporal_inference._operations import Prediction, R
 from symbolic_residue.shells.temporal_inference._pairs import EventPair
 from symbolic_residue.shells.temporal_inference._residue import TemporalInferenceResidue
 from symbolic_residue.shells.temporal_inference._shell import TemporalInferenceShell
+from symbolic_residue.shells.temporal_inference._shift import coherence_curve
 
 __all__ = [
     "Change",
@@ -20,4 +21,5 @@ __all__ = [
     "TemporalInferenceResidue",
     "TemporalInferenceShell",
     "change_point",
+    "coherence_curve",
 ]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["Echo", "EventPair", "PairPrompt", "Relation", "pair_prompts"]
+__all__ = ["Echo", "EventPair", "PairPrompt", "Relation", "pair_parts", "pair_prompts"]
 
 Relation = Literal["order", "cause"]
 Echo = Literal["none", "right", "wrong"]
@@ -149,18 +149,22 @@ def pair_prompts(tokenizer: Any, pair: EventPair, wordings: int, *, control: boo
 
 
 def _text(pair: EventPair, wording: int, a_first: bool, which: Literal["told", "control"]) -> str:
+    return " ".join(pair_parts(pair, wording, a_first, control=which == "control"))
+
+
+def pair_parts(pair: EventPair, wording: int, a_first: bool, *, control: bool = False) -> list[str]:
+    """Story, echo (where there is one) and question of a prompt; joined by spaces they are its text."""
     x, y = (pair.first, pair.second) if a_first else (pair.second, pair.first)
     neutral: Sequence[str] = NEUTRAL[pair.relation]
-    if which == "control":
+    if control:
         story = neutral[(wording + len(neutral) // 2) % len(neutral)] if pair.story == "neutral" else neutral[wording]
     else:
         story = (neutral if pair.story == "neutral" else STORIES[pair.relation])[wording]
-    parts = [story.format(x=x, y=y)]
-    if which == "told" and pair.echo != "none":
+    told = story.format(x=x, y=y)
+    parts = [told[0].upper() + told[1:]]
+    if not control and pair.echo != "none":
         words = CONNECTIVES[pair.relation]
         word = words[a_first] if pair.echo == "wrong" else words[not a_first]
         lead = (_WRONG if pair.echo == "wrong" else _RIGHT)[wording % len(_WRONG)]
         parts.append(f"{lead} {pair.first}{word} {pair.second}.")
-    parts.append(f"{_QUESTIONS[wording % len(_QUESTIONS)]} {pair.first}")
-    text = " ".join(parts)
-    return text[0].upper() + text[1:]
+    return [*parts, f"{_QUESTIONS[wording % len(_QUESTIONS)]} {pair.first}"]

@@ -20,9 +20,11 @@ import polars as pl
 from symbolic_residue.errors import ConfigError, EditError
 from symbolic_residue.prompts import build_prompt, ShellItem, temporal_coherence, TemporalItem
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
+from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.temporal_inference._config import Direction, DIRECTIONS, Mode, MODES, TemporalInferenceConfig
+from symbolic_residue.shells.temporal_inference._failures import pair_failures
 from symbolic_residue.shells.temporal_inference._findings import summarise, TemporalInferenceFindings
 from symbolic_residue.shells.temporal_inference._heads import ablate_on_text, behaviours, HeadBehaviours
 from symbolic_residue.shells.temporal_inference._judge import verdicts
@@ -64,6 +66,15 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
     operations: ClassVar[tuple[str, str, str]] = ("REMEMBER", "SHIFT", "PREDICT")
     benchmark: ClassVar[str | None] = "temporal-coherence"
 
+    right_answers: ClassVar[dict[str, str]] = {
+        "ordering reversal": "the right order",
+        "causal confusion": "the right cause and effect",
+    }
+    no_right_answers: ClassVar[dict[str, str]] = {
+        "drift": "It is how coherence falls along a continuation; many continuations are good.",
+        "discontinuity break": "It is a step in the curve of coherence; many continuations are good.",
+    }
+
     config: TemporalInferenceConfig
 
     @classmethod
@@ -81,6 +92,16 @@ class TemporalInferenceShell(ShellBase[TemporalInferenceResidue, TemporalInferen
             raise ConfigError(f"{item.id} is no item of temporal-coherence.", todo=f"Use one of {type(self).__name__}.items().")
         pair = EventPair.model_validate(item.pair) if item.pair is not None else None
         return self.run(item.text, pair=pair, genre=item.genre or "narrative", seed=seed, progress=progress)
+
+    def failures(self, source: Any, mode: str, *, id: str | None = None, seed: int = 0) -> list[Failure]:
+        """The pair of an item or a residue, in both orders of every wording: the right word against the other one.
+
+        Raises:
+            NoRightAnswerError: a mode without one, a text, a story that gives no order, or a pair of the other relation.
+            ConfigError: no such mode, or no item or residue of this shell.
+        """
+        self.right_answer(mode)
+        return pair_failures(self.tokenizer, source, mode, self.config.wordings, id)
 
     def __init__(
         self,

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symbolic_residue.errors import ConfigError, PromptError
+from symbolic_residue.instrument import Instrument
 from symbolic_residue.shells.temporal_inference._config import Direction, DIRECTIONS, Mode, MODES, TemporalInferenceConfig
 from symbolic_residue.shells.temporal_inference._runs import Tail, TextRuns
 
-__all__ = ["coherence", "fitting", "make_tail", "places"]
+__all__ = ["coherence", "coherence_curve", "fitting", "make_tail", "places"]
 
 Array = NDArray[np.float64]
 
@@ -121,3 +122,33 @@ def coherence(
     found = runs.score([make_tail(runs.ids, cut, d, direction, mode, n + 1, rng=rng) for d, cut, n in jobs])
     each = [row[1:] - runs.log_p[cut + 1 : cut + 1 + n] for row, (_, cut, n) in zip(found, jobs, strict=True)]
     return [np.stack(each[i * len(cuts) : (i + 1) * len(cuts)]) for i in range(len(distances))]
+
+
+def coherence_curve(
+    instrument: Instrument,
+    ids: Sequence[int],
+    distances: Sequence[int],
+    *,
+    direction: Direction = "forward",
+    mode: Mode = "tokens",
+    config: TemporalInferenceConfig | None = None,
+) -> Array:
+    """``[distance, place]``: coherence after each shift, mean over the configured window of tokens (nats a token); all distances at the same places.
+
+    Args:
+        instrument: the model's instrument.
+        ids: the text.
+        distances: of the shifts, in tokens; the longest one decides where the places are.
+        direction, mode: of the shifts.
+        config: context, places, stride and window; the defaults when left out.
+
+    Raises:
+        ConfigError: no distance, or an unknown direction or mode.
+        PromptError: the text is too short for the longest shift, or too long for the model.
+    """
+    config = config or TemporalInferenceConfig()
+    if not distances:
+        raise ConfigError("A curve without distances.", todo="Give one distance or more.")
+    cuts = places(len(ids), max(distances), config)
+    runs = TextRuns(instrument, ids)
+    return np.stack([x.mean(1) for x in coherence(runs, cuts, distances, direction, mode, [config.window] * len(distances))])

@@ -15,15 +15,17 @@ from typing import Any, ClassVar, TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.errors import ConfigError, NoRightAnswerError
 from symbolic_residue.prompts import benchmark, BenchmarkItem, build_prompt, perturb, Prompt, ShellItem
 from symbolic_residue.readout import dla_reads, lens_reads
 from symbolic_residue.shells._base import Progress, quiet, ShellBase
 from symbolic_residue.shells._confirm import head_means
+from symbolic_residue.shells._failure import Failure
 from symbolic_residue.shells._rows import LastRows
 from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.value_collapse._attribute import attribute, token_influence
 from symbolic_residue.shells.value_collapse._config import ValueCollapseConfig
+from symbolic_residue.shells.value_collapse._failures import candidate_failure
 from symbolic_residue.shells.value_collapse._findings import attribution_frames, changes_frame, summarise, ValueCollapseFindings
 from symbolic_residue.shells.value_collapse._judge import quantity, verdicts
 from symbolic_residue.shells.value_collapse._observe import choose_candidates, measure, next_token, observe, Read, read_prompt
@@ -60,6 +62,14 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
 
     benchmark: ClassVar[str | None] = "value-ambiguity"
 
+    right_answers: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("flatness", "value collapse"), "the candidate that the disambiguated prompt names"
+    )
+    no_right_answers: ClassVar[dict[str, str]] = {
+        "oscillation": "It is how the leader changes along the refinement, not which candidate leads in the end.",
+        "confidence fragility": "It is how much small edits change the distribution, not which candidate leads.",
+    }
+
     config: ValueCollapseConfig
 
     @classmethod
@@ -72,6 +82,20 @@ class ValueCollapseShell(ShellBase[ValueCollapseResidue, ValueCollapseFindings])
         if not isinstance(item, BenchmarkItem):
             raise ConfigError(f"{item.id} is no item of value-ambiguity.", todo=f"Use one of {type(self).__name__}.items().")
         return self.run(item.prompt, candidates=item.candidates, control=item.control, seed=seed, progress=progress)
+
+    def failures(self, source: Any, mode: str, *, id: str | None = None, seed: int = 0) -> list[Failure]:
+        """The candidate that an item's control names, against the other one, by more than the criterion of flatness.
+
+        Raises:
+            NoRightAnswerError: a mode or an item without one; a residue, which does not say which candidate is right.
+            ConfigError: no such mode, or no item of this shell.
+        """
+        self.right_answer(mode)
+        if isinstance(source, ValueCollapseResidue):
+            raise NoRightAnswerError("A residue does not say which candidate is right.", todo="Write the failure into a file.")
+        if not isinstance(source, BenchmarkItem):
+            raise ConfigError("That is no item of value-ambiguity.")
+        return [candidate_failure(self.tokenizer, source, id or source.id, self.config.criteria.log_odds)]
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from symbolic_residue.errors import ConfigError, PromptError, SpanError
 from symbolic_residue.instrument import Add, AttentionBias, collate, HeadScale, Instrument
 from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt, Prompt
-from symbolic_residue.shells.heal import Failure, failure_of, heal, memory_failures, Menu
-from symbolic_residue.shells.heal._menu import random_span
+from symbolic_residue.shells.heal import Ask, Failure, failure_of, heal, Menu
+from symbolic_residue.shells.heal._menu import Cell, random_span
+from symbolic_residue.shells.heal._runs import Rows, UNEDITED
+from symbolic_residue.stats import wilson
 from symbolic_residue.store import RunFolder, validate
 
 WORDS = (
@@ -42,6 +45,13 @@ WORDS = (
     "hat",
 )
 TEXTS = [f"the old {a} stands near the {b} and the {c} by the" for a in WORDS for b, c in zip(WORDS[3:8], WORDS[6:11], strict=True)]
+
+
+def answering(failure: Failure, answer: int, **changes: Any) -> Failure:
+    """The failure with another right answer."""
+    return replace(failure, asks=(replace(failure.asks[0], answer=answer),), **changes)
+
+
 ONLY_HEADS = Menu(anchor=(), inhibit=(), steer=(), bias=(), head=(0.0, 0.5, 2.0, 10 / 3))
 PLANTED = (1, 2)
 
@@ -69,7 +79,7 @@ def damaged() -> tuple[Instrument, list[Failure]]:
     right = [top(model, p) for p in prompts]
     scaled(model, *PLANTED, 0.3)
     found = [
-        Failure(f"f{i}", f"f{i}", p, answer, "x")
+        Failure(f"f{i}", f"f{i}", (Ask(tuple(p.ids), answer),))
         for i, (p, answer) in enumerate(zip(prompts, right, strict=True))
         if top(model, p) != answer
     ]
@@ -109,8 +119,8 @@ def test_what_the_menu_cannot_restore_is_not_healed(damaged: tuple[Instrument, l
     instrument, found = damaged
     lowest = []
     for f in found[:6]:
-        logits = instrument.run(collate([f.prompt]))["logits"][0, -1]
-        lowest.append(replace(f, answer=int(logits.argmin())))
+        logits = instrument.run(collate([list(f.asks[0].ids)]))["logits"][0, -1]
+        lowest.append(answering(f, int(logits.argmin())))
     healing = heal(instrument, lowest[:3], held_out=lowest[3:], unrelated=unrelated(instrument)[:3], menu=ONLY_HEADS)
     rule = healing.rules.row(0, named=True)
     assert (rule["outcome"], rule["search_restored"], rule["place"]) == ("not healed", 0, None)
@@ -120,13 +130,54 @@ def test_what_the_menu_cannot_restore_is_not_healed(damaged: tuple[Instrument, l
 
 def test_items_answered_rightly_are_no_failures(damaged: tuple[Instrument, list[Failure]]) -> None:
     instrument, found = damaged
-    sound = [replace(f, answer=int(instrument.run(collate([f.prompt]))["logits"][0, -1].argmax())) for f in found[:2]]
+    sound = [answering(f, int(instrument.run(collate([list(f.asks[0].ids)]))["logits"][0, -1].argmax())) for f in found[:2]]
     healing = heal(instrument, [*sound, *found[2:4]], held_out=found[4:6], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS)
     assert set(healing.right) == {f.id for f in sound}
     assert set(healing.heals["failure"]) == {f.id for f in found[2:4]}
     nothing = heal(instrument, sound, held_out=found[4:6], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS)
     assert "Nothing fails" in nothing.summary
     assert nothing.heals.is_empty()
+
+
+def test_a_planted_head_heals_answers_that_a_program_judges(damaged: tuple[Instrument, list[Failure]]) -> None:
+    """What the sound model says is the program; the damaged head is named, and its scale of 10/3 restores whole answers."""
+    instrument, found = damaged
+    tokenizer, steps = instrument.loaded.tokenizer, 3
+    sound = Cell(lambda b: HeadScale(*PLANTED, 10 / 3, rows=(-1,), batch=(b,)))
+    made = []
+    for f in found[:16]:
+        rows = Rows(instrument, f.asks[0].ids)
+        wanted, said = rows.answers([sound, UNEDITED], tokenizer, steps)
+        if wanted != said:
+            ask = replace(f.asks[0], check=lambda text, wanted=wanted: text == wanted)
+            made.append(replace(f, asks=(ask,), limit=0.5, steps=steps))
+    half = len(made) // 2
+    assert half >= 6
+    healing = heal(instrument, made[:half], held_out=made[half:], unrelated=unrelated(instrument)[:3], menu=ONLY_HEADS)
+    rule = healing.rules.row(0, named=True)
+    assert rule["place"] == f"{PLANTED[0]}.{PLANTED[1]}"
+    assert rule["dose"] == pytest.approx(10 / 3)
+    assert rule["restored"] == rule["n"] == len(made) - half
+    assert rule["measure"] == "share of answers that follow"
+    assert (rule["outcome"], rule["gain"] > 0.5, rule["gain_high"] <= 1) == ("heals", True, True)
+    marked = healing.heals.filter(pl.col("smallest"))
+    assert marked["failure"].to_list() == [f.id for f in made[:half]]
+
+
+def test_random_right_answers_are_not_said_to_heal(damaged: tuple[Instrument, list[Failure]]) -> None:
+    """The right answers are dealt out at random, so that nothing in the model can know them."""
+    instrument, found = damaged
+    outcomes = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        dealt = [answering(f, int(rng.integers(4, 384))) for f in found[:16]]
+        outcomes += (
+            heal(instrument, dealt[:8], held_out=dealt[8:], unrelated=unrelated(instrument)[:2], menu=ONLY_HEADS, seed=seed)
+            .rules["outcome"]
+            .to_list()
+        )
+    assert len(outcomes) == 10
+    assert outcomes.count("heals") <= 2  # the chance of three or more of ten at 5 % is 1 %
 
 
 # -- entries against plain forwards ---------------------------------------------------------------------------------------------
@@ -137,8 +188,15 @@ def sound(request: pytest.FixtureRequest) -> Instrument:
     return Instrument(wrap(build(request.param), tiny_tokenizer()))
 
 
-def answers(instrument: Instrument, prompt: Prompt, edit: Any) -> torch.Tensor:
-    return torch.softmax(instrument.run(collate([prompt]), edits=[edit])["logits"][0, -1].double(), -1)
+def answers(instrument: Instrument, ids: Sequence[int], edit: Any = None) -> torch.Tensor:
+    return instrument.run(collate([list(ids)]), edits=[] if edit is None else [edit])["logits"][0, -1].double()
+
+
+def log_odds(logits: torch.Tensor, answer: int) -> float:
+    """Of a token over the best other one."""
+    others = logits.clone()
+    others[answer] = -torch.inf
+    return float(logits[answer] - others.max())
 
 
 def test_every_kind_is_the_edit_that_it_says(sound: Instrument) -> None:
@@ -152,77 +210,81 @@ def test_every_kind_is_the_edit_that_it_says(sound: Instrument) -> None:
             tokenizer, text, " x", id=f"f{i}", evidence=WORDS[i], distractor=WORDS[8 + i], control=text.replace("near", "by")
         )
         edits = {
-            "anchor": AttentionBias(math.log(1e4), base.evidence, rows=(-1,)),
-            "inhibit": AttentionBias(-math.inf, base.distractor, rows=(-1,)),
+            "anchor": AttentionBias(math.log(1e4), base.asks[0].evidence, rows=(-1,)),
+            "inhibit": AttentionBias(-math.inf, base.asks[0].distractor, rows=(-1,)),
         }
-        before = int(sound.run(collate([base.prompt]))["logits"][0, -1].argmax())
+        before = int(answers(sound, base.asks[0].ids).argmax())
         for kind, edit in edits.items():
-            p = answers(sound, base.prompt, edit)
+            p = answers(sound, base.asks[0].ids, edit)
             if int(p.argmax()) != before:
-                made.append((kind, replace(base, id=f"{kind}{i}", answer=int(p.argmax())), float(p.max())))
+                made.append((kind, answering(base, int(p.argmax()), id=f"{kind}{i}"), log_odds(p, int(p.argmax()))))
     assert made or sound.model.config.model_type == "gemma3_text"  # its answers are too sure to be turned
-    for kind, failure, probability in made[:6]:
+    for kind, failure, wanted in made[:6]:
         menu = Menu(
             anchor=(1e4,) if kind == "anchor" else (), inhibit=(0.0,) if kind == "inhibit" else (), head=(), steer=(), bias=()
         )
         found = heal(sound, [failure], held_out=[], unrelated=unrelated(sound)[:2], menu=menu)
         row = found.heals.row(0, named=True)
         assert (row["kind"], row["restored"]) == (kind, True)
-        assert row["probability_after"] == pytest.approx(probability, abs=1e-4)
+        assert row["after"] == pytest.approx(wanted, abs=1e-3)
         assert found.rules["outcome"].to_list() == ["undecided"]  # nothing held out
 
     # Steering by the other failure's difference, and a head.
     first, second = (failure_of(tokenizer, texts[i], " x", id=f"s{i}", control=texts[i].replace("near", "by")) for i in (0, 1))
     there, here = (
-        sound.run(collate([p]), reads=(f"resid_post.{at}",))[f"resid_post.{at}"][0, -1] for p in (second.control, second.prompt)
+        sound.run(collate([list(ids)]), reads=(f"resid_post.{at}",))[f"resid_post.{at}"][0, -1]
+        for ids in (second.asks[0].control, second.asks[0].ids)
     )
-    p = answers(sound, first.prompt, Add(f"resid_post.{at}", rows=(-1,), value=(there - here) * 2.0))
+    p = answers(sound, first.asks[0].ids, Add(f"resid_post.{at}", rows=(-1,), value=(there - here) * 2.0))
     menu = Menu(anchor=(), inhibit=(), head=(), steer=(2.0,), layers=(1.0,), bias=())
-    answer = 5 if int(sound.run(collate([first.prompt]))["logits"][0, -1].argmax()) != 5 else 6
-    other = 7 if int(sound.run(collate([second.prompt]))["logits"][0, -1].argmax()) != 7 else 8
+    answer = 5 if int(answers(sound, first.asks[0].ids).argmax()) != 5 else 6
+    other = 7 if int(answers(sound, second.asks[0].ids).argmax()) != 7 else 8
     found = heal(
         sound,
-        [replace(first, answer=answer), replace(second, answer=other)],
+        [answering(first, answer), answering(second, other)],
         held_out=[],
         unrelated=unrelated(sound)[:2],
         menu=menu,
     )
-    assert found.heals.filter(pl.col("failure") == "s0")["probability_after"][0] == pytest.approx(float(p[answer]), abs=1e-4)
-    alone = heal(sound, [replace(first, answer=answer)], held_out=[], unrelated=unrelated(sound)[:2], menu=menu)
+    assert found.heals.filter(pl.col("failure") == "s0")["after"][0] == pytest.approx(log_odds(p, answer), abs=1e-3)
+    alone = heal(sound, [answering(first, answer)], held_out=[], unrelated=unrelated(sound)[:2], menu=menu)
     assert alone.heals.is_empty()  # its own control is not used on itself
 
 
 def test_the_side_effect_is_the_divergence_on_unrelated_prompts(sound: Instrument) -> None:
-    failure = replace(failure_of(sound.loaded.tokenizer, TEXTS[0], " x"), answer=5)
-    if int(sound.run(collate([failure.prompt]))["logits"][0, -1].argmax()) == 5:
-        failure = replace(failure, answer=6)
+    failure = answering(failure_of(sound.loaded.tokenizer, TEXTS[0], " x"), 5)
+    if int(answers(sound, failure.asks[0].ids).argmax()) == 5:
+        failure = answering(failure, 6)
     menu = replace(ONLY_HEADS, head=(5.0,), heads=1)
     prompts = unrelated(sound)
     row = heal(sound, [failure], held_out=[], unrelated=prompts, menu=menu).heals.row(0, named=True)
     layer, head = map(int, row["place"].split("."))
-    want = []
+    want, turned = [], []
     for prompt in prompts:
         base = torch.log_softmax(sound.run(collate([prompt]))["logits"][0, -1].double(), -1)
         after = torch.log_softmax(
             sound.run(collate([prompt]), edits=[HeadScale(layer, head, 5.0, rows=(-1,))])["logits"][0, -1].double(), -1
         )
         want.append(float((base.exp() * (base - after)).sum()))
+        turned.append(int(base.argmax()) != int(after.argmax()))
     assert row["side_kl"] == pytest.approx(np.mean(want), rel=1e-3, abs=1e-6)
     assert row["side_n"] == len(prompts)
     assert row["side_low"] >= 0
+    share = wilson(sum(turned), len(turned))
+    assert (row["side_changed"], row["side_changed_low"], row["side_changed_high"]) == pytest.approx(
+        (share.value, share.low, share.high)
+    )
 
 
 def test_an_edit_that_heals_by_destroying_shows_it(sound: Instrument) -> None:
     failure = failure_of(sound.loaded.tokenizer, TEXTS[0], " x", evidence="gate")
-    logits = sound.run(collate([failure.prompt]))["logits"][0, -1]
-    inside = failure.prompt.ids[failure.evidence[-1]]
+    logits = answers(sound, failure.asks[0].ids)
+    inside = failure.asks[0].ids[failure.asks[0].evidence[-1]]
     if int(logits.argmax()) == inside:
         pytest.skip("this family says the evidence's word by itself")
     menu = Menu(anchor=(), inhibit=(), head=(), steer=(), bias=(60.0,))
-    row = heal(sound, [replace(failure, answer=inside)], held_out=[], unrelated=unrelated(sound), menu=menu).heals.row(
-        0, named=True
-    )
-    assert row["probability_after"] > row["probability_before"]
+    row = heal(sound, [answering(failure, inside)], held_out=[], unrelated=unrelated(sound), menu=menu).heals.row(0, named=True)
+    assert row["after"] > row["before"]
     assert row["side_kl"] > 5
 
 
@@ -260,17 +322,6 @@ def test_what_cannot_be_healed_is_refused(damaged: tuple[Instrument, list[Failur
         failure_of(tokenizer, "the gate by the", "  ")
 
 
-def test_failures_of_the_benchmark_hold_their_evidence() -> None:
-    found = memory_failures()
-    assert min(map(len, found.values())) >= 20
-    for texts in found["calibration"] + found["held-out"]:
-        assert texts["evidence"] in texts["prompt"]
-        assert texts["evidence"] in texts["control"]
-        assert texts["prompt"].index(texts["evidence"]) == 0
-        assert texts["prompt"].split("\n")[-1] == texts["control"].split("\n")[-1]
-        assert texts["answer"].strip() in texts["evidence"]
-
-
 # -- from the command line ------------------------------------------------------------------------------------------------------
 
 
@@ -305,7 +356,7 @@ def test_a_file_of_failures_becomes_a_run_and_a_report(folder: str, tmp_path: Pa
         ('{"prompt": "a b"}', [], "answer"),
         ('{"prompt": "a b", "answer": " c", "extra": 1}', [], "extra"),
         ("", [], "no items"),
-        ('{"prompt": "a b", "answer": " c"}', ["--benchmark", "memory-degradation"], "not both"),
+        ('{"prompt": "a b", "answer": " c"}', ["--benchmark", "memory-degradation"], "Give one of"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(
@@ -322,5 +373,4 @@ def test_evidence_that_is_not_there_fails_the_item_by_name(folder: str, tmp_path
     path.write_text('{"prompt": "the gate by the", "answer": " x", "evidence": "window"}\n' * 1, "utf-8")
     assert main(["heal", str(path), "--model", folder, "--output", str(tmp_path / "run")]) == 1
     assert "window" in capsys.readouterr().out
-    assert main(["heal", "--benchmark", "value-ambiguity", "--model", folder]) not in (0, 70)
     assert main(["heal"]) not in (0, 70)

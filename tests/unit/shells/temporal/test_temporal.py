@@ -32,7 +32,7 @@ from symbolic_residue.shells import (
     TemporalInferenceResidue,
     TemporalInferenceShell,
 )
-from symbolic_residue.shells.temporal_inference import change_point
+from symbolic_residue.shells.temporal_inference import change_point, coherence_curve
 from symbolic_residue.shells.temporal_inference._heads import head_tests
 from symbolic_residue.shells.temporal_inference._pairs import pair_prompts
 from symbolic_residue.shells.temporal_inference._runs import TextRuns
@@ -109,6 +109,33 @@ def test_coherence_is_shifted_minus_unshifted_without_the_first_token(llama: Tem
     for direction in ("forward", "backward"):
         for mode in ("tokens", "positions"):
             np.testing.assert_allclose(coherence(runs, [cut], [0], direction, mode, [n])[0], 0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_coherence_curve_is_that_of_plain_forwards(llama: TemporalInferenceShell, direction: Any) -> None:
+    ids = build_prompt(llama.tokenizer, TEXT).ids
+    found = coherence_curve(llama.instrument, ids, [2, 5], direction=direction, config=SMALL)
+
+    def log_p(tokens: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            logits = llama.instrument.model(torch.tensor([tokens])).logits[0].double()
+        return torch.log_softmax(logits, -1).gather(-1, torch.tensor([*tokens[1:], 0])[:, None])[:, 0].numpy()
+
+    cuts = places(len(ids), 5, SMALL)
+    assert found.shape == (2, len(cuts))
+    for row, d in zip(found, (2, 5), strict=True):
+        for value, cut in zip(row, cuts, strict=True):
+            start = ids[: cut - d] if direction == "forward" else ids[:cut] + ids[cut - d : cut]
+            n = SMALL.window
+            after = ids[cut : cut + n + 1]
+            shifted, plain = log_p([*start, *after]), log_p(ids)
+            # Row i predicts token i + 1; the first token after the cut is left out.
+            expected = shifted[len(start) : len(start) + n] - plain[cut : cut + n]
+            assert value == pytest.approx(expected.mean(), abs=1e-5)
+    with pytest.raises(ConfigError, match="without distances"):
+        coherence_curve(llama.instrument, ids, [])
+    with pytest.raises(PromptError, match="needs"):
+        coherence_curve(llama.instrument, ids[:20], [15])
 
 
 def test_a_jump_is_what_hidden_tokens_make(llama: TemporalInferenceShell) -> None:
