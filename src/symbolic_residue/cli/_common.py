@@ -163,10 +163,12 @@ def measure_items(
     as_json: bool,
     work: Callable[[PromptItem, Callable[[str, float], None]], Any],
     provenance: dict[str, Any] | None = None,
+    reuse: tuple[Path, list[str]] | None = None,
 ) -> int:
     """Run ``work`` on every prompt into a run folder, write the report, print what came out.
 
     What was finished stays valid whatever happens: each item is one atomic write. ``provenance`` stands for the model where none is opened.
+    ``reuse`` names another run and the items that may be taken over from it.
 
     Returns:
         Exit code: 0, or 1 if a prompt failed or a line of the file was bad.
@@ -183,6 +185,10 @@ def measure_items(
     with RunFolder.create(
         path, kind=kind, command=command, provenance=provenance or {}, config=config, planned=total, resume=resume
     ) as run:
+        if reuse is not None:
+            from symbolic_residue.cli._reuse import take_over
+
+            take_over(run, *reuse, apart=("items_each",))
         there = {*run.done_items()}
         with _progress(len(prompts.items)) as update:
             for item in prompts.items:

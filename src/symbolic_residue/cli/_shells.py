@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -110,6 +111,9 @@ def run_command(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     resume: Resume = False,
+    reuse: Annotated[
+        Path | None, typer.Option("--reuse", help="A run with fewer items: what it has measured is taken over.", show_default=False)
+    ] = None,
     no_report: NoReport = False,
     json: Json = False,
 ) -> None:
@@ -133,6 +137,7 @@ def run_command(
         resume=resume,
         report=not no_report,
         as_json=json,
+        reuse=reuse,
     )
     raise typer.Exit(code)
 
@@ -155,6 +160,7 @@ def run_suite(
     report: bool,
     as_json: bool,
     across: bool = False,
+    reuse: Path | None = None,
 ) -> int:
     """Items of the benchmarks of several shells into one run folder; returns the exit code."""
     from symbolic_residue.diagnose import add_across, choose_items, item_name, suite_across, suite_item
@@ -208,4 +214,5 @@ def run_suite(
         report=report,
         as_json=as_json,
         work=work,
+        reuse=None if reuse is None else (reuse, list(chosen)),
     )

@@ -1,7 +1,8 @@
 """Several shells, each on items of its own benchmark: which failures does this model have?
 
 1. From each shell's benchmark and split, ``n`` items are taken: one half planted, one half null (where there are both), spread evenly over the file, so that
-   kinds and frames are all met. The same ``n`` always takes the same items, so that two models are compared on the same texts.
+   kinds and frames are all met. The same ``n`` always takes the same items, so that two models are compared on the same texts; a larger ``n`` takes these and
+   further ones, so that a run can be enlarged.
 2. Each goes through its shell with the shell's options for suites (``ShellConfig.quick``), or those given.
 3. The table ``shell_items`` says what was planted in each item; verdicts on null items are false ones.
 """
@@ -52,7 +53,17 @@ def choose_items(shell: str, n: int | None = None, *, split: str = "held-out") -
 
 
 def _spread(items: Sequence[ShellItem], n: int) -> list[ShellItem]:
-    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+    """``n`` items spread over the file: the middles of its quarters first, then halves, quarters, eighths …; whatever ``n``, they are the first of every
+    larger one."""
+    places = dict.fromkeys(i * len(items) // 8 for i in (1, 5, 3, 7))
+    k = 0
+    while len(places) < min(n, len(items)):
+        k += 1
+        place, half, rest = 0.0, 0.5, k
+        while rest:
+            place, half, rest = place + half * (rest & 1), half / 2, rest >> 1
+        places.setdefault(int(place * len(items)))
+    return [items[i] for i in list(places)[:n]]
 
 
 def suite_item(shell: ShellBase[Any, Any], item: ShellItem, *, seed: int = 0, progress: Progress = quiet) -> ItemResult:

@@ -9,14 +9,16 @@
 4. Items of a benchmark are *planted* (made to show this mode), *null* (made to show none) or *other*; the three are rows of their own, never pooled.
 5. By default the unit is the item, and the inference is to other items of the same patterns. With ``frames``, items of one sentence pattern are
    one unit: they are flipped and resampled together, and the inference is to other patterns.
-6. p values are adjusted by Holm's method over all rows of the comparison, values and outcomes apart. A difference is *shown* where the adjusted p is at most
-   0.05. With fewer than six units no sign-flip p can be that small, and the row says so.
+6. p values are adjusted by Holm's method, values and outcomes apart, over the rows that could show anything (Tarone): ``n`` units allow no sign-flip p under
+   2 ^ (1 − n), and ``d`` items that changed their outcome no McNemar p under 2 ^ (1 − d). A difference is *shown* where the adjusted p is at most 0.05. The
+   other rows have no adjusted p and say how many units they would need.
 
 What is compared is how two runs differ on these items. Why they differ (weights, dtype, adapter) is in ``differs``, taken from their provenance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +43,6 @@ from symbolic_residue.store import RunFolder
 __all__ = ["Comparison", "compare_runs"]
 
 _LEVEL = 0.05
-_FEWEST = 6
 _SAID = 4
 _KEY = ["shell", "mode"]
 _SIDES = ("planted", "null", "other", "all")
@@ -71,6 +72,7 @@ class Comparison:
         items: ids of the items compared.
         left_out: ids left out because they are not done in every run.
         frames: number of sentence patterns, where items of one pattern were one unit.
+        needed: units with which any row could show a difference, were all rows tested.
     """
 
     runs: list[dict[str, str]]
@@ -79,6 +81,12 @@ class Comparison:
     items: list[str]
     left_out: list[str] = field(default_factory=list)
     frames: int | None = None
+    needed: int = 0
+
+    @property
+    def unable(self) -> pl.DataFrame:
+        """Rows with too few units to show anything of their value: those whose note says how many they need."""
+        return self.frame.filter(pl.col("note") != "")
 
     @property
     def summary(self) -> str:
@@ -103,6 +111,7 @@ class Comparison:
             "items": self.items,
             "left_out": self.left_out,
             "frames": self.frames,
+            "needed": self.needed,
             "summary": self.summary,
             "modes": self.frame.fill_nan(None).to_dicts(),
         }
@@ -148,6 +157,7 @@ def compare_runs(
         items,
         left_out,
         None if labels is None else len(set(labels.values())),
+        _needed(rows),
     )
 
 
@@ -171,7 +181,13 @@ def _facts(name: str, folder: RunFolder) -> dict[str, str]:
 
 
 def _must_match(base: str, first: RunFolder, name: str, other: RunFolder) -> None:
-    found = [d for key in ("kind", "config") for d in _differences(getattr(first.manifest, key), getattr(other.manifest, key), key)]
+    # How many items a run was asked for is no other measure: the items themselves are compared below.
+    found = [
+        d
+        for key in ("kind", "config")
+        for d in _differences(getattr(first.manifest, key), getattr(other.manifest, key), key)
+        if not d.startswith("config.items_each:")
+    ]
     if found:
         raise ConfigError(
             f"{name} was measured otherwise than {base}.",
@@ -324,13 +340,34 @@ def _outcomes(pairs: pl.DataFrame, labels: Mapping[str, str] | None, seed: int) 
     return counts | rates | {"only_base": only_base, "only_other": only_other} | found
 
 
+def _needed(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Units at which the smallest sign-flip p survives Holm over all rows that have one."""
+    tested = max(1, sum(row.get("p") is not None for row in rows))
+    return 1 + math.ceil(math.log2(tested / _LEVEL))
+
+
+def _able(least: Sequence[float]) -> list[bool]:
+    """Which tests could be rejected at all: those whose smallest p is at most level / K, for the least K that leaves no more than K of them (Tarone 1990)."""
+    for k in range(1, len(least) + 1):
+        able = [p <= _LEVEL / k for p in least]
+        if sum(able) <= k:
+            return able
+    return [False] * len(least)
+
+
 def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Step 5: Holm over all rows, values and outcomes apart, and what is shown."""
-    for p, adjusted in (("p", "p_adjusted"), ("outcome_p", "outcome_p_adjusted")):
+    """Step 6: Holm over the rows that could show anything, values and outcomes apart, and what is shown."""
+    for p, adjusted, units in (
+        ("p", "p_adjusted", lambda row: row["units"]),
+        ("outcome_p", "outcome_p_adjusted", lambda row: row["only_base"] + row["only_other"]),
+    ):
         tested = [row for row in rows if row.get(p) is not None]
-        if tested:
-            for row, value in zip(tested, holm([row[p] for row in tested]), strict=True):
-                row[adjusted] = float(value)
+        # A p below the bound can only come of sampled flips or of clusters; it shows that the row was able.
+        able = _able([min(row[p], 2.0 ** (1 - units(row))) for row in tested])
+        kept = [row for row, is_able in zip(tested, able, strict=True) if is_able]
+        for row, value in zip(kept, holm([row[p] for row in kept]) if kept else (), strict=True):
+            row[adjusted] = float(value)
+    needed = _needed(rows)
     out = []
     for row in rows:
         shown = []
@@ -338,7 +375,7 @@ def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             shown.append("value higher" if row["difference"] > 0 else "value lower")
         if row.get("outcome_p_adjusted", 1.0) <= _LEVEL:
             shown.append("fires more often" if row["rate_difference"] > 0 else "fires less often")
-        note = f"{row['units']} units: too few for any p of {_LEVEL:g}." if row["units"] < _FEWEST else ""
+        note = f"{row['units']} units: too few for a p of {_LEVEL:g} here; {needed} are enough." if "p_adjusted" not in row else ""
         filled = {key: _number(row.get(key)) for key in _SCHEMA}
         out.append(filled | {"shown": " and ".join(shown), "note": note})
     return out

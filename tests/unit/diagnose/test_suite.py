@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,65 @@ def test_a_run_of_shells_from_the_command_line(
     assert len(rows) == 4
     assert main([*words, "--resume"]) == 1  # nothing left to do but what cannot be done
     assert main(["shells", "run", "--model", model, "--shell", "mirror"]) not in (0, 70)
+
+
+def test_more_items_are_the_same_and_further_ones() -> None:
+    """So that a run can be enlarged: whatever is chosen for n is chosen for every larger n."""
+    for shell in ("value-collapse", "memtrace"):
+        chosen = [{item.id for item in choose_items(shell, n)} for n in range(1, 41)]
+        assert all(one < two for one, two in pairwise(chosen))
+        assert [len(one) for one in chosen] == list(range(1, 41))
+        kinds = {item.kind for item in choose_items(shell)}
+        met = {item.kind for item in choose_items(shell, 16)}
+        assert len(met) >= min(len(kinds), 5)  # spread over the file, where kinds stand together
+
+
+def test_a_run_is_enlarged_and_compared_without_measuring_twice(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two models, four items; the comparison says how many are needed and how to get them; the larger runs measure only what is new."""
+    from symbolic_residue.shells import ValueCollapseShell
+
+    monkeypatch.chdir(tmp_path)
+    build("llama", seed=3, max_position_embeddings=4096).save_pretrained("other")
+    tiny_tokenizer().save_pretrained("other")
+    words = ["shells", "run", "--shell", "value-collapse", "--no-attribution", "--no-report"]
+    for name, where in (("a", model), ("b", "other")):
+        assert main([*words, "-m", where, "-o", name, "--items", "4"]) == 1  # the tiny tokenizer lacks words of the planted items
+    capsys.readouterr()
+    assert main(["shells", "compare", "a", "b"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"(\d+) of (\d+) rows have too few items to show a difference; (\d+) are enough.", said)
+    assert found is not None and 0 < int(found[1]) <= int(found[2])
+    more = re.search(r"--items (\d+) gives", said)
+    assert more is not None and "--reuse" in said
+    n, needed = int(more[1]), int(found[3])
+    assert sum(item.null for item in choose_items("value-collapse", n)) >= needed
+    asked: list[str] = []
+    real = ValueCollapseShell.run_item
+
+    def run_item(self: Any, item: Any, **options: Any) -> Any:
+        asked.append(item.id)
+        return real(self, item, **options)
+
+    monkeypatch.setattr(ValueCollapseShell, "run_item", run_item)
+    assert main([*words, "-m", model, "-o", "c", "--items", "6", "--reuse", "a"]) == 1
+    have = RunFolder.open("a").done_items()
+    assert len(have) == 2
+    assert sorted(asked) == sorted(i.id for i in choose_items("value-collapse", 6) if item_name("value-collapse", i) not in have)
+    one, two = RunFolder.open("a"), RunFolder.open("c")
+    for name in ("verdicts", "tokens", "candidates"):
+        assert two.table(name).filter(pl.col("item").is_in(one.done_items())).sort("item").equals(one.table(name).sort("item")), (
+            name
+        )
+    assert validate("c") == []
+    assert main(["shells", "compare", "a", "c", "--common", "--no-report"]) == 0
+    for words_, said in (
+        ([*words, "-m", "other", "-o", "d", "--items", "6", "--reuse", "a"], "provenance"),
+        ([*words, "-m", model, "-o", "e", "--items", "6", "--seed", "1", "--reuse", "a"], "seed"),
+    ):
+        assert main(words_) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_lists_cards_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

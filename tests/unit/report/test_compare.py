@@ -231,11 +231,34 @@ def test_missing_values_and_few_items_are_said(tmp_path: Path) -> None:
     first["decay"][0] = np.nan
     frame = compare_runs([write(tmp_path / "a", first), write(tmp_path / "b", second)]).frame
     assert frame["n"].to_list() == [4, 3, 4]
+    assert frame["note"][0] == "4 units: too few for a p of 0.05 here; 7 are enough."  # 2 ** -6 is the first power under 0.05 / 3
     assert all("too few" in note for note in frame["note"])
+    assert frame["p_adjusted"].null_count() == 3
     for values in (first, second):
         values["decay"][:] = np.nan
     row = compare_runs([write(tmp_path / "c", first), write(tmp_path / "d", second)]).frame.row(1, named=True)
     assert (row["n"], row["difference"], row["p_adjusted"]) == (0, None, None)
+
+
+def test_rows_that_can_show_nothing_do_not_weaken_the_others(tmp_path: Path) -> None:
+    """A mode with nine clear differences beside eleven modes with two: alone p = 2 ** -8 survives, with all twelve in Holm's family it would as well; with forty
+    it would not, and it must not matter how many rows were never able."""
+    n = 9
+    clear = {"decay": np.linspace(0.1, 0.2, n)}
+    first: Values = dict(clear)
+    second: Values = {"decay": clear["decay"] + np.linspace(0.3, 0.5, n)}
+    for i in range(40):
+        few = np.full(n, np.nan)
+        few[:2] = 0.2
+        first[f"few-{i}"] = few
+        second[f"few-{i}"] = few + 0.1
+    found = compare_runs([write(tmp_path / "a", first), write(tmp_path / "b", second)])
+    row = found.frame.filter(pl.col("mode") == "decay").row(0, named=True)
+    assert row["p"] == pytest.approx(2**-8)
+    assert row["p_adjusted"] == pytest.approx(2**-8)  # the only row that can show anything; Holm over 41 would give 0.16
+    assert "value higher" in row["shown"]
+    assert len(found.unable) == 40
+    assert found.needed == 1 + int(np.ceil(np.log2(41 / 0.05)))
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------------
