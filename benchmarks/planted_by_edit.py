@@ -417,7 +417,7 @@ def _block_hidden(which: str) -> Any:
     def hidden(shell: Any, item: Any) -> Iterator[None]:
         """Where both instructions stand, the question and the answer do not see the ``first``, the ``later`` or ``both`` of the blocks."""
         from symbolic_residue.instrument import LastRow
-        from symbolic_residue.shells.instruction_disruption._answers import SharedRows
+        from symbolic_residue.shells.instruction_disruption._answers import blocks, SharedRows
 
         def rows(frames: Any, cells: Any) -> Any:
             spans = []
@@ -426,7 +426,9 @@ def _block_hidden(which: str) -> Any:
                 one = {"first": both[0], "later": both[-1], "both": (both[0][0], both[-1][1])}[which]
                 spans.append((max(1, one[0]), min(one[1], frame.shared)) if frame.condition == "conflict" else None)
             ids = [list(frame.prompt.ids) for frame in frames]
-            return SharedRows(shell.instrument, ids, [frame.shared for frame in frames], spans), []
+            return SharedRows(
+                shell.instrument, ids, [frame.shared for frame in frames], spans, [blocks(frame) for frame in frames]
+            ), []
 
         decoder = LastRow.decoder
 

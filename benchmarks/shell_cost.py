@@ -7,7 +7,7 @@
    once and counted). Ratio = time of the shell / time of its bare calls. Everything else is in the numerator: reading, edits, copies of caches, statistics, tables.
 4. Target: five shells × 8 items under 240 s on two cores; ratio at most 1.5.
 
-Run: python benchmarks/shells.py [--items N] [--write]
+Run: python benchmarks/shell_cost.py [--items N] [--write]
 """
 
 from __future__ import annotations
