@@ -76,6 +76,28 @@ _COLUMNS = {
     "instruction_rates": "condition order arrangement outcome share:f low:f high:f n:i",
     "instruction_pairs": "one two one_text two_text relation layer:i cosine:f conflict:f",
     "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
+    "contrast_trials": "model condition question trial:i seed:i positive:b stop new_tokens:i kept:b counted:b",
+    "contrast_rates": "model condition behaviour hits:i n:i rate:f low:f high:f",
+    "contrast_examples": "example condition question system? asked trial:i seed:i prompt_len:i event:i? token_hit:b? text_hit:b? stop text ids sinks drawn_by",
+    "contrast_records": "model condition example cluster layer:i head:i? region segmentation stratum query_offset:i row:i mass:f",
+    "contrast_preflight": "check model condition? value:f low:f? high:f? margin:f? n:i outcome note?",
+    "contrast_layers": "model condition region segmentation query_offset:i layer:i head:i? value:f low:f? high:f? n:i clusters:i p:f? share:f control:f? "
+    "A:b? B:b? C:b? D:b? E:b? F:b? rival? margin:f? margin_low:f? margin_high:f? detectable:f?",
+    "contrast_rule_outs": "model condition region segmentation query_offset:i layer:i head:i? stratum value:f? low:f? high:f? n:i control_n:i? "
+    "clusters:i passed:b?",
+    "contrast_trajectory": "model condition region segmentation query_offset:i layer:i head:i? lag:i value:f low:f? high:f? n:i clusters:i",
+    "contrast_windows": "model condition region segmentation query_offset:i head:i? first:i last:i layers:i peak_layer:i peak_value:f D:b? E:b? F:b?",
+    "contrast_missing": "model condition stratum examples:i with_rows:i missing:i?",
+    "contrast_differences": "tuned reference condition region segmentation query_offset:i stratum layer:i head:i? value:f low:f? high:f? p:f? n:i clusters:i "
+    "unpaired:i tuned_value:f reference_value:f detectable:f?",
+    "contrast_verdicts": "tuned reference condition region segmentation query_offset:i head:i? outcome layer:i value:f low:f? high:f? p:f? n:i clusters:i "
+    "tuned_value:f reference_value:f detectable:f? layers why",
+    "contrast_shifts": "tuned reference condition region segmentation query_offset:i tuned_peak:i reference_peak:i shift:i low:f? high:f? agree:f? n:i clusters:i",
+    "contrast_heads": "model condition region segmentation query_offset:i layer:i head:i rank:i chosen_value:f value:f low:f? high:f? p:f? n:i clusters:i "
+    "chosen_n:i holds:b?",
+    "contrast_causal": "analysis model condition example cluster part place layer:i? head:i? dose:f? value:f control:f? unit",
+    "contrast_effects": "analysis model condition part place layer:i? head:i? dose:f? value:f low:f? high:f? n:i clusters:i control:f? control_low:f? "
+    "control_high:f? p:f? unit outcome?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}

@@ -115,7 +115,7 @@ finite = st.floats(-5, 5).map(lambda x: round(x, 3))
 def test_a_shifted_interval_is_decided_past_what_reach_says(value: float, one: float, two: float, shift: float) -> None:
     low, high = value - abs(one), value + abs(two)
     rule = beyond("x", 1.0, otherwise=-1.0)
-    needed_up, needed_down = 1.0 + value - low, -1.0 - (high - value)
+    needed_up, needed_down = 1.0 + (value - low), -1.0 - (high - value)  # summed as reach() does, or a tie rounds otherwise
     for new, expected in ((needed_up + shift + 1e-6, "supported"), (needed_down - shift - 1e-6, "contradicted")):
         moved = Estimate(new, new - (value - low), new + (high - value), 9)
         assert decide(rule, {"x": moved}) == expected
