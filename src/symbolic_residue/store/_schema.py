@@ -92,7 +92,8 @@ _COLUMNS = {
     "unpaired:i tuned_value:f reference_value:f detectable:f?",
     "contrast_verdicts": "tuned reference condition region segmentation query_offset:i head:i? outcome layer:i value:f low:f? high:f? p:f? n:i clusters:i "
     "tuned_value:f reference_value:f detectable:f? layers why",
-    "contrast_shifts": "tuned reference condition region segmentation query_offset:i tuned_peak:i reference_peak:i shift:i low:f? high:f? agree:f? n:i clusters:i",
+    "contrast_shifts": "tuned reference condition region segmentation query_offset:i tuned_peak:i reference_peak:i shift:i low:f? high:f? "
+    "agree:f? n:i clusters:i",
     "contrast_heads": "model condition region segmentation query_offset:i layer:i head:i rank:i chosen_value:f value:f low:f? high:f? p:f? n:i clusters:i "
     "chosen_n:i holds:b?",
     "contrast_causal": "analysis model condition example cluster part place layer:i? head:i? dose:f? value:f control:f? unit",
