@@ -1,5 +1,6 @@
 """Contrast: did training change where the model looks, and does it matter?"""
 
+from symbolic_residue.contrast._adapters import adapter_norms, random_adapter, restrict_adapter
 from symbolic_residue.contrast._behaviour import (
     Behaviour,
     CallableBehaviour,
@@ -62,6 +63,7 @@ __all__ = [
     "Sampling",
     "TextBehaviour",
     "TokenBehaviour",
+    "adapter_norms",
     "check_deltas",
     "check_example",
     "check_records",
@@ -77,8 +79,10 @@ __all__ = [
     "make_behaviour",
     "missing",
     "peak_shift",
+    "random_adapter",
     "rare_tokens",
     "read_examples",
+    "restrict_adapter",
     "score_answer",
     "segment",
     "select_heads",

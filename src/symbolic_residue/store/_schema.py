@@ -98,7 +98,7 @@ _COLUMNS = {
     "chosen_n:i holds:b?",
     "contrast_causal": "analysis model condition example cluster part place layer:i? head:i? dose:f? value:f control:f? unit",
     "contrast_effects": "analysis model condition part place layer:i? head:i? dose:f? value:f low:f? high:f? n:i clusters:i control:f? control_low:f? "
-    "control_high:f? p:f? unit outcome?",
+    "control_high:f? p:f? unit outcome? criterion:f? why?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
