@@ -21,7 +21,17 @@ from symbolic_residue.errors import ConfigError, PromptError, RecordError
 from symbolic_residue.instrument import collate, generate, Instrument
 from symbolic_residue.prompts import build_prompt, Prompt
 
-__all__ = ["Condition", "Example", "Question", "Sampling", "check_example", "condition_prompt", "event_character", "generate_examples", "score_answer"]
+__all__ = [
+    "Condition",
+    "Example",
+    "Question",
+    "Sampling",
+    "check_example",
+    "condition_prompt",
+    "event_character",
+    "generate_examples",
+    "score_answer",
+]
 
 
 @dataclass(frozen=True)
