@@ -116,7 +116,7 @@ def _pooled(
     control = control_low = control_high = np.full_like(value, np.nan)
     complete = controls is not None and not np.isnan(controls).any()
     if controls is not None:
-        have = ~np.isnan(controls).any(axis=1)
+        have: Any = ~np.isnan(controls).any(axis=1)
         if have.any():
             own = [cluster for cluster, here in zip(clusters, have, strict=True) if here]
             control, control_low, control_high = bootstrap_columns(controls[have], clusters=own, **options)
@@ -151,7 +151,8 @@ def _shares(
     if np.isnan(value).any():
         return []
     control = control_low = control_high = np.full_like(value, np.nan)
-    if controls is not None and (have := ~np.isnan(controls).any(axis=1)).any():
+    if controls is not None:
+        have: Any = ~np.isnan(controls).any(axis=1)
         own = [cluster for cluster, here in zip(clusters, have, strict=True) if here]
         control, control_low, control_high = bootstrap_ratio(controls[have], total[have], clusters=own, **options)
     return [
