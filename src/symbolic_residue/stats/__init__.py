@@ -12,7 +12,7 @@ from symbolic_residue.stats._bootstrap import (
 )
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
-from symbolic_residue.stats._estimate import Estimate, generator, t_interval, wilson
+from symbolic_residue.stats._estimate import bound, Estimate, generator, t_interval, wilson
 from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
 from symbolic_residue.stats._paired import mcnemar, paired_difference
 from symbolic_residue.stats._samples import detectable_effect, two_sample_columns
@@ -36,6 +36,7 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_median",
     "bootstrap_ratio",
+    "bound",
     "cluster_bootstrap",
     "cluster_sign_flip",
     "decide",

@@ -235,3 +235,14 @@ def test_a_ratio_by_hand_and_without_a_total() -> None:
     assert doubled[0] == pytest.approx(value)
     with pytest.raises(ConfigError, match="numerators"):
         stats.bootstrap_ratio(x, y[:3], seed=0)
+
+
+@given(st.floats(allow_nan=True), st.floats(-10, 0), st.floats(0, 10))
+def test_a_bound_is_null_or_within_its_range(x, least, most):
+    found = stats.bound(np.float64(x), least, most)
+    if math.isnan(x):
+        assert found is None
+    else:
+        assert isinstance(found, float)
+        assert found == (x if least <= x <= most else least if x < least else most)
+        assert stats.bound(x) == x

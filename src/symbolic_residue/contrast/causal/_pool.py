@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from symbolic_residue.contrast.causal._emission import DIFFERENCE
 from symbolic_residue.contrast.causal._tables import check_causal, effects_frame
 from symbolic_residue.errors import RecordError
-from symbolic_residue.stats import bootstrap_columns, bootstrap_ratio, max_t
+from symbolic_residue.stats import bootstrap_columns, bootstrap_ratio, bound, max_t
 
 __all__ = ["TOTAL", "pool_effects"]
 
@@ -60,8 +60,7 @@ def pool_effects(frame: pl.DataFrame, *, seed: int, n_resamples: int = 2000, lev
         made = _pooled(columns, values, controls, clusters, options, tested=nullable and place["part"] != TOTAL)
         if not nullable and place["analysis"] == "lens":
             for row in made:
-                for bound in ("high", "control_high"):
-                    row[bound] = min(row[bound], 0.0) if row[bound] is not None else None
+                row["high"], row["control_high"] = bound(row["high"], most=0.0), bound(row["control_high"], most=0.0)
         rows += [{**place, **row} for row in made]
         if place["analysis"] != "patch":
             continue
