@@ -203,3 +203,14 @@ def test_large_samples_are_chunked_alike(monkeypatch):
     monkeypatch.setattr(_bootstrap, "_CHUNK", 1000)
     for a, b in zip(whole, stats.bootstrap_columns(x, seed=3, n_resamples=500), strict=True):
         assert np.allclose(a, b)
+
+
+@given(st.floats(allow_nan=True), st.floats(-10, 0), st.floats(0, 10))
+def test_a_bound_is_null_or_within_its_range(x, least, most):
+    found = stats.bound(np.float64(x), least, most)
+    if math.isnan(x):
+        assert found is None
+    else:
+        assert isinstance(found, float)
+        assert found == (x if least <= x <= most else least if x < least else most)
+        assert stats.bound(x) == x
