@@ -1,5 +1,6 @@
 """Contrast: did training change where the model looks, and does it matter?"""
 
+from symbolic_residue.contrast._adapters import adapter_norms, random_adapter, restrict_adapter
 from symbolic_residue.contrast._behaviour import (
     Behaviour,
     CallableBehaviour,
@@ -16,6 +17,7 @@ from symbolic_residue.contrast._examples import (
     check_example,
     Condition,
     condition_prompt,
+    event_character,
     Example,
     generate_examples,
     Question,
@@ -61,6 +63,7 @@ __all__ = [
     "Sampling",
     "TextBehaviour",
     "TokenBehaviour",
+    "adapter_norms",
     "check_deltas",
     "check_example",
     "check_records",
@@ -69,14 +72,17 @@ __all__ = [
     "deltas",
     "diff_of_diffs",
     "end_rows",
+    "event_character",
     "find_sinks",
     "gates",
     "generate_examples",
     "make_behaviour",
     "missing",
     "peak_shift",
+    "random_adapter",
     "rare_tokens",
     "read_examples",
+    "restrict_adapter",
     "score_answer",
     "segment",
     "select_heads",

@@ -23,7 +23,17 @@ from symbolic_residue.errors import ConfigError, PromptError, RecordError
 from symbolic_residue.instrument import collate, generate, Instrument
 from symbolic_residue.prompts import build_prompt, Prompt
 
-__all__ = ["Condition", "Example", "Question", "Sampling", "check_example", "condition_prompt", "generate_examples", "score_answer"]
+__all__ = [
+    "Condition",
+    "Example",
+    "Question",
+    "Sampling",
+    "check_example",
+    "condition_prompt",
+    "event_character",
+    "generate_examples",
+    "score_answer",
+]
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,13 @@ def score_answer(tokenizer: Any, behaviour: Behaviour, prompt: Prompt, ids: Sequ
         text=text,
         **fields,
     )
+
+
+def event_character(tokenizer: Any, example: Example) -> int | None:
+    """Where the behaviour's first token starts in the example's ``text`` (characters); None without the behaviour."""
+    if example.event is None:
+        return None
+    return min(len(answer_text(tokenizer, example.ids[example.prompt_len : example.event])), len(example.text))
 
 
 def check_example(tokenizer: Any, example: Example, prompt: Prompt, *, vocab: int) -> None:
