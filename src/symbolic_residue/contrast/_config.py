@@ -77,7 +77,7 @@ class Reference(_Strict):
     """``true``: the model without the adapter."""
     adapter: str | None = None
     """Folder of another adapter on the same model."""
-    random: int | None = Field(None, ge=0)
+    random: int | None = Field(default=None, ge=0)
     """Seed of a random twin of the adapter, of equal norm in every matrix: what any tuning does."""
     system: str | None = None
     """Another system text: the tuned model reads its own answers after it."""
@@ -109,21 +109,21 @@ class PredictedConfig(_Strict):
 class SamplingConfig(_Strict):
     """How answers are drawn."""
 
-    positives: int = Field(4, ge=0)
+    positives: int = Field(default=4, ge=0)
     """Answers with the behaviour that are kept of each condition and question."""
-    negatives: int = Field(2, ge=0)
+    negatives: int = Field(default=2, ge=0)
     """Answers without it that are kept."""
-    tries: int = Field(16, ge=1)
+    tries: int = Field(default=16, ge=1)
     """Most answers drawn for each condition and question."""
-    counted: int = Field(4, ge=1)
+    counted: int = Field(default=4, ge=1)
     """The rate is that of the first so many trials of each question: they are drawn whatever they show, so that stopping does not move the rate."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Of the draws."""
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(default=0.95, gt=0, le=1)
     """Share of the probability that tokens are drawn from."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer, tokens."""
-    batch: int = Field(4, ge=1)
+    batch: int = Field(default=4, ge=1)
     """Answers drawn at once."""
     controls: tuple[str, ...] = ()
     """References that draw the counted trials too: the rate without this training stands beside the tuned model's."""
@@ -144,13 +144,13 @@ class SamplingConfig(_Strict):
 class RowsConfig(_Strict):
     """Which rows are read."""
 
-    n: int = Field(5, ge=1)
+    n: int = Field(default=5, ge=1)
     """Tokens of C1, and at most of C3 and C5, in each answer."""
-    gap: int = Field(5, ge=1)
+    gap: int = Field(default=5, ge=1)
     """Least distance of C1 and C3 to the answer's start and to the event, tokens."""
-    before: int = Field(3, ge=1)
+    before: int = Field(default=3, ge=1)
     """Rows of C2."""
-    lags: int = Field(10, ge=0)
+    lags: int = Field(default=10, ge=0)
     """Rows of the trajectory; 5 or more are needed for gate F."""
     offsets: tuple[Literal[-1, 0], ...] = (-1, 0)
     """Rows of a token: −1 emits it (the headline), 0 consumes it."""
@@ -174,7 +174,7 @@ class ReadoutConfig(_Strict):
     """Keep single heads too (of the event's and C1's rows at offset −1 only), for the choice of heads."""
     merged_newlines: bool = False
     """Tokens that end in a newline, such as ".\\n\\n", count as ``special`` in the segmentation ``content``."""
-    batch: int = Field(4, ge=1)
+    batch: int = Field(default=4, ge=1)
     """Sequences a forward."""
     side: Literal["left", "right"] = "left"
     """Where padding goes."""
@@ -185,13 +185,13 @@ class PreflightConfig(_Strict):
 
     implementations: tuple[Literal["sdpa", "eager", "replace"], ...] = ("sdpa", "eager")
     """The first is what the study runs with; each other is compared with it. ``replace``: the reading kernel gives attention's output too."""
-    trials: int = Field(2, ge=1)
+    trials: int = Field(default=2, ge=1)
     """Answers drawn under each implementation for each condition and question."""
-    questions: int | None = Field(None, ge=1)
+    questions: int | None = Field(default=None, ge=1)
     """Only the first so many questions; left out: all."""
-    margin: float = Field(0.10, gt=0, lt=1)
+    margin: float = Field(default=0.10, gt=0, lt=1)
     """Rates that differ by less are equivalent."""
-    kl_margin: float = Field(0.01, gt=0)
+    kl_margin: float = Field(default=0.01, gt=0)
     """Mean KL of next tokens below which the implementations are equivalent, nats."""
     required: bool = True
     """End the run where implementations are shown not to be equivalent (undecided does not end it)."""
@@ -211,17 +211,17 @@ class AnalysisConfig(_Strict):
 
     protocol: Literal["strict", "published"] = "strict"
     """``published`` computes the study's own formulas with their known defects; it gives no verdict."""
-    share: float = Field(0.70, gt=0, le=1)
+    share: float = Field(default=0.70, gt=0, le=1)
     """Gate A's least share of examples in the predicted direction."""
-    alpha: float = Field(0.05, gt=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
     """Of family-wise p; intervals have the level 1 − alpha."""
-    run: int = Field(3, ge=1)
+    run: int = Field(default=3, ge=1)
     """Fewest layers of a window."""
-    n_resamples: int = Field(2000, ge=100)
+    n_resamples: int = Field(default=2000, ge=100)
     """Bootstrap draws and sign flips."""
     reference: Literal["C1", "C2", "C3", "C5"] = "C1"
     """The control stratum of gates A to D and F and of the differences."""
-    top_heads: int = Field(10, ge=1)
+    top_heads: int = Field(default=10, ge=1)
     """Heads chosen on half of the questions and tested on the other half (with ``readout.heads``)."""
 
 
@@ -232,9 +232,9 @@ class CausalConfig(_Strict):
     """None: stage 5 is left out."""
     base: str | None = None
     """Name of the reference that tuned is compared with; left out: the first of kind base or model."""
-    examples: int = Field(8, ge=1)
+    examples: int = Field(default=8, ge=1)
     """Examples with the behaviour, of each condition, at most; at most one a question until every question has one."""
-    batch: int = Field(4, ge=1)
+    batch: int = Field(default=4, ge=1)
     """Examples an item."""
 
     @field_validator("analyses")
@@ -270,7 +270,7 @@ class StudyConfig(_Strict):
     """What is predicted."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are drawn."""
-    sink_threshold: float = Field(0.10, gt=0, le=1)
+    sink_threshold: float = Field(default=0.10, gt=0, le=1)
     """Prompt keys with a larger mean incoming attention are sinks."""
     rows: RowsConfig = RowsConfig()
     """Which rows are read."""
@@ -282,7 +282,7 @@ class StudyConfig(_Strict):
     """How the records are judged."""
     causal: CausalConfig = CausalConfig()
     """Which causal follow-ups are made."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of everything random."""
 
     @field_validator("behaviour")
@@ -325,7 +325,9 @@ class StudyConfig(_Strict):
                 raise ValueError(f"sampling.controls names {name!r}, which is no reference with a model of its own")
         base = self.causal.base
         if base is not None and base not in self.references:
-            raise ValueError(f"causal.base names {base!r}, which is no reference ({', '.join(self.references) or 'there are none'})")
+            raise ValueError(
+                f"causal.base names {base!r}, which is no reference ({', '.join(self.references) or 'there are none'})"
+            )
         if self.causal.analyses and self.base_name is None:
             raise ValueError("causal needs a reference of kind base or model")
         return self
@@ -385,7 +387,7 @@ def load_config(path: str | os.PathLike[str]) -> StudyConfig:
             return super().construct_mapping(node, deep=deep)
 
     try:
-        data = yaml.load(text, Loader)  # noqa: S506 (a safe loader)
+        data = yaml.load(text, Loader)
     except (yaml.YAMLError, TypeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = "" if mark is None else f", line {mark.line + 1}"
@@ -407,7 +409,9 @@ def read_config(data: Any, *, folder: str | os.PathLike[str] = ".") -> StudyConf
         PromptFileError: a file of questions that cannot be read.
     """
     if not isinstance(data, dict):
-        raise ConfigError("The configuration holds no fields.", todo="Write fields such as 'model: demo'; see examples/contrast.yaml.")
+        raise ConfigError(
+            "The configuration holds no fields.", todo="Write fields such as 'model: demo'; see examples/contrast.yaml."
+        )
     data = dict(data)
     data["questions"] = _questions(data.get("questions"), Path(folder)) if "questions" in data else None
     if data["questions"] is None:
@@ -480,7 +484,7 @@ def _refusal(error: ValidationError) -> ConfigError:
     if kind == "string_type":
         said = f"{first['input']!r} is no text"
         return ConfigError(f"Field {where!r}: {said}.", why=meant, todo="Write it in quotes.")
-    return ConfigError(f"Field {where!r}: {said}." if where else f"{said[:1].upper()}{said[1:]}.", todo=meant)
+    return ConfigError(f"Field {where!r}: {said}." if where else f"The fields do not fit together: {said}.", todo=meant)
 
 
 def _field(place: tuple[int | str, ...]) -> tuple[str, type[BaseModel], str]:

@@ -14,8 +14,9 @@ How it stays true:
    as finished from that moment on. Then the manifest's counts are brought up to date.
 3. Leaving the ``with`` block sets "complete"; Ctrl-C sets "interrupted", any other exception "failed", and both go on. A killed
    process leaves "running": what was finished is whole, and files of the item in work are ignored by readers.
-4. :meth:`RunFolder.reopen` opens any run again, with items left out that its caller names. ``resume=True`` opens such a folder again, if kind, config and provenance are the same; files of unfinished items are
-   removed, finished ones are listed by :meth:`RunFolder.done_items`, failed ones may be written anew.
+4. ``resume=True`` opens such a folder again, if kind, config and provenance are the same; files of unfinished items are
+   removed, finished ones are listed by :meth:`RunFolder.done_items`, failed ones may be written anew. :meth:`RunFolder.reopen`
+   opens any run again, without the items that its caller names.
 """
 
 from __future__ import annotations

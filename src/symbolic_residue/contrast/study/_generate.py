@@ -11,11 +11,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 
 from symbolic_residue.contrast._config import TUNED
-from symbolic_residue.contrast._examples import Condition, condition_prompt, Example, generate_examples, Question, Sampling
+from symbolic_residue.contrast._examples import (
+    Condition,
+    condition_prompt,
+    event_character,
+    Example,
+    generate_examples,
+    Question,
+    Sampling,
+)
 from symbolic_residue.contrast._segment import find_sinks
 from symbolic_residue.contrast.study._study import end_ids, items_row, Stopped, Study
 from symbolic_residue.errors import ConfigError, PromptError
@@ -45,6 +54,7 @@ EXAMPLES = {
     "seed": pl.Int64,
     "prompt_len": pl.Int64,
     "event": pl.Int64,
+    "event_character": pl.Int64,
     "token_hit": pl.Boolean,
     "text_hit": pl.Boolean,
     "stop": pl.String,
@@ -123,8 +133,8 @@ def never_shown(study: Study) -> str:
 def _drawn(study: Study, model: str, condition: Condition, question: Question, plan: Sampling) -> dict[str, pl.DataFrame]:
     """The tables of one question under one condition."""
     instrument, config = study.models.get(model), study.config
-    behaviour = study.behaviour(end_ids(instrument))
-    prompt = condition_prompt(instrument.loaded.tokenizer, condition, question, chat=config.chat)
+    tokenizer, behaviour = instrument.loaded.tokenizer, study.behaviour(end_ids(instrument))
+    prompt = condition_prompt(tokenizer, condition, question, chat=config.chat)
     sinks = find_sinks(instrument, prompt, threshold=config.sink_threshold) if model == TUNED else ()
     trials: list[tuple[Example, bool]] = []
     kept = generate_examples(
@@ -144,16 +154,19 @@ def _drawn(study: Study, model: str, condition: Condition, question: Question, p
     if model == TUNED:
         positives = sum(one.positive for one in kept)
         summary += f"; kept: {positives} with it, {len(kept) - positives} without"
-        tables["contrast_examples"] = pl.DataFrame([_example_row(one, condition, question) for one in kept], schema=EXAMPLES)
+        tables["contrast_examples"] = pl.DataFrame(
+            [_example_row(tokenizer, one, condition, question) for one in kept], schema=EXAMPLES
+        )
     return {"items": items_row(study, prompt=question.text, summary=summary, text=prompt.text, n_tokens=len(prompt)), **tables}
 
 
-def _example_row(one: Example, condition: Condition, question: Question) -> dict[str, object]:
+def _example_row(tokenizer: Any, one: Example, condition: Condition, question: Question) -> dict[str, object]:
     same = ("condition", "question", "trial", "seed", "prompt_len", "event", "token_hit", "text_hit", "stop", "text", "drawn_by")
     return {
         "example": one.id,
         "system": condition.system,
         "asked": question.text,
+        "event_character": event_character(tokenizer, one),
         "ids": " ".join(map(str, one.ids)),
         "sinks": " ".join(map(str, one.sinks)),
         **{name: getattr(one, name) for name in same},
@@ -170,7 +183,9 @@ def saved_examples(study: Study) -> list[Example]:
     frame = study.folder.table("contrast_examples")
     out = []
     for row in frame.to_dicts():
-        fields = {name: row[name] for name in EXAMPLES if name not in ("example", "system", "asked", "ids", "sinks")}
+        fields = {
+            name: row[name] for name in EXAMPLES if name not in ("example", "system", "asked", "event_character", "ids", "sinks")
+        }
         ids, sinks = (tuple(map(int, row[name].split())) for name in ("ids", "sinks"))
         out.append(Example(id=row["example"], ids=ids, sinks=sinks, **fields))
     known = {(condition.name, question.id) for condition, question in study.cells()}

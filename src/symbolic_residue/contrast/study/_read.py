@@ -120,9 +120,11 @@ def _item(study: Study, plan: Plan, model: str, condition: Condition, question: 
     other = None if model == TUNED else config.references[model].system
     if other is not None:
         prompt = condition_prompt(tokenizer, Condition(condition.name, other), question, chat=config.chat)
-        examples, rows = zip(*(under_other_prompt(one, prompt, own) for one, own in zip(examples, rows, strict=True)), strict=True) if at else ([], [])  # fmt: skip
+        moved = [under_other_prompt(one, prompt, own) for one, own in zip(examples, rows, strict=True)]
+        examples, rows = [one for one, _ in moved], [own for _, own in moved]
     buckets = [
-        segment(tokenizer, prompt, len(one.answer), sinks=one.sinks, merged_newlines=config.readout.merged_newlines) for one in examples
+        segment(tokenizer, prompt, len(one.answer), sinks=one.sinks, merged_newlines=config.readout.merged_newlines)
+        for one in examples
     ]
     readings = read_examples(instrument, examples, buckets, rows, batch=config.readout.batch, side=config.readout.side)
     frames = [to_records(readings, model)]
@@ -184,6 +186,9 @@ def _pieces(tokenizer: Any, behaviour: Behaviour) -> set[int]:
     if isinstance(behaviour, TokenBehaviour):
         return {*behaviour.ids}
     if isinstance(behaviour, TextBehaviour):
-        return {token for form in (behaviour.text, f" {behaviour.text}") for token in tokenizer(form, add_special_tokens=False)["input_ids"]}
+        return {
+            token
+            for form in (behaviour.text, f" {behaviour.text}")
+            for token in tokenizer(form, add_special_tokens=False)["input_ids"]
+        }
     return set()
-

@@ -31,7 +31,20 @@ STAGES = ("preflight", "generate", "read", "force-feed", "analyse", "causal")
 STAGE_OF = {
     "preflight": 0,
     **dict.fromkeys(
-        ("model", "adapter", "dtype", "device", "chat", "behaviour", "conditions", "questions", "sampling", "sink_threshold", "seed"), 1
+        (
+            "model",
+            "adapter",
+            "dtype",
+            "device",
+            "chat",
+            "behaviour",
+            "conditions",
+            "questions",
+            "sampling",
+            "sink_threshold",
+            "seed",
+        ),
+        1,
     ),
     "rows": 2,
     "readout": 2,
@@ -42,7 +55,14 @@ STAGE_OF = {
 }
 """Configuration field → the first stage that it acts on."""
 
-_PREFIXES = {0: ("preflight",), 1: ("gen-", "rate-", "rates"), 2: (f"read-{TUNED}/",), 3: ("read-",), 4: ("analysis/",), 5: ("causal-", "effects")}
+_PREFIXES = {
+    0: ("preflight",),
+    1: ("gen-", "rate-", "rates"),
+    2: (f"read-{TUNED}/",),
+    3: ("read-",),
+    4: ("analysis/",),
+    5: ("causal-", "effects"),
+}
 
 
 class Folder(Protocol):
@@ -132,7 +152,9 @@ class Models:
     def _key(self, name: str) -> str:
         """Another system text is read by the tuned model itself."""
         if name != TUNED and name not in self.config.references:
-            raise ConfigError(f"{name!r} is no model of this study.", todo=f"There are: {', '.join([TUNED, *self.config.references])}.")
+            raise ConfigError(
+                f"{name!r} is no model of this study.", todo=f"There are: {', '.join([TUNED, *self.config.references])}."
+            )
         return TUNED if name == TUNED or self.config.references[name].kind == "system" else name
 
     def _load(self, key: str) -> Any:
@@ -261,7 +283,9 @@ def _stage(item: str) -> int:
 
 def _told(old: Any, new: Any, where: str) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
-        return "; ".join(_told(old.get(k), new.get(k), f"{where}.{k}") for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k))
+        return "; ".join(
+            _told(old.get(k), new.get(k), f"{where}.{k}") for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)
+        )
     shown = [text if len(text) <= 60 else f"{text[:57]}…" for text in (repr(old), repr(new))]
     return f"{where} was {shown[0]} and is {shown[1]}" if shown[0] != shown[1] else f"{where} differs"
 
