@@ -24,8 +24,9 @@ from symbolic_residue.contrast._examples import (
     Sampling,
     score_answer,
 )
-from symbolic_residue.contrast._gates import Gates, gates, Options
+from symbolic_residue.contrast._gates import Gates, gates
 from symbolic_residue.contrast._heads import select_heads
+from symbolic_residue.contrast._options import Options
 from symbolic_residue.contrast._published import DEFECTS
 from symbolic_residue.contrast._read import read_examples, Reading, REGIONS, to_records
 from symbolic_residue.contrast._records import check_deltas, check_records, CONTROLS, DELTAS, EVENT, RECORDS, TRAJECTORY
