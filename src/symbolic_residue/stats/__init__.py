@@ -3,7 +3,13 @@
 Everything random takes an integer ``seed`` (PCG64) and gives the same result for the same seed and values.
 """
 
-from symbolic_residue.stats._bootstrap import bootstrap_columns, bootstrap_mean, bootstrap_median, cluster_bootstrap
+from symbolic_residue.stats._bootstrap import (
+    bootstrap_columns,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio,
+    cluster_bootstrap,
+)
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
 from symbolic_residue.stats._estimate import bound, Estimate, generator, t_interval, wilson
@@ -29,6 +35,7 @@ __all__ = [
     "bootstrap_columns",
     "bootstrap_mean",
     "bootstrap_median",
+    "bootstrap_ratio",
     "bound",
     "cluster_bootstrap",
     "cluster_sign_flip",
