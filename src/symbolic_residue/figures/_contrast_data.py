@@ -142,12 +142,12 @@ def model_scales(shown: Sequence[str], *, field: str = "model", legend: str = "b
     }
 
 
-def domain(data: Iterable[Mapping[str, Any]], *columns: str, zero: bool = True) -> list[float]:
+def domain(data: Iterable[Mapping[str, Any]], *columns: str) -> list[float]:
     """The smallest and largest number of the columns with a little room, 0 among them: one axis for all panels of a figure."""
-    found = [row[name] for row in data for name in columns if row.get(name) is not None]
-    low, high = min([*found, *([0.0] if zero else [])], default=0.0), max([*found, *([0.0] if zero else [])], default=1.0)
+    found: list[float] = [row[name] for row in data for name in columns if row.get(name) is not None]
+    low, high = min([0.0, *found]), max([0.0, *found])
     room = (high - low) * 0.06 or 0.01
-    return [low - room if low < 0 or not zero else 0.0, high + room if high > 0 or not zero else 0.0]
+    return [low - room if low < 0 else 0.0, high + room if high > 0 else 0.0]
 
 
 def counts(data: Iterable[Mapping[str, Any]], what: str = "examples") -> str:
@@ -189,10 +189,14 @@ def at_layer(data: list[dict[str, Any]], layer: int) -> list[dict[str, Any]]:
 
 def where(at: Place, *, condition: bool = True) -> str:
     """The place in words: condition, row, segmentation."""
-    name = [labels([at.condition], 20)[at.condition]] if condition and at.condition is not None else []
-    return ", ".join([*name, offset_words(at.query_offset), f"segmentation {labels([at.segmentation], 12)[at.segmentation]}"])
+    name = [_short(at.condition, 20)] if condition and at.condition is not None else []
+    return ", ".join([*name, offset_words(at.query_offset), f"segmentation {_short(at.segmentation, 12)}"])
 
 
 def zero(axis: str = "y") -> Any:
     """The line at 0."""
     return altair().Chart(inline([{"at": 0}])).mark_rule(stroke="#8a8a8e", aria=False).encode(**{axis: "at:Q"})
+
+
+def _short(name: str | None, ems: float) -> str:
+    return fit(visible(str(name), spaces="ends"), ems)
