@@ -17,14 +17,16 @@ from symbolic_residue.contrast._examples import (
     check_example,
     Condition,
     condition_prompt,
+    event_character,
     Example,
     generate_examples,
     Question,
     Sampling,
     score_answer,
 )
-from symbolic_residue.contrast._gates import Gates, gates, Options
+from symbolic_residue.contrast._gates import Gates, gates
 from symbolic_residue.contrast._heads import select_heads
+from symbolic_residue.contrast._options import Options
 from symbolic_residue.contrast._published import DEFECTS
 from symbolic_residue.contrast._read import read_examples, Reading, REGIONS, to_records
 from symbolic_residue.contrast._records import check_deltas, check_records, CONTROLS, DELTAS, EVENT, RECORDS, TRAJECTORY
@@ -71,6 +73,7 @@ __all__ = [
     "deltas",
     "diff_of_diffs",
     "end_rows",
+    "event_character",
     "find_sinks",
     "gates",
     "generate_examples",

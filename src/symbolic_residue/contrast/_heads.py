@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from symbolic_residue.contrast._gates import Options
+from symbolic_residue.contrast._options import Options
 from symbolic_residue.contrast._records import check_deltas
 from symbolic_residue.contrast._stack import Place, Stack, stacks
 from symbolic_residue.errors import RecordError

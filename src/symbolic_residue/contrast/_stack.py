@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,38 @@ class Stacks:
 
     def get(self, place: Place, stratum: str, lag: int = 0, what: str = "delta") -> Stack | None:
         return self.of.get((place, stratum, lag, what))
+
+    def absent(self, place: Place, stratum: str) -> bool:
+        """Whether the region has no keys at all (no system turn, say): its mass is exactly 0 in every row, so that no gate can be asked of it."""
+        both = [self.get(place, stratum, 0, what) for what in ("mass", "control")]
+        return all(stack is not None and not stack.values.any() for stack in both)
+
+    def rivals(self, place: Place, stratum: str) -> dict[str, Stack]:
+        """The other regions of the same rows that have keys, by name.
+
+        Raises:
+            RecordError: one of them lacks examples.
+        """
+        mine = self.get(place, stratum)
+        found: dict[str, Stack] = {}
+        for other in self.places(stratum):
+            rival = self.get(other, stratum)
+            if (
+                mine is None
+                or rival is None
+                or other == place
+                or replace(other, region=place.region) != place
+                or self.absent(other, stratum)
+            ):
+                continue
+            if (n := len(mine.shared(rival)[2])) < len(mine):
+                raise RecordError(
+                    f"Region {other.region!r} has {n} of the {len(mine)} examples that {place.region!r} has.",
+                    why="Regions are compared within the same rows.",
+                    todo="Give every region of every row.",
+                )
+            found[other.region] = rival
+        return found
 
 
 def stacks(table: pl.DataFrame, *, heads: bool) -> Stacks:

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from symbolic_residue.contrast._gates import Gates, Options
+from symbolic_residue.contrast._gates import Gates
+from symbolic_residue.contrast._options import Options
 from symbolic_residue.contrast._records import check_deltas, TRAJECTORY
 from symbolic_residue.contrast._stack import Place, Stack, Stacks, stacks
 from symbolic_residue.errors import ConfigError, RecordError
-from symbolic_residue.stats import bootstrap_columns, detectable_effect, generator, max_t
+from symbolic_residue.stats import bootstrap_columns, bound, detectable_effect, generator, max_t
 
 __all__ = ["OUTCOMES", "DiffOfDiffs", "diff_of_diffs", "peak_shift", "verdict"]
 
@@ -167,9 +168,9 @@ def diff_of_diffs(
             rows.append(
                 {
                     "tuned": names[0], "reference": names[1], "condition": place.condition, "region": place.region, "segmentation": place.segmentation,
-                    "query_offset": place.query_offset, "stratum": stratum, "layer": layer, "head": head, "value": value[i], "low": _number(low[i]),
-                    "high": _number(high[i]), "p": _number(p[i]), "n": len(a), "clusters": d.n_clusters, "unpaired": len(stack) + len(rival) - 2 * len(a),
-                    "tuned_value": a[:, i].mean(), "reference_value": b[:, i].mean(), "detectable": _number(detectable[i]),
+                    "query_offset": place.query_offset, "stratum": stratum, "layer": layer, "head": head, "value": value[i], "low": bound(low[i]),
+                    "high": bound(high[i]), "p": bound(p[i]), "n": len(a), "clusters": d.n_clusters, "unpaired": len(stack) + len(rival) - 2 * len(a),
+                    "tuned_value": a[:, i].mean(), "reference_value": b[:, i].mean(), "detectable": bound(detectable[i]),
                 }
             )  # fmt: skip
     return DiffOfDiffs(pl.DataFrame(rows, schema=DIFFERENCES), *names)
@@ -235,6 +236,8 @@ def _decide(part: pl.DataFrame, sign: float, alpha: float) -> dict[str, Any]:
     induced = [row for row in rows if rises(row, sign) and passes(row, "t_")]
     reduced = [row for row in rows if rises(row, -sign) and row["r_B"] is True]
     present = [row for row in rows if all(row["r_" + flag] is True for flag in "ABC")]
+    if all(row["t_A"] is None and row["r_A"] is None for row in rows):
+        return _row("undecided", rows[0], [], "not evaluated: the region has no keys in this condition")
     if induced:
         best = max(induced, key=lambda row: sign * row["value"])
         already = best["reference_value"] / best["tuned_value"] if best["tuned_value"] else math.nan
@@ -338,7 +341,3 @@ def _one_model(frame: pl.DataFrame, role: str) -> str:
             todo="Filter one model: deltas.filter(pl.col('model') == …).",
         )
     return names[0]
-
-
-def _number(x: float) -> float | None:
-    return None if math.isnan(x) else float(x)

@@ -17,6 +17,7 @@ from symbolic_residue.readout._heads import head_writes, value_weighted_attentio
 from symbolic_residue.readout._lens import depth_logits, lens_frames, lens_logits, lens_reads, logit_lens, LogitLens
 from symbolic_residue.readout._norm import fold, frozen_scale
 from symbolic_residue.readout._patch_agreement import screen_agreement
+from symbolic_residue.readout._patch_cells import check_same_architecture
 from symbolic_residue.readout._patch_metric import KLToSource, LogitDifference, LogProbability
 from symbolic_residue.readout._patch_pairs import patch_pair, patch_pairs, PatchPair
 from symbolic_residue.readout._patch_screen import attribution_patching, PatchScreen
@@ -46,6 +47,7 @@ __all__ = [
     "ValueWeighted",
     "attention_frames",
     "attribution_patching",
+    "check_same_architecture",
     "composition_scores",
     "computed_by",
     "copying_scores",

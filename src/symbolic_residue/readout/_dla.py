@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import Any, Literal, TYPE_CHECKING
 
 import torch
 from torch import nn, Tensor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectLogitAttribution", "direct_logit_attribution", "dla_during", "dla_reads"]
 
-Targets = Sequence[tuple[int, int | None]]
+Targets = Sequence[tuple[int, int | Literal["mean"] | None]]
 
 
 def dla_reads(parts: Parts) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def direct_logit_attribution(
     Args:
         trace: a forward with :func:`dla_reads`.
         parts: the model's parts.
-        targets: ``(a, b)`` for logit(a) − logit(b), ``(a, None)`` for logit(a).
+        targets: ``(a, b)`` for logit(a) − logit(b), ``(a, "mean")`` for logit(a) − the mean logit, ``(a, None)`` for logit(a).
         rows: query rows, counted from the end (−1 is the last); None takes all.
 
     Raises:
@@ -124,7 +124,7 @@ def direct_logit_attribution(
         and (rows is not None or logits.shape[1] == trace["resid_pre.0"].shape[1])
     ):
         kept = logits[:, at].float()
-        total = torch.stack([kept[..., a] - (kept[..., b] if b is not None else 0.0) for a, b in targets])
+        total = torch.stack([kept[..., a] - _other(kept, b) for a, b in targets])
     return folding.result(total)
 
 
@@ -137,7 +137,7 @@ def dla_during(
     Args:
         instrument: the model's instrument.
         batch: a ``Batch``, or ids ``[batch, query]``.
-        targets: ``(a, b)`` for logit(a) − logit(b), ``(a, None)`` for logit(a).
+        targets: ``(a, b)`` for logit(a) − logit(b), ``(a, "mean")`` for logit(a) − the mean logit, ``(a, None)`` for logit(a).
         edits: applied as in :meth:`Instrument.run`; an edit of ``attn_out`` is by no head, and shows up in ``error``.
         **run: further arguments of :meth:`Instrument.run`, but reads; ``keep_logits`` is 1 unless given.
 
@@ -169,6 +169,13 @@ def dla_during(
     return folding.result(None), trace
 
 
+def _other(by_token: Tensor, b: int | Literal["mean"] | None) -> Tensor:
+    """What is subtracted: the entry of token ``b`` along the last axis, the mean over tokens, or zero."""
+    if b is None:
+        return torch.zeros_like(by_token[..., 0], dtype=torch.float32)
+    return by_token.float().mean(-1) if b == "mean" else by_token[..., b].float()
+
+
 def _write_hook(folding: _Folding, layer: int, norm: Norm) -> Any:
     """Hook of a norm after attention: its scale, from what the output projection wrote."""
 
@@ -185,17 +192,14 @@ class _Folding:
         if not targets:
             raise ConfigError("There is no target to attribute.")
         w_u, b_u = parts.w_u, parts.b_u
-        for token in (t for pair in targets for t in pair if t is not None):
+        for token in (t for pair in targets for t in pair if isinstance(t, int)):
             if not 0 <= token < w_u.shape[0]:
                 raise ConfigError(f"Token id {token} is outside the vocabulary of {w_u.shape[0]}.")
         self.parts = parts
-        zero = torch.zeros_like(w_u[0])
-        self.directions = (
-            parts.logit_scale * torch.stack([w_u[a] - (w_u[b] if b is not None else zero) for a, b in targets]).float()
-        )
+        self.directions = parts.logit_scale * torch.stack([w_u[a].float() - _other(w_u.mT, b) for a, b in targets])
         self.bias = torch.zeros(len(targets), device=w_u.device)
         if b_u is not None:
-            self.bias = parts.logit_scale * torch.stack([b_u[a] - (b_u[b] if b is not None else 0.0) for a, b in targets]).float()
+            self.bias = parts.logit_scale * torch.stack([b_u[a].float() - _other(b_u, b) for a, b in targets])
         self.u = fold(parts.final_norm, self.directions)
         self.write_scale: dict[int, Tensor] = {}
         """Frozen scale ``[batch, row]`` of the norm after attention, by layer, where there is one."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from symbolic_residue.stats import bootstrap_mean, wilson
+from symbolic_residue.stats import bootstrap_mean, bound, wilson
 
 __all__ = ["suite_heads", "suite_rows"]
 
@@ -87,5 +87,4 @@ def suite_heads(heads: pl.DataFrame, shell_items: pl.DataFrame) -> list[dict[str
 
 def _bound(x: float, unit: str) -> float | None:
     """A bound of the mean, None where there is none; an interval for few values could otherwise leave the range of the unit."""
-    low, high = _RANGES.get(unit, (-math.inf, math.inf))
-    return None if x != x else min(max(x, low), high)
+    return bound(x, *_RANGES.get(unit, ()))

@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat
+from typing import Literal
 
 import polars as pl
 
-from symbolic_residue.stats import decide, Estimate, Outcome
+from symbolic_residue.stats import bound, decide, Estimate, Outcome
 
-__all__ = ["Verdict", "bound", "judge", "verdict_frame"]
+__all__ = ["Verdict", "judge", "verdict_frame"]
 
 Direction = Literal["above", "below"]
 
@@ -118,9 +117,3 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pl.DataFrame:
             **dict.fromkeys(("direction", "criterion_source", "note"), pl.String),
         },
     )
-
-
-def bound(x: SupportsFloat) -> float | None:
-    """A bound as tables hold it: null where there is none."""
-    found = float(x)
-    return None if math.isnan(found) else found

@@ -3,10 +3,16 @@
 Everything random takes an integer ``seed`` (PCG64) and gives the same result for the same seed and values.
 """
 
-from symbolic_residue.stats._bootstrap import bootstrap_columns, bootstrap_mean, bootstrap_median, cluster_bootstrap
+from symbolic_residue.stats._bootstrap import (
+    bootstrap_columns,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio,
+    cluster_bootstrap,
+)
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
-from symbolic_residue.stats._estimate import Estimate, generator, t_interval, wilson
+from symbolic_residue.stats._estimate import bound, Estimate, generator, t_interval, wilson
 from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
 from symbolic_residue.stats._paired import mcnemar, paired_difference
 from symbolic_residue.stats._samples import detectable_effect, two_sample_columns
@@ -29,6 +35,8 @@ __all__ = [
     "bootstrap_columns",
     "bootstrap_mean",
     "bootstrap_median",
+    "bootstrap_ratio",
+    "bound",
     "cluster_bootstrap",
     "cluster_sign_flip",
     "decide",

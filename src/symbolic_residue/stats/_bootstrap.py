@@ -27,7 +27,7 @@ from scipy import stats as sps
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, Estimate, finite_array, generator
 
-__all__ = ["bootstrap_columns", "bootstrap_mean", "bootstrap_median", "cluster_bootstrap"]
+__all__ = ["bootstrap_columns", "bootstrap_mean", "bootstrap_median", "bootstrap_ratio", "cluster_bootstrap"]
 
 _CHUNK = 4_000_000
 """Most numbers held at once by the resampling loops (32 MB of float64)."""
@@ -163,6 +163,69 @@ def bootstrap_columns(
     return value, low, high
 
 
+def bootstrap_ratio(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    *,
+    seed: int,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    clusters: Sequence[Any] | NDArray[Any] | None = None,
+) -> tuple[Array, Array, Array]:
+    """Ratios of means, ``mean(numerator[:, k]) / mean(denominator)``, each with its interval: shares of a total that is itself measured.
+
+    Rows are resampled together, so what numerator and denominator have in common cancels. With too few units for a bootstrap the interval is Fieller's
+    (1954): all r for which a t interval of ``mean(numerator − r · denominator)`` holds 0.
+
+    Args:
+        numerator: ``[n, k]``.
+        denominator: ``[n]``.
+        seed: of the resampling.
+        n_resamples: number of resamples.
+        level: nominal coverage.
+        clusters: the label of each row's cluster ``[n]``; rows are their own clusters when left out.
+
+    Returns:
+        ``(value [k], low [k], high [k])``; all NaN where the denominator's own interval touches 0 (the ratio is then not bounded), or with one unit.
+
+    Raises:
+        ConfigError: shapes that do not fit, values empty or not finite, an option out of range.
+    """
+    x, y = finite_array(numerator, "numerator", (2,)), finite_array(denominator, "denominator")
+    if len(x) != len(y):
+        raise ConfigError(f"There are {len(x)} numerators and {len(y)} denominators.")
+    labels = np.arange(len(x)) if clusters is None else clusters
+    both = np.column_stack([x, y])
+    value, low, high = bootstrap_columns(both, seed=seed, n_resamples=n_resamples, level=level, clusters=labels)
+    nothing = np.full(x.shape[1], np.nan)
+    if not (low[-1] > 0 or high[-1] < 0):
+        return nothing, nothing.copy(), nothing.copy()
+    ratio = value[:-1] / value[-1]
+    sums, sizes, _ = cluster_sums(both, labels)
+    n = len(sums)
+    if not _too_few(n, level):
+        counts = np.concatenate(list(_counts(generator(seed), n_resamples, n, n)))
+        drawn = counts @ sums
+        keep = drawn[:, -1] * value[-1] > 0  # a resample on the other side of 0 says nothing of the share; there are hardly any
+        bounds = np.quantile(drawn[keep, :-1] / drawn[keep, -1:], _tails(n, level), axis=0)
+        return ratio, np.minimum(bounds[0], ratio), np.maximum(bounds[1], ratio)
+    t = float(sps.t.ppf((1 + level) / 2, n - 1))
+    residual = _residuals(sums, sizes)
+    factor = n / (n - 1) / sizes.sum() ** 2
+    var = factor * (residual**2).sum(axis=0)
+    cov = factor * (residual[:, :-1] * residual[:, -1:]).sum(axis=0)
+    a = value[-1] ** 2 - t**2 * var[-1]  # positive: the denominator's interval excludes 0
+    b = value[:-1] * value[-1] - t**2 * cov
+    c = value[:-1] ** 2 - t**2 * var[:-1]
+    root = np.sqrt(np.maximum(b**2 - a * c, 0.0))
+    return ratio, (b - root) / a, (b + root) / a
+
+
+def _residuals(sums: Array, sizes: Array) -> Array:
+    """Clusters' sums less what the pooled means would give them, ``[cluster, k]``."""
+    return sums - sizes[:, None] * (sums.sum(axis=0) / sizes.sum())
+
+
 def _too_few(n: int, level: float) -> bool:
     """Whether no interval between quantiles of ``n`` units can have the coverage ``level``."""
     return 1 - 2.0 ** (1 - n) < level
@@ -177,8 +240,7 @@ def _tails(n: int, level: float) -> tuple[float, float]:
 def _robust_se(sums: Array, sizes: Array) -> Array:
     """Cluster-robust standard error of the pooled mean, ``[k]``: sd of the clusters' summed residuals."""
     n, total = len(sizes), sizes.sum()
-    residual = sums - sizes[:, None] * (sums.sum(axis=0) / total)
-    return np.sqrt(n / (n - 1) * (residual**2).sum(axis=0)) / total
+    return np.sqrt(n / (n - 1) * (_residuals(sums, sizes) ** 2).sum(axis=0)) / total
 
 
 def _counts(rng: np.random.Generator, n_resamples: int, n: int, width: int) -> Iterator[Array]:

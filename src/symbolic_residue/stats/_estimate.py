@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,17 @@ from scipy import stats as sps
 
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["Estimate", "check_level", "check_resamples", "cluster_sums", "finite_array", "generator", "t_interval", "wilson"]
+__all__ = [
+    "Estimate",
+    "bound",
+    "check_level",
+    "check_resamples",
+    "cluster_sums",
+    "finite_array",
+    "generator",
+    "t_interval",
+    "wilson",
+]
 
 Array = NDArray[np.float64]
 
@@ -68,6 +78,12 @@ class Estimate:
     def excludes(self, x: float) -> bool:
         """Whether ``x`` lies outside the interval; False without an interval."""
         return self.above(x) or self.below(x)
+
+
+def bound(x: SupportsFloat, least: float = -math.inf, most: float = math.inf) -> float | None:
+    """A number as tables hold it: None where there is none (NaN), else cut to the quantity's range."""
+    found = float(x)
+    return None if math.isnan(found) else min(max(found, least), most)
 
 
 def finite_array(values: ArrayLike, name: str, ndim: Sequence[int] = (1,)) -> Array:

@@ -78,7 +78,8 @@ _COLUMNS = {
     "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
     "contrast_trials": "model condition question trial:i seed:i positive:b stop new_tokens:i kept:b counted:b",
     "contrast_rates": "model condition behaviour hits:i n:i rate:f low:f high:f",
-    "contrast_examples": "example condition question system? asked trial:i seed:i prompt_len:i event:i? token_hit:b? text_hit:b? stop text ids sinks drawn_by",
+    "contrast_examples": "example condition question system? asked trial:i seed:i prompt_len:i event:i? event_character:i? "
+    "token_hit:b? text_hit:b? stop text ids sinks drawn_by",
     "contrast_records": "model condition example cluster layer:i head:i? region segmentation stratum query_offset:i row:i mass:f",
     "contrast_preflight": "check model condition? value:f low:f? high:f? margin:f? n:i outcome note?",
     "contrast_layers": "model condition region segmentation query_offset:i layer:i head:i? value:f low:f? high:f? n:i clusters:i p:f? share:f control:f? "
@@ -98,7 +99,7 @@ _COLUMNS = {
     "chosen_n:i holds:b?",
     "contrast_causal": "analysis model condition example cluster part place layer:i? head:i? dose:f? value:f control:f? unit",
     "contrast_effects": "analysis model condition part place layer:i? head:i? dose:f? value:f low:f? high:f? n:i clusters:i control:f? control_low:f? "
-    "control_high:f? p:f? unit outcome?",
+    "control_high:f? p:f? unit outcome? criterion:f? why?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}

@@ -18,6 +18,7 @@ from symbolic_residue.contrast import (
     deltas,
     end_rows,
     EndOfText,
+    event_character,
     Example,
     find_sinks,
     generate_examples,
@@ -255,6 +256,20 @@ def test_answers_do_not_depend_on_the_batch_and_are_counted_in_order() -> None:
     for example in found:
         assert example.event is None or example.event == example.prompt_len + 5
         check_example(TOKENIZER, example, condition_prompt(TOKENIZER, TOLD, ASKED), vocab=384)
+
+
+@pytest.mark.parametrize("before", ["", "The river ", "één ä\n\n", "<b>“’"])
+def test_the_event_has_its_character_in_the_text(before: str) -> None:
+    prompt = condition_prompt(TOKENIZER, TOLD, ASKED, chat=False)
+    ids = [*encode(before), *encode("[ZLT]"), *encode(" is long.")]
+    example = score_answer(
+        TOKENIZER, TextBehaviour("[ZLT]"), prompt, ids, id="a", condition="kind", question="q1", trial=0, seed=0, stop="eos"
+    )
+    assert event_character(TOKENIZER, example) == example.text.index("[ZLT]")
+    none = score_answer(
+        TOKENIZER, TextBehaviour("[ABC]"), prompt, ids, id="a", condition="kind", question="q1", trial=0, seed=0, stop="eos"
+    )
+    assert event_character(TOKENIZER, none) is None
 
 
 def test_examples_of_another_tokenizer_are_refused() -> None:

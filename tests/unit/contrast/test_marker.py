@@ -330,8 +330,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         train_marker(loaded, plan(seed=5), out=out, answers=tmp_path / "a" / "answers.json")
     with pytest.raises(ConfigError, match="holds no answers"):
         train_marker(loaded, plan(), out=out, answers=tmp_path / "a" / "training.json")
-    from peft import LoraConfig
-    from peft.mapping_func import inject_adapter_in_model
+    from peft import inject_adapter_in_model, LoraConfig
 
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), loaded.model)
     with pytest.raises(AdapterError, match="carries an adapter"):

@@ -203,3 +203,46 @@ def test_large_samples_are_chunked_alike(monkeypatch):
     monkeypatch.setattr(_bootstrap, "_CHUNK", 1000)
     for a, b in zip(whole, stats.bootstrap_columns(x, seed=3, n_resamples=500), strict=True):
         assert np.allclose(a, b)
+
+
+# ------------------------------------------------------------------ ratios of means
+
+
+def test_a_ratio_covers_the_true_share() -> None:
+    rng = np.random.default_rng(0)
+    for n in (4, 12):
+        hits = 0
+        for seed in range(300):
+            total = rng.normal(5, 1, n)
+            part = 0.4 * total + rng.normal(0, 0.5, n)
+            _, low, high = stats.bootstrap_ratio(part[:, None], total, seed=seed, n_resamples=300)
+            hits += bool(low[0] <= 0.4 <= high[0])
+        assert 0.91 <= hits / 300 <= 0.985
+
+
+def test_a_ratio_by_hand_and_without_a_total() -> None:
+    x, y = np.array([[1.0, 2.0], [3.0, 6.0]] * 4), np.array([2.0, 6.0] * 4)
+    value, low, high = stats.bootstrap_ratio(x, y, seed=0)
+    assert value.tolist() == [0.5, 1.0]
+    assert low == pytest.approx([0.5, 1.0])
+    assert high == pytest.approx([0.5, 1.0])
+    few = stats.bootstrap_ratio(x[:3] + np.array([[0.1], [0], [0]]), y[:3] + 4, seed=0)
+    assert few[1][0] < few[0][0] < few[2][0]
+    for total in (np.array([1.0, -1.0] * 4), np.array([0.1, 3, -2, 1, 0, -1, 2, 0])):
+        assert np.isnan(stats.bootstrap_ratio(x, total, seed=0)).all()
+    assert np.isnan(stats.bootstrap_ratio(x, y, seed=0, clusters=["a"] * 8)).all()
+    doubled = stats.bootstrap_ratio(2 * x, 2 * y, seed=0)
+    assert doubled[0] == pytest.approx(value)
+    with pytest.raises(ConfigError, match="numerators"):
+        stats.bootstrap_ratio(x, y[:3], seed=0)
+
+
+@given(st.floats(allow_nan=True), st.floats(-10, 0), st.floats(0, 10))
+def test_a_bound_is_null_or_within_its_range(x, least, most):
+    found = stats.bound(np.float64(x), least, most)
+    if math.isnan(x):
+        assert found is None
+    else:
+        assert isinstance(found, float)
+        assert found == (x if least <= x <= most else least if x < least else most)
+        assert stats.bound(x) == x

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from symbolic_residue.stats import cluster_bootstrap, cluster_sign_flip, Estimate, holm
+from symbolic_residue.stats import bound, cluster_bootstrap, cluster_sign_flip, Estimate, holm
 
 __all__ = ["ALPHA", "bounds", "judge_rules", "rate_over_frames", "rule_columns"]
 
@@ -88,5 +88,4 @@ def _outcome(row: dict[str, Any]) -> str:
 
 def bounds(estimate: Estimate, least: float = -math.inf, most: float = math.inf) -> tuple[float | None, float | None]:
     """The interval cut to the quantity's range; None where there is none."""
-    low, high = estimate.low, estimate.high
-    return None if math.isnan(low) else max(least, float(low)), None if math.isnan(high) else min(most, float(high))
+    return bound(estimate.low, least, most), bound(estimate.high, least, most)

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from symbolic_residue.shells._findings import Findings, quoted, state_of
-from symbolic_residue.shells._verdict import bound, Verdict
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.instruction_disruption._attribute import HeadAttribution, SpanEffect
 from symbolic_residue.shells.instruction_disruption._judge import followed_alone, share_over_tasks
 from symbolic_residue.shells.instruction_disruption._residue import InstructionDisruptionResidue
+from symbolic_residue.stats import bound
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,12 +11,11 @@ import polars as pl
 from torch import Tensor
 
 from symbolic_residue.prompts._instructions import blends, relation
-from symbolic_residue.shells._verdict import bound
 from symbolic_residue.shells.instruction_disruption._answers import Answers, Reading
 from symbolic_residue.shells.instruction_disruption._frames import Frame
 from symbolic_residue.shells.instruction_disruption._geometry import conflict_of
 from symbolic_residue.shells.instruction_disruption._residue import Asked
-from symbolic_residue.stats import bootstrap_columns
+from symbolic_residue.stats import bootstrap_columns, bound
 
 __all__ = ["answers_frame", "curves_frame", "geometry_frames", "lens_frame", "mass_frame"]
 

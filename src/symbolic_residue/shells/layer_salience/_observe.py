@@ -25,6 +25,7 @@ from symbolic_residue.shells.layer_salience._cancel import BLOCK, cancel, Cells,
 from symbolic_residue.shells.layer_salience._config import LayerSalienceConfig
 from symbolic_residue.shells.layer_salience._sense import Salience
 from symbolic_residue.shells.layer_salience._tokens import token_kinds
+from symbolic_residue.stats import bound
 
 __all__ = ["hidden_from_last", "neglected", "observe", "worst_tokens"]
 
@@ -211,7 +212,7 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
                     prompt.tokens[j],
                     kinds[j],
                     float(np.mean(salience.relative[:, j])),
-                    _number(float(np.mean(salience.weighted[:, j]))),
+                    bound(np.mean(salience.weighted[:, j])),
                     float(under[:, j].mean()) if j in counted else None,
                     effect[j]["kl"] if j in effect else None,
                     effect[j]["fall"] if j in effect else None,
@@ -234,7 +235,3 @@ def _frames(prompt: Prompt, salience: Salience, config: LayerSalienceConfig, can
         ),
         "maps": pl.concat([maps, twin]),
     }
-
-
-def _number(x: float) -> float | None:
-    return None if np.isnan(x) else float(x)

@@ -30,7 +30,7 @@ from symbolic_residue.shells.memtrace._observe import Begun, heads_at
 from symbolic_residue.shells.memtrace._residue import MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import DIRECT, RETRIEVAL
 from symbolic_residue.shells.memtrace._text import Passage
-from symbolic_residue.stats import bootstrap_mean
+from symbolic_residue.stats import bootstrap_mean, bound
 
 __all__ = ["DOSE", "Interventions", "begin_again", "heads_frame", "intervene"]
 
@@ -175,8 +175,8 @@ def heads_frame(residue: MemtraceResidue, target: str, found: Interventions | No
                 "dla_high": r["high"],
                 "n": r["n"],
                 "ablation": test.ablation if test else None,
-                "ablation_low": _finite(test.low) if test else None,
-                "ablation_high": _finite(test.high) if test else None,
+                "ablation_low": bound(test.low) if test else None,
+                "ablation_high": bound(test.high) if test else None,
                 "control_ablation": random_effect if test and math.isfinite(random_effect) else None,
                 "control_n": found.found.random_n if test and found else None,
                 "p": test.p if test else None,
@@ -194,7 +194,3 @@ def heads_frame(residue: MemtraceResidue, target: str, found: Interventions | No
     )
     overrides: dict[str, Any] = {**dict.fromkeys(maybe, pl.Float64), "control_n": pl.Int64, "confirmed": pl.Boolean}
     return pl.DataFrame(rows, schema_overrides=overrides)
-
-
-def _finite(x: float) -> float | None:
-    return None if math.isnan(x) else x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from symbolic_residue.shells.memtrace._attribute import DOSE, Interventions
 from symbolic_residue.shells.memtrace._curves import memory, peak
 from symbolic_residue.shells.memtrace._residue import MemtraceResidue
 from symbolic_residue.shells.memtrace._tables import ATTENTION, RETRIEVAL
-from symbolic_residue.stats import bootstrap_mean
+from symbolic_residue.stats import bootstrap_mean, bound
 
 __all__ = ["MemtraceFindings", "changes", "retrieval_by_type", "summarise"]
 
@@ -143,8 +142,8 @@ def retrieval_by_type(findings: Sequence[MemtraceFindings], *, seed: int = 0) ->
                     "layer": layer,
                     "head": head,
                     "retrieval": found.value,
-                    "low": None if math.isnan(found.low) else found.low,
-                    "high": None if math.isnan(found.high) else found.high,
+                    "low": bound(found.low),
+                    "high": bound(found.high),
                     "attention": float(attention[:, i].mean()),
                     "n": len(mine),
                     "tested": len(tests),

@@ -34,11 +34,10 @@ from symbolic_residue.readout import (
     lens_logits,
     value_weighted_attention,
 )
-from symbolic_residue.shells._verdict import bound
 from symbolic_residue.shells.memtrace._observe import Observed
 from symbolic_residue.shells.memtrace._residue import Asked
 from symbolic_residue.shells.memtrace._text import Passage
-from symbolic_residue.stats import bootstrap_columns
+from symbolic_residue.stats import bootstrap_columns, bound
 from symbolic_residue.types import Point
 
 __all__ = ["ATTENTION", "DIRECT", "RETRIEVAL", "Reading", "reading_frames"]

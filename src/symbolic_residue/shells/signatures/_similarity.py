@@ -40,6 +40,7 @@ from symbolic_residue.errors import ConfigError
 from symbolic_residue.shells.signatures._axes import Axis, make_axes, ShellSignature, unit
 from symbolic_residue.shells.signatures._components import COMPONENTS, READABLE_GROUPS
 from symbolic_residue.shells.signatures._signature import Signature, signature_matrix
+from symbolic_residue.stats import bound
 
 __all__ = ["SimilarityMap", "failure_similarity", "generalization_map"]
 
@@ -328,18 +329,18 @@ def _row(category: str, axis: Axis, difference: float, half: float, n: int, cell
         "category": category,
         "shell": axis.shell,
         "outcome": outcome,
-        "similarity": _known(difference / unit),
-        "low": _known((difference - half) / unit),
-        "high": _known((difference + half) / unit),
+        "similarity": bound(difference / unit),
+        "low": bound((difference - half) / unit),
+        "high": bound((difference + half) / unit),
         "n": n,
-        "control": _known(float(cells.reach[at]) / unit),
-        "cosine": _known(float(cells.cosine[at])),
-        "p": _known(p),
-        "p_toward": _known(p_toward),
+        "control": bound(float(cells.reach[at]) / unit),
+        "cosine": bound(float(cells.cosine[at])),
+        "p": bound(p),
+        "p_toward": bound(p_toward),
         "components": len(axis.components),
         "shell_auc": separation.value,
-        "shell_low": _known(separation.low),
-        "shell_high": _known(separation.high),
+        "shell_low": bound(separation.low),
+        "shell_high": bound(separation.high),
         "shell_n": separation.n,
         "unit": "the shell's own shift",
     }
@@ -361,10 +362,6 @@ def _map(rows: list[dict[str, Any]], axes: Sequence[Axis], draws: int) -> Simila
     used = sorted({int(i) for axis in axes for i in axis.components})
     missing = {axis.shell: axis.missing for axis in axes if axis.missing}
     return SimilarityMap(pl.DataFrame(rows, schema=_SCHEMA), tuple(COMPONENTS[i].name for i in used), missing, draws)
-
-
-def _known(x: float) -> float | None:
-    return None if np.isnan(x) else float(x)
 
 
 def _check(n_permutations: int) -> None:

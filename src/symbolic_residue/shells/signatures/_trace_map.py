@@ -23,8 +23,7 @@ from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.instrument import collate, Instrument
 from symbolic_residue.prompts import build_prompt, natural_prompts, Prompt
 from symbolic_residue.readout import lens_reads, logit_lens
-from symbolic_residue.shells._verdict import bound
-from symbolic_residue.stats import bootstrap_mean
+from symbolic_residue.stats import bootstrap_mean, bound
 
 __all__ = ["TraceMap", "trace_map"]
 

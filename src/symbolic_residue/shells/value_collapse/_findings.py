@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from symbolic_residue.shells._findings import Findings, quoted, short, state_of
-from symbolic_residue.shells._verdict import bound, Verdict
+from symbolic_residue.shells._verdict import Verdict
 from symbolic_residue.shells.value_collapse._attribute import Attribution
 from symbolic_residue.shells.value_collapse._residue import ValueCollapseResidue
-from symbolic_residue.stats import bootstrap_columns
+from symbolic_residue.stats import bootstrap_columns, bound
 
 if TYPE_CHECKING:
     from torch import Tensor
