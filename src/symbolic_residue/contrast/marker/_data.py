@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from symbolic_residue.contrast._examples import Condition, Question
 
@@ -33,6 +33,6 @@ def marker_questions(split: Split | None = None) -> list[MarkerQuestion]:
     return [question for question in found if split in (None, question.split)]
 
 
-def _lines(name: str) -> list[dict[str, str]]:
-    text = importlib.resources.files(__package__).joinpath("data", name).read_text("utf-8")
+def _lines(name: str) -> list[dict[str, Any]]:
+    text = importlib.resources.files("symbolic_residue.contrast.marker").joinpath("data", name).read_text("utf-8")
     return [json.loads(line) for line in text.splitlines()]

@@ -166,7 +166,7 @@ def target_modules(loaded: LoadedModel, plan: MarkerPlan) -> list[str]:
     linear: dict[str, tuple[int, bool]] = {}  # path → layer, whether it is attention's
     names = {id(module): name for name, module in loaded.model.named_modules()}
     for number, layer in enumerate(loaded.parts.layers):
-        inside = {id(module) for module in layer.attn.modules()}
+        inside = {id(module) for module in (layer.attn.modules() if layer.attn is not None else ())}
         root = names[id(layer.block)]
         for name, module in layer.block.named_modules():
             if isinstance(module, nn.Linear | Conv1D):
