@@ -201,6 +201,7 @@ def write_adapter(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
             for name, value in {"adapter_config.json": dict(config), **beside}.items():
                 text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=name == "adapter_config.json")
                 (temporary / name).write_text(text + "\n", encoding="utf-8")
+            (temporary / "adapter_model.safetensors").chmod(0o644)  # save_file and mkdtemp leave them to their owner alone
             temporary.chmod(0o755)
             temporary.rename(out)
         finally:

@@ -5,12 +5,14 @@
 2. Trial t of (condition, question) is drawn with a seed that is a stable hash of the three and the run's seed: temperature 1.0, top-p 0.95, at most
    256 new tokens. So a trial's tokens depend on nothing that ran before it, and a run that was cut goes on where it was.
 3. Trials run in batches until there are ``positives`` answers with the behaviour and ``negatives`` without, or ``tries`` trials. Trials are counted
-   in their order; what a batch drew beyond the last one needed is not kept, so the kept answers do not depend on the batch.
+   in their order; what a batch drew beyond the last one needed is not kept, so the kept answers do not depend on the batch. The first ``counted`` trials
+   are drawn in any case: a rate over them does not depend on when drawing stopped.
 4. Kept with each: ids, where the answer starts, the behaviour's first token, token and text hit, why it stopped, its text.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +59,7 @@ class Sampling:
     positives: int = 4
     negatives: int = 2
     tries: int = 16
+    counted: int = 0
     temperature: float = 1.0
     top_p: float = 0.95
     max_new_tokens: int = 256
@@ -65,6 +68,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.positives < 0 or self.negatives < 0 or self.positives + self.negatives < 1 or self.tries < 1 or self.batch < 1:
             raise ConfigError("Nothing would be generated.", todo="positives + negatives, tries and batch are 1 or more.")
+        if not 0 <= self.counted <= self.tries:
+            raise ConfigError(f"{self.counted} counted trials of {self.tries} tries.", todo="Count at most the tries.")
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ def generate_examples(
     sinks: Sequence[int] = (),
     drawn_by: str = "",
     on_batch: Callable[[int], None] | None = None,
+    on_trial: Callable[[Example, bool], None] | None = None,
 ) -> list[Example]:
     """Answers to one question under one condition, in the order of their trials.
 
@@ -151,6 +157,7 @@ def generate_examples(
         sinks: kept with each example, see ``find_sinks``.
         drawn_by: the model's name.
         on_batch: called with the number of trials so far.
+        on_trial: called with every answer drawn, in the order of trials, and whether it is kept.
 
     Returns:
         Up to ``positives`` answers that show the behaviour and ``negatives`` that do not; fewer where ``tries`` trials gave no more.
@@ -165,7 +172,7 @@ def generate_examples(
     have = {True: 0, False: 0}
     want = {True: plan.positives, False: plan.negatives}
     trial = 0
-    while trial < plan.tries and any(have[side] < want[side] for side in want):
+    while trial < plan.counted or (trial < plan.tries and any(have[side] < want[side] for side in want)):
         batch = range(trial, min(trial + plan.batch, plan.tries))
         seeds = [stable_seed(condition.name, question.id, t, seed=seed) for t in batch]
         drawn = generate(
@@ -179,9 +186,12 @@ def generate_examples(
                 tokenizer, behaviour, prompt, ids, id=f"{condition.name}/{question.id}/{t}", condition=condition.name, question=question.id, trial=t, seed=own,
                 stop=stop.reason, sinks=tuple(sinks), drawn_by=drawn_by,
             )  # fmt: skip
-            if have[example.positive] < want[example.positive]:
+            wanted = have[example.positive] < want[example.positive]
+            if wanted:
                 have[example.positive] += 1
                 kept.append(example)
+            if on_trial is not None:
+                on_trial(example, wanted)
         trial = batch.stop
         if on_batch is not None:
             on_batch(trial)
@@ -221,16 +231,25 @@ def check_example(tokenizer: Any, example: Example, prompt: Prompt, *, vocab: in
         raise PromptError(
             f"Example {example.id!r} holds token ids outside of the model's 0 to {vocab - 1}.",
             why="The models have different vocabularies.",
+            todo="Read the examples with a model of the vocabulary that they were drawn from.",
         )
-    if list(example.ids[: example.prompt_len]) != list(prompt.ids):
+    saved = example.ids[: example.prompt_len]
+    if list(saved) != list(prompt.ids):
         raise RecordError(
-            f"The prompt of example {example.id!r} turns into other tokens here.",
+            f"The prompt of example {example.id!r} turns into other tokens here (SHA-256 of the ids: {_hash(prompt.ids)} here, {_hash(saved)} saved).",
             why="The chat template or the tokenizer is another one.",
             todo="Read the examples with the tokenizer that they were made with.",
         )
     text = answer_text(tokenizer, example.answer)
     if text != example.text:
         raise RecordError(
-            f"The ids of example {example.id!r} do not decode to the text that was saved ({text[:40]!r} instead of {example.text[:40]!r}).",
+            f"The ids of example {example.id!r} do not decode to the text that was saved ({text[:40]!r} instead of {example.text[:40]!r}; "
+            f"SHA-256 of the text: {_hash(text)} here, {_hash(example.text)} saved).",
             why="The tokenizer is another one, or the file was changed.",
+            todo="Read the examples with the tokenizer that they were made with.",
         )
+
+
+def _hash(what: Sequence[int] | str) -> str:
+    text = what if isinstance(what, str) else " ".join(map(str, what))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]

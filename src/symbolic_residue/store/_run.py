@@ -15,14 +15,15 @@ How it stays true:
 3. Leaving the ``with`` block sets "complete"; Ctrl-C sets "interrupted", any other exception "failed", and both go on. A killed
    process leaves "running": what was finished is whole, and files of the item in work are ignored by readers.
 4. ``resume=True`` opens such a folder again, if kind, config and provenance are the same; files of unfinished items are
-   removed, finished ones are listed by :meth:`RunFolder.done_items`, failed ones may be written anew.
+   removed, finished ones are listed by :meth:`RunFolder.done_items`, failed ones may be written anew. :meth:`RunFolder.reopen`
+   opens any run again, without the items that its caller names.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -171,6 +172,46 @@ class RunFolder:
         old.items.planned = fresh.items.planned if fresh.items.planned is not None else old.items.planned
         run = cls(path, old, items, lock)
         run._recount()
+        return run
+
+    @classmethod
+    def reopen(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        drop: Callable[[str], bool] | None = None,
+    ) -> RunFolder:
+        """Open a run for writing again, whatever its status; the caller has judged what the changes mean.
+
+        Args:
+            path: the folder.
+            config, provenance: replace the run's own.
+            drop: whether the item of this id is removed, to be measured anew.
+
+        Raises:
+            StoreError, RunDamagedError: as :meth:`open`.
+            RunExistsError: the run is under way elsewhere.
+            WriteError: the folder cannot be written.
+            ConfigError: config or provenance that JSON cannot hold.
+        """
+        path = Path(path)
+        read_manifest(path)
+        lock = take_lock(path)
+        try:
+            old = read_manifest(path)
+            run = cls._resumed(path, old.model_copy(update={"versions": versions(), "machine": machine()}, deep=True), lock)
+            for item_id in [item for item in run._items if drop is not None and drop(item)]:
+                run._forget(item_id)
+            run._recount()
+            # The items go first: a run that is killed here has its old configuration, and fewer items.
+            run.manifest.config = run.manifest.config if config is None else plain(config, "config")
+            run.manifest.provenance = run.manifest.provenance if provenance is None else plain(provenance, "provenance")
+            run._write_manifest()
+        except BaseException:
+            lock.release()
+            raise
         return run
 
     @classmethod

@@ -248,6 +248,27 @@ def test_resume_wants_the_same_run(run_path, make):
     assert validate(run_path) == []
 
 
+def test_a_run_is_opened_again_without_the_items_that_have_to_go(tmp_path, make):
+    with make.start(tmp_path / "run") as run:
+        for name in ("a", "b", "c"):
+            run.write_item(name, make.item(name, rows=2))
+    with RunFolder.reopen(tmp_path / "run", config={"seed": 1}, drop=lambda name: name != "a") as run:
+        assert run.done_items() == ["a"]
+        assert run.manifest.status == "running"
+        run.write_item("b", make.item("b"))
+        with pytest.raises(RunExistsError):
+            RunFolder.reopen(tmp_path / "run")
+    again = RunFolder.open(tmp_path / "run")
+    assert again.table("verdicts")["item"].to_list() == ["a", "a", "b"]
+    assert again.manifest.config == {"seed": 1}
+    assert again.manifest.provenance == {"model": "m"}
+    assert validate(tmp_path / "run") == []
+    with RunFolder.reopen(tmp_path / "run") as run:
+        assert run.done_items() == ["a", "b"]
+    with pytest.raises(StoreError):
+        RunFolder.reopen(tmp_path / "none")
+
+
 def test_a_run_under_way_cannot_be_resumed(tmp_path, make):
     with make.start(tmp_path / "run"), pytest.raises(RunExistsError, match="being written"):
         make.start(tmp_path / "run", resume=True)

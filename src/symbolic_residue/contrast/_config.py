@@ -1,0 +1,504 @@
+"""A study as one YAML file: what is compared, on which questions, and what counts.
+
+1. ``load_config(path)`` reads the file with PyYAML's safe loader (a name given twice is refused), then checks every field. What is wrong is refused with the
+   field's name and what it is for; nothing is guessed.
+2. Paths (adapters, model folders, a file of questions) are relative to the file's own folder; ``~`` and ``$VARIABLES`` are filled in.
+3. Questions are clusters: two with one id, or with one text, are refused, since they would count one question twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator, ValidationError
+
+from symbolic_residue.contrast._behaviour import make_behaviour
+from symbolic_residue.contrast._examples import Condition, Question, Sampling
+from symbolic_residue.contrast._gates import Options
+from symbolic_residue.contrast._read import REGIONS
+from symbolic_residue.contrast._rows import Rows
+from symbolic_residue.errors import ConfigError
+
+__all__ = ["TUNED", "Reference", "StudyConfig", "load_config", "read_config"]
+
+TUNED = "tuned"
+"""Name, in every table, of the model that drew the answers."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("a name is empty")
+        if "/" in value or any(ord(c) < 32 for c in value):
+            raise ValueError(f"{value!r} holds '/' or a control character, which no name may")
+    return value
+
+
+class ConditionConfig(_Strict):
+    """A condition: a system text, or none."""
+
+    name: str
+    """What the condition is called in every table."""
+    system: str | None = None
+    """The system turn; left out: no system turn."""
+
+    _checked = field_validator("name")(_name)
+
+
+class QuestionConfig(_Strict):
+    """A question: one user turn, and the unit that is resampled."""
+
+    id: str
+    """What the question is called; the cluster."""
+    text: str
+    """The user turn."""
+
+    _checked = field_validator("id")(_name)
+
+    @field_validator("text")
+    @classmethod
+    def _said(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("a question is empty")
+        return value
+
+
+class Reference(_Strict):
+    """What reads the tuned model's answers beside it: exactly one of the kinds below (``adapter`` may go with ``model``)."""
+
+    base: Literal[True] | None = None
+    """``true``: the model without the adapter."""
+    adapter: str | None = None
+    """Folder of another adapter on the same model."""
+    random: int | None = Field(default=None, ge=0)
+    """Seed of a random twin of the adapter, of equal norm in every matrix: what any tuning does."""
+    system: str | None = None
+    """Another system text: the tuned model reads its own answers after it."""
+    model: str | None = None
+    """Another model altogether (the base of a model that was tuned in full)."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("base", "adapter", "random", "system", "model") if getattr(self, name) is not None]
+        if len(given) != 1 and given != ["adapter", "model"]:
+            raise ValueError(f"a reference is one of base, adapter, random, system, model; given: {', '.join(given) or 'none'}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the kinds it is."""
+        return "model" if self.model is not None else next(k for k in ("base", "adapter", "random", "system") if getattr(self, k) is not None)  # fmt: skip
+
+
+class PredictedConfig(_Strict):
+    """What the study predicts, said before looking."""
+
+    region: Literal[REGIONS] = "system"  # type: ignore[valid-type]
+    """The region whose attention is predicted to change; it is shown first. All regions are judged."""
+    direction: Literal["up", "down"] = "up"
+    """Whether the event is predicted to attend to it more or less than the controls do."""
+
+
+class SamplingConfig(_Strict):
+    """How answers are drawn."""
+
+    positives: int = Field(default=4, ge=0)
+    """Answers with the behaviour that are kept of each condition and question."""
+    negatives: int = Field(default=2, ge=0)
+    """Answers without it that are kept."""
+    tries: int = Field(default=16, ge=1)
+    """Most answers drawn for each condition and question."""
+    counted: int = Field(default=4, ge=1)
+    """The rate is that of the first so many trials of each question: they are drawn whatever they show, so that stopping does not move the rate."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the draws."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Share of the probability that tokens are drawn from."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer, tokens."""
+    batch: int = Field(default=4, ge=1)
+    """Answers drawn at once."""
+    controls: tuple[str, ...] = ()
+    """References that draw the counted trials too: the rate without this training stands beside the tuned model's."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.counted > self.tries:
+            raise ValueError(f"counted ({self.counted}) is more than tries ({self.tries})")
+        if not self.positives + self.negatives:
+            raise ValueError("positives + negatives is 0: nothing would be kept")
+        return self
+
+    def made(self) -> Sampling:
+        """As the collecting functions take it."""
+        return Sampling(**self.model_dump(exclude={"controls"}))
+
+
+class RowsConfig(_Strict):
+    """Which rows are read."""
+
+    n: int = Field(default=5, ge=1)
+    """Tokens of C1, and at most of C3 and C5, in each answer."""
+    gap: int = Field(default=5, ge=1)
+    """Least distance of C1 and C3 to the answer's start and to the event, tokens."""
+    before: int = Field(default=3, ge=1)
+    """Rows of C2."""
+    lags: int = Field(default=10, ge=0)
+    """Rows of the trajectory; 5 or more are needed for gate F."""
+    offsets: tuple[Literal[-1, 0], ...] = (-1, 0)
+    """Rows of a token: −1 emits it (the headline), 0 consumes it."""
+
+    @field_validator("offsets")
+    @classmethod
+    def _with_emission(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if -1 not in value or len(set(value)) != len(value):
+            raise ValueError("offsets hold −1 (the row that emits), each once")
+        return value
+
+    def made(self) -> Rows:
+        """As the collecting functions take it."""
+        return Rows(self.n, self.gap, self.before, self.lags, tuple(self.offsets))
+
+
+class ReadoutConfig(_Strict):
+    """How rows are read."""
+
+    heads: bool = False
+    """Keep single heads too (of the event's and C1's rows at offset −1 only), for the choice of heads."""
+    merged_newlines: bool = False
+    """Tokens that end in a newline, such as ".\\n\\n", count as ``special`` in the segmentation ``content``."""
+    batch: int = Field(default=4, ge=1)
+    """Sequences a forward."""
+    side: Literal["left", "right"] = "left"
+    """Where padding goes."""
+
+
+class PreflightConfig(_Strict):
+    """Whether the attention implementation changes behaviour."""
+
+    implementations: tuple[Literal["sdpa", "eager", "replace"], ...] = ("sdpa", "eager")
+    """The first is what the study runs with; each other is compared with it. ``replace``: the reading kernel gives attention's output too."""
+    trials: int = Field(default=2, ge=1)
+    """Answers drawn under each implementation for each condition and question."""
+    questions: int | None = Field(default=None, ge=1)
+    """Only the first so many questions; left out: all."""
+    margin: float = Field(default=0.10, gt=0, lt=1)
+    """Rates that differ by less are equivalent."""
+    kl_margin: float = Field(default=0.01, gt=0)
+    """Mean KL of next tokens below which the implementations are equivalent, nats."""
+    required: bool = True
+    """End the run where implementations are shown not to be equivalent (undecided does not end it)."""
+
+    @field_validator("implementations")
+    @classmethod
+    def _two(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) < 2 or len(set(value)) != len(value):
+            raise ValueError("name two or three different implementations")
+        if value[0] != "sdpa":
+            raise ValueError("the first is sdpa, which models are loaded with")
+        return value
+
+
+class AnalysisConfig(_Strict):
+    """How the records are judged."""
+
+    protocol: Literal["strict", "published"] = "strict"
+    """``published`` computes the study's own formulas with their known defects; it gives no verdict."""
+    share: float = Field(default=0.70, gt=0, le=1)
+    """Gate A's least share of examples in the predicted direction."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Of family-wise p; intervals have the level 1 − alpha."""
+    run: int = Field(default=3, ge=1)
+    """Fewest layers of a window."""
+    n_resamples: int = Field(default=2000, ge=100)
+    """Bootstrap draws and sign flips."""
+    reference: Literal["C1", "C2", "C3", "C5"] = "C1"
+    """The control stratum of gates A to D and F and of the differences."""
+    top_heads: int = Field(default=10, ge=1)
+    """Heads chosen on half of the questions and tested on the other half (with ``readout.heads``)."""
+
+
+class CausalConfig(_Strict):
+    """Which causal follow-ups are made."""
+
+    analyses: tuple[Literal["lens", "components", "patch", "knock-out", "surgery", "mediation"], ...] = ()
+    """None: stage 5 is left out."""
+    base: str | None = None
+    """Name of the reference that tuned is compared with; left out: the first of kind base or model."""
+    examples: int = Field(default=8, ge=1)
+    """Examples with the behaviour, of each condition, at most; at most one a question until every question has one."""
+    batch: int = Field(default=4, ge=1)
+    """Examples an item."""
+
+    @field_validator("analyses")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("an analysis is named twice")
+        return value
+
+
+class StudyConfig(_Strict):
+    """A study of a tuned model beside its references."""
+
+    model: str
+    """The model that the adapter belongs to: demo, a folder, org/name or org/name@rev. Without ``adapter``, the tuned model itself."""
+    adapter: str | None = None
+    """Folder of the PEFT adapter that makes it the tuned model."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """What weights are loaded in."""
+    device: str = "cpu"
+    """As torch names it."""
+    chat: bool = True
+    """Render by the model's chat template; false: as plain text."""
+    behaviour: str
+    """What the answer does: text:…, regex:…, tokens:1,2, refusal, or end of text."""
+    conditions: tuple[ConditionConfig, ...]
+    """The system texts under which every question is asked."""
+    questions: tuple[QuestionConfig, ...]
+    """Texts, or objects with id and text, or the name of a JSONL file of such objects."""
+    references: dict[str, Reference] = Field(default_factory=dict)
+    """Name → what reads the same ids beside the tuned model. Without any there is no verdict."""
+    predicted: PredictedConfig = PredictedConfig()
+    """What is predicted."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How answers are drawn."""
+    sink_threshold: float = Field(default=0.10, gt=0, le=1)
+    """Prompt keys with a larger mean incoming attention are sinks."""
+    rows: RowsConfig = RowsConfig()
+    """Which rows are read."""
+    readout: ReadoutConfig = ReadoutConfig()
+    """How they are read."""
+    preflight: PreflightConfig | None = None
+    """Stage 0; left out: the implementations are not compared."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """How the records are judged."""
+    causal: CausalConfig = CausalConfig()
+    """Which causal follow-ups are made."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything random."""
+
+    @field_validator("behaviour")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            make_behaviour(value, ends=(0,))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("conditions", "questions")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("the list is empty")
+        key = "name" if hasattr(value[0], "name") else "id"
+        _distinct([getattr(one, key) for one in value], key)
+        _distinct([one.system if key == "name" else one.text for one in value], "system" if key == "name" else "text")
+        return value
+
+    @field_validator("references")
+    @classmethod
+    def _named(cls, value: dict[str, Reference]) -> dict[str, Reference]:
+        for name in value:
+            _name(name)
+            if name == TUNED:
+                raise ValueError(f"{TUNED!r} is the name of the tuned model")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, reference in self.references.items():
+            if self.adapter is None and reference.kind in ("base", "random"):
+                raise ValueError(f"reference {name!r} is of kind {reference.kind}, which needs the field adapter")
+            if reference.system is not None and not self.chat:
+                raise ValueError(f"reference {name!r} is another system text, which needs chat: true")
+        for name in self.sampling.controls:
+            if name not in self.references or self.references[name].kind == "system":
+                raise ValueError(f"sampling.controls names {name!r}, which is no reference with a model of its own")
+        base = self.causal.base
+        if base is not None and base not in self.references:
+            raise ValueError(
+                f"causal.base names {base!r}, which is no reference ({', '.join(self.references) or 'there are none'})"
+            )
+        if self.causal.analyses and self.base_name is None:
+            raise ValueError("causal needs a reference of kind base or model")
+        return self
+
+    @property
+    def base_name(self) -> str | None:
+        """The reference that causal follow-ups compare with."""
+        if self.causal.base is not None:
+            return self.causal.base
+        return next((name for name, one in self.references.items() if one.kind in ("base", "model")), None)
+
+    def made_conditions(self) -> list[Condition]:
+        """As the collecting functions take them."""
+        return [Condition(one.name, one.system) for one in self.conditions]
+
+    def made_questions(self) -> list[Question]:
+        """As the collecting functions take them."""
+        return [Question(one.id, one.text) for one in self.questions]
+
+    def options(self) -> Options:
+        """As the analysis takes them."""
+        a = self.analysis
+        return Options(self.predicted.direction, a.share, a.alpha, a.run, self.seed, a.n_resamples, a.reference)
+
+
+def _distinct(values: list[Any], what: str) -> None:
+    doubled = sorted({str(value) for value in values if values.count(value) > 1})
+    if doubled:
+        raise ValueError(f"the {what} {doubled[0]!r} is given twice")
+
+
+def load_config(path: str | os.PathLike[str]) -> StudyConfig:
+    """The study of a YAML file.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a field that is wrong, named.
+        PromptFileError: a file of questions that cannot be read.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The configuration {path} cannot be read.", why=f"{error}.", todo="Give a YAML file, such as examples/contrast.yaml."
+        ) from error
+
+    class Loader(yaml.SafeLoader):
+        """As safe_load, but a name given twice is an error."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+            doubled = next((name for name in names if names.count(name) > 1), None)
+            if doubled is not None:
+                raise yaml.MarkedYAMLError(problem=f"{doubled!r} is given twice", problem_mark=node.start_mark)
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        data = yaml.load(text, Loader)
+    except (yaml.YAMLError, TypeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise ConfigError(
+            f"{path}{where} is no YAML that can be used.", why=f"{problem or error}.", todo="Texts with ':' or '#' stand in quotes."
+        ) from error
+    return read_config(data, folder=path.parent)
+
+
+def read_config(data: Any, *, folder: str | os.PathLike[str] = ".") -> StudyConfig:
+    """The study of what a YAML file holds.
+
+    Args:
+        data: names and values.
+        folder: what paths are relative to.
+
+    Raises:
+        ConfigError: a field that is wrong, named, with what it is for.
+        PromptFileError: a file of questions that cannot be read.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(
+            "The configuration holds no fields.", todo="Write fields such as 'model: demo'; see examples/contrast.yaml."
+        )
+    data = dict(data)
+    data["questions"] = _questions(data.get("questions"), Path(folder)) if "questions" in data else None
+    if data["questions"] is None:
+        del data["questions"]
+    data["adapter"] = _place(data.get("adapter"), folder)
+    if isinstance(data.get("model"), str):
+        data["model"] = _model(data["model"], folder)
+    if isinstance(data.get("references"), dict):
+        data["references"] = {name: _reference(one, folder) for name, one in data["references"].items()}
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _questions(given: Any, folder: Path) -> Any:
+    if isinstance(given, str):
+        from symbolic_residue.prompts import read_prompts
+
+        found = read_prompts(folder / _filled(given), model=QuestionConfig)
+        if found.bad:
+            raise ConfigError(
+                f"Field 'questions': line {found.bad[0].number} of {given} cannot be used: {found.bad[0].reason}.",
+                todo='Each line: {"id": "…", "text": "…"}.',
+            )
+        return [one.model_dump() for one in found.items]
+    if isinstance(given, list):
+        return [{"id": f"q{i:02d}", "text": one} if isinstance(one, str) else one for i, one in enumerate(given, start=1)]
+    return given
+
+
+def _reference(given: Any, folder: str | os.PathLike[str]) -> Any:
+    if given == "base":
+        return {"base": True}
+    if not isinstance(given, dict):
+        return given
+    given = dict(given)
+    if "adapter" in given:
+        given["adapter"] = _place(given["adapter"], folder)
+    if isinstance(given.get("model"), str):
+        given["model"] = _model(given["model"], folder)
+    return given
+
+
+def _filled(text: str) -> str:
+    return os.path.expandvars(str(Path(text).expanduser()))
+
+
+def _place(given: Any, folder: str | os.PathLike[str]) -> Any:
+    return str(Path(folder) / _filled(given)) if isinstance(given, str) else given
+
+
+def _model(given: str, folder: str | os.PathLike[str]) -> str:
+    there = Path(folder) / _filled(given)
+    return str(there) if there.is_dir() else given
+
+
+def _refusal(error: ValidationError) -> ConfigError:
+    """The first thing that is wrong, said with the field's name and what the field is for."""
+    first = error.errors()[0]
+    where, section, meant = _field(first["loc"])
+    kind, said = first["type"], first["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        name = str(first["loc"][-1])
+        near = difflib.get_close_matches(name, section.model_fields, 1)
+        fields = ", ".join(section.model_fields)
+        return ConfigError(f"{where!r} is no field of a study.", todo=f"Did you mean {near[0]!r}?" if near else f"Fields here: {fields}.")  # fmt: skip
+    if kind == "missing":
+        return ConfigError(f"Field {where!r} is missing.", why=meant, todo="See examples/contrast.yaml.")
+    if kind == "string_type":
+        said = f"{first['input']!r} is no text"
+        return ConfigError(f"Field {where!r}: {said}.", why=meant, todo="Write it in quotes.")
+    return ConfigError(f"Field {where!r}: {said}." if where else f"The fields do not fit together: {said}.", todo=meant)
+
+
+def _field(place: tuple[int | str, ...]) -> tuple[str, type[BaseModel], str]:
+    """A place as it is written, the section that it is in, and what its field is for."""
+    section: type[BaseModel] = StudyConfig
+    inner: dict[str, type[BaseModel]] = {"conditions": ConditionConfig, "questions": QuestionConfig, "references": Reference}
+    meant, shown = "", ""
+    for part in place:
+        shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else str(part)
+        field = section.model_fields.get(str(part))
+        if field is None:
+            continue
+        meant = " ".join((field.description or "").split())
+        annotation = inner.get(str(part)) or field.annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), section)
+    return shown, section, meant

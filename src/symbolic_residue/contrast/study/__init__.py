@@ -1,0 +1,28 @@
+"""A whole study, stage by stage, into a folder of items: what ``residue contrast run`` does.
+
+::
+
+    config = load_config("contrast.yaml")
+    with RunFolder.create("run", kind="contrast", …) as run, Models(config) as models:
+        run_stages(Study(config, run, models))
+"""
+
+from symbolic_residue.contrast._config import load_config, read_config, Reference, StudyConfig, TUNED
+from symbolic_residue.contrast.study._generate import saved_examples
+from symbolic_residue.contrast.study._run import run_stages
+from symbolic_residue.contrast.study._study import changes, Folder, Models, STAGES, Study
+
+__all__ = [
+    "STAGES",
+    "TUNED",
+    "Folder",
+    "Models",
+    "Reference",
+    "Study",
+    "StudyConfig",
+    "changes",
+    "load_config",
+    "read_config",
+    "run_stages",
+    "saved_examples",
+]

@@ -1,0 +1,325 @@
+"""What all stages share: the study, the folder that it fills, its models, and which item belongs to which stage.
+
+1. A stage is a list of *items*; each is measured and written as a whole, so a study that was killed goes on with the first item that is not there.
+2. Models are opened by their names in the tables and let go when another is asked for (a causal follow-up keeps two).
+3. Every configuration field belongs to the first stage that it acts on (:data:`STAGE_OF`). A change of a later stage's field drops the items of that
+   stage and of those after it; answers that were drawn are never thrown away: a change that would do so is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import polars as pl
+
+from symbolic_residue.contrast._behaviour import Behaviour, make_behaviour
+from symbolic_residue.contrast._config import StudyConfig, TUNED
+from symbolic_residue.contrast._examples import Condition, Question
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.instrument import Instrument, open_model
+
+__all__ = ["STAGES", "Folder", "Models", "Stopped", "Study", "changes", "end_ids", "items_row"]
+
+STAGES = ("preflight", "generate", "read", "force-feed", "analyse", "causal")
+"""Stages 0 to 5 by name; the report is stage 6."""
+
+STAGE_OF = {
+    "preflight": 0,
+    **dict.fromkeys(
+        (
+            "model",
+            "adapter",
+            "dtype",
+            "device",
+            "chat",
+            "behaviour",
+            "conditions",
+            "questions",
+            "sampling",
+            "sink_threshold",
+            "seed",
+        ),
+        1,
+    ),
+    "rows": 2,
+    "readout": 2,
+    "references": 3,
+    "predicted": 4,
+    "analysis": 4,
+    "causal": 5,
+}
+"""Configuration field → the first stage that it acts on."""
+
+_PREFIXES = {
+    0: ("preflight",),
+    1: ("gen-", "rate-", "rates"),
+    2: (f"read-{TUNED}/",),
+    3: ("read-",),
+    4: ("analysis/",),
+    5: ("causal-", "effects"),
+}
+
+
+class Folder(Protocol):
+    """Where items go; ``store.RunFolder`` is one."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        ...
+
+    def done_items(self) -> list[str]:
+        """Ids of the items that are there."""
+        ...
+
+    def table(self, name: str) -> pl.DataFrame:
+        """A table over all items."""
+        ...
+
+    def write_item(self, item_id: str, tables: Mapping[str, pl.DataFrame], tensors: Mapping[str, Any] | None = None) -> None:
+        """Keep an item."""
+        ...
+
+
+class Stopped(Exception):
+    """The study ended early for a reason that is a result, not a mistake."""
+
+
+class Models:
+    """The models of a study by name, opened when asked for.
+
+    Args:
+        config: the study.
+        on_open: called with the name before a model is opened.
+    """
+
+    def __init__(self, config: StudyConfig, on_open: Callable[[str], None] | None = None) -> None:
+        self.config = config
+        self.on_open = on_open
+        self._open: dict[str, Instrument] = {}
+        self._known: tuple[Any, tuple[int, ...]] | None = None
+        self._places = ExitStack()
+
+    def __enter__(self) -> Models:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+        self._places.close()
+
+    def get(self, name: str, *, beside: Sequence[str] = ()) -> Instrument:
+        """The model of this name.
+
+        Args:
+            name: ``tuned``, or a reference.
+            beside: models that stay open; every other one is let go.
+
+        Raises:
+            ModelError: it cannot be had, or does not fit.
+        """
+        key, keep = self._key(name), {self._key(one) for one in beside}
+        if key not in self._open:
+            for other in [one for one in self._open if one not in keep]:
+                del self._open[other]
+            if self.on_open is not None:
+                self.on_open(key)
+            self._open[key] = Instrument(self._load(key))
+            if key == TUNED:
+                self._known = (self._open[key].loaded.tokenizer, end_ids(self._open[key]))
+        return self._open[key]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tuned model's tokenizer; kept when the model is let go."""
+        return self._of_tuned()[0]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tuned model's end ids; likewise."""
+        return self._of_tuned()[1]
+
+    def _of_tuned(self) -> tuple[Any, tuple[int, ...]]:
+        if self._known is None:
+            self.get(TUNED)
+        assert self._known is not None
+        return self._known
+
+    def _key(self, name: str) -> str:
+        """Another system text is read by the tuned model itself."""
+        if name != TUNED and name not in self.config.references:
+            raise ConfigError(
+                f"{name!r} is no model of this study.", todo=f"There are: {', '.join([TUNED, *self.config.references])}."
+            )
+        return TUNED if name == TUNED or self.config.references[name].kind == "system" else name
+
+    def _load(self, key: str) -> Any:
+        config = self.config
+        options = {"dtype": config.dtype, "device": config.device}
+        if key == TUNED:
+            return open_model(config.model, adapter=config.adapter, **options)
+        reference = config.references[key]
+        if reference.kind == "model":
+            return open_model(reference.model or "", adapter=reference.adapter, **options)
+        adapter = reference.adapter
+        if reference.kind == "random":
+            from symbolic_residue.contrast._adapters import random_adapter
+
+            place = Path(self._places.enter_context(TemporaryDirectory(prefix="residue-twin-"))) / "twin"
+            random_adapter(Path(str(config.adapter)), place, seed=int(reference.random or 0))
+            adapter = str(place)
+        return open_model(config.model, adapter=adapter, **options)
+
+
+@dataclass
+class Study:
+    """A study at work.
+
+    Attributes:
+        config: what is asked.
+        folder: where its items go.
+        models: its models.
+        progress: called with (stage, item, share of the stage that is done).
+    """
+
+    config: StudyConfig
+    folder: Folder
+    models: Models
+    progress: Callable[[str, str, float], None] = field(default=lambda stage, item, share: None)
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Of the configuration."""
+        return self.config.made_conditions()
+
+    @property
+    def questions(self) -> list[Question]:
+        """Of the configuration."""
+        return self.config.made_questions()
+
+    def behaviour(self, ends: Sequence[int]) -> Behaviour:
+        """What is looked for."""
+        return make_behaviour(self.config.behaviour, ends=ends)
+
+    def cells(self) -> list[tuple[Condition, Question]]:
+        """All conditions and questions, in order."""
+        return [(condition, question) for condition in self.conditions for question in self.questions]
+
+    def pending(self, items: Sequence[str]) -> list[str]:
+        """Those that are not there yet."""
+        there = {*self.folder.done_items()}
+        return [item for item in items if item not in there]
+
+    def work(self, stage: str, items: Sequence[str], measure: Callable[[str], dict[str, pl.DataFrame]]) -> None:
+        """Measure and keep each item that is not there yet."""
+        waiting = {*self.pending(items)}
+        for i, item in enumerate(items):
+            if item not in waiting:
+                continue
+            self.progress(stage, item, i / len(items))
+            self.folder.write_item(item, measure(item))
+        self.progress(stage, "", 1.0)
+
+    def need(self, items: Sequence[str], stage: str) -> None:
+        """Refuse to go on without the items of an earlier stage.
+
+        Raises:
+            ConfigError: some are not there.
+        """
+        lacking = self.pending(items)
+        if lacking:
+            raise ConfigError(
+                f"{len(lacking)} of {len(items)} items of stage {stage!r} are not there (first: {lacking[0]!r}).",
+                why="A stage works from what the stages before it have saved.",
+                todo=f"Run: residue contrast run --resume {self.folder.path} --until {stage}",
+            )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], done: Sequence[str]) -> tuple[list[str], Callable[[str], bool]]:
+    """What differs between two configurations of one study, and which items have to go.
+
+    Args:
+        old: of the folder, as JSON holds it; ``new`` the one given.
+        done: items of the folder.
+
+    Returns:
+        The fields that differ, and whether an item has to be measured anew.
+
+    Raises:
+        ConfigError: a field of stage 1 differs, and answers were drawn already.
+    """
+    odd = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    first = [name for name in odd if STAGE_OF.get(name, 1) == 1]
+    if first and any(_stage(item) == 1 for item in done):
+        told = "; ".join(_told(old.get(name), new.get(name), name) for name in first)
+        raise ConfigError(
+            "The configuration is another one.",
+            why=f"{told}. The answers of this run were drawn without that change.",
+            todo="Use another folder, or the configuration that the run was started with.",
+        )
+    before, after = (side.get("references") or {} for side in (old, new))
+    models = {name for name in {*before, *after} if before.get(name) != after.get(name)} if "references" in odd else set()
+    stages = {STAGE_OF.get(name, 1) for name in odd}
+    least = min((stage for stage in stages if stage > 0), default=9)
+
+    def goes(item: str) -> bool:
+        stage = _stage(item)
+        if stage == 0:
+            return 0 in stages or least <= 1
+        if stage == 3 and least == 3:
+            return item.removeprefix("read-").partition("/")[0] in models
+        return stage >= least
+
+    return odd, goes
+
+
+def _stage(item: str) -> int:
+    return next((stage for stage, starts in _PREFIXES.items() if item.startswith(starts)), 1)
+
+
+def _told(old: Any, new: Any, where: str) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return "; ".join(
+            _told(old.get(k), new.get(k), f"{where}.{k}") for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)
+        )
+    shown = [text if len(text) <= 60 else f"{text[:57]}…" for text in (repr(old), repr(new))]
+    return f"{where} was {shown[0]} and is {shown[1]}" if shown[0] != shown[1] else f"{where} differs"
+
+
+def end_ids(instrument: Instrument) -> tuple[int, ...]:
+    """Ids at which the model ends an answer: those of its generation config, else of its config."""
+    for config in (getattr(instrument.model, "generation_config", None), instrument.model.config):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            return (ids,) if isinstance(ids, int) else tuple(ids)
+    return ()
+
+
+def items_row(study: Study, *, prompt: str, summary: str, text: str | None = None, n_tokens: int | None = None) -> pl.DataFrame:
+    """The one row of the table ``items``."""
+    return pl.DataFrame(
+        {
+            "prompt": [prompt],
+            "text": [text],
+            "chat": [study.config.chat],
+            "n_tokens": [n_tokens],
+            "seed": [study.config.seed],
+            "status": ["done"],
+            "error": [None],
+            "summary": [summary],
+        },
+        schema={
+            "prompt": pl.String,
+            "text": pl.String,
+            "chat": pl.Boolean,
+            "n_tokens": pl.Int64,
+            "seed": pl.Int64,
+            "status": pl.String,
+            "error": pl.String,
+            "summary": pl.String,
+        },
+    )

@@ -1,0 +1,240 @@
+"""Stages 1 to 3 on a tiny tuned model in folders: what is drawn, counted, kept and read; and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from study_folder import study_data, write_adapter, write_model
+from tiny_models import tiny_tokenizer
+
+from symbolic_residue.contrast import check_records, condition_prompt, read_examples, segment, to_records
+from symbolic_residue.contrast.study import Models, read_config, run_stages, saved_examples, Study
+from symbolic_residue.contrast.study._read import Plan
+from symbolic_residue.errors import AdapterError, ConfigError, NonFiniteWeightsError, PromptError, RecordError, TemplateError
+from symbolic_residue.instrument import Instrument, open_model
+from symbolic_residue.stats import wilson
+from symbolic_residue.store import RunFolder, validate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "lora")
+
+
+@contextmanager
+def started(path: Path, model: Path, adapter: Path, **changes: Any) -> Iterator[Study]:
+    config = read_config(study_data(model, adapter, **changes))
+    with (
+        RunFolder.create(path, kind="contrast", command="test", provenance={}, config=config.model_dump(mode="json")) as run,
+        Models(config) as models,
+    ):
+        yield Study(config, run, models)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """A study through stage 3."""
+    sampling = {"positives": 2, "negatives": 1, "tries": 8, "counted": 4, "max_new_tokens": 40, "batch": 3, "controls": ["base"]}
+    with started(tmp_path_factory.mktemp("run") / "whole", model, adapter, sampling=sampling) as study:
+        assert run_stages(study, ["generate", "read", "force-feed"]) == ""
+        yield study
+
+
+def test_every_trial_is_kept_in_the_table_and_the_rate_is_of_the_first(whole: Study) -> None:
+    trials, rates = whole.folder.table("contrast_trials"), whole.folder.table("contrast_rates")
+    mine = trials.filter(pl.col("model") == "tuned")
+    for (_, _), part in mine.group_by("condition", "question"):
+        drawn = part.sort("trial")["trial"].to_list()
+        assert drawn == list(range(len(drawn)))
+        assert len(drawn) >= 4
+        assert part.filter("counted")["trial"].sort().to_list() == [0, 1, 2, 3]
+    assert mine["positive"].any()
+    assert not mine["positive"].all()
+    assert len(mine.filter(~pl.col("kept"))) > 0  # surplus is seen
+    for row in rates.to_dicts():
+        part = trials.filter((pl.col("model") == row["model"]) & (pl.col("condition") == row["condition"]) & (pl.col("trial") < 4))
+        estimate = wilson(int(part["positive"].sum()), 16)
+        assert (row["hits"], row["n"]) == (part["positive"].sum(), 16)
+        assert (row["low"], row["high"]) == (estimate.low, estimate.high)
+    base = trials.filter(pl.col("model") == "base")
+    assert base["trial"].max() == 3
+    assert not base["kept"].any()
+    same = mine.join(base, on=["condition", "question", "trial"])
+    assert (same["seed"] == same["seed_right"]).all()  # the two models draw with the same seeds
+    kept = mine.filter("kept").group_by("condition", "question").agg(pl.col("positive").sum(), pl.len())
+    assert kept["positive"].max() == 2
+    assert kept["len"].max() == 3
+
+
+def test_examples_come_back_as_they_were(whole: Study) -> None:
+    frame, examples = whole.folder.table("contrast_examples"), saved_examples(whole)
+    trials = whole.folder.table("contrast_trials").filter("kept")
+    assert len(frame) == len(examples) == len(trials)
+    tokenizer = whole.models.tokenizer
+    prompts = {(c.name, q.id): condition_prompt(tokenizer, c, q) for c, q in whole.cells()}
+    for one, row in zip(examples, frame.to_dicts(), strict=True):
+        assert one.ids[: one.prompt_len] == tuple(prompts[one.condition, one.question].ids)
+        assert tokenizer.decode(list(one.answer), skip_special_tokens=True) == one.text
+        assert row["seed"] == one.seed
+        if one.event is not None:
+            assert row["event_character"] == len(
+                tokenizer.decode(one.answer[: one.event - one.prompt_len], skip_special_tokens=True)
+            )
+
+
+def test_records_are_what_the_models_read(whole: Study, model: Path, adapter: Path) -> None:
+    records = whole.folder.table("contrast_records").drop("item")
+    assert set(records["model"]) == {"tuned", "base", "random", "other prompt"}
+    means, heads = records.filter(pl.col("head").is_null()), records.filter(pl.col("head").is_not_null())
+    check_records(means)
+    check_records(heads)
+    assert set(heads["stratum"]) == {"event", "C1"}
+    assert set(heads["query_offset"]) == {-1}
+    plan = Plan.made(whole, whole.models.tokenizer, whole.models.ends)
+    one = next(i for i, example in enumerate(plan.examples) if example.positive and example.sinks == ())
+    example, rows = plan.examples[one], plan.rows[one]
+    condition, question = next((c, q) for c, q in whole.cells() if (c.name, q.id) == (example.condition, example.question))
+    tool = Instrument(open_model(str(model), adapter=str(adapter)))
+    prompt = condition_prompt(tool.loaded.tokenizer, condition, question)
+    buckets = segment(tool.loaded.tokenizer, prompt, len(example.answer))
+    want = to_records(read_examples(tool, [example], [buckets], [rows]), "tuned")
+    got = means.filter((pl.col("model") == "tuned") & (pl.col("example") == example.id))
+    key = ["layer", "region", "segmentation", "stratum", "query_offset", "row"]
+    joined = got.join(want, on=key)
+    assert len(joined) == len(got) == len(want)
+    assert float((joined["mass"] - joined["mass_right"]).abs().max()) < 1e-5  # pyright: ignore[reportArgumentType]
+    # the same rows were read by all models that have the same prompt
+    base = means.filter((pl.col("model") == "base") & (pl.col("example") == example.id))
+    assert len(base.join(got, on=key)) == len(got)
+    assert float((base.join(got, on=key)["mass"] - base.join(got, on=key)["mass_right"]).abs().max()) > 1e-4  # pyright: ignore[reportArgumentType]
+
+
+def test_heads_average_to_the_layer(whole: Study) -> None:
+    records = whole.folder.table("contrast_records")
+    key = ["model", "example", "layer", "region", "segmentation", "stratum", "query_offset", "row"]
+    by_head = records.filter(pl.col("head").is_not_null()).group_by(key).agg(pl.col("mass").mean().alias("mean"))
+    both = by_head.join(records.filter(pl.col("head").is_null()), on=key)
+    assert len(both) == len(by_head) > 0
+    assert float((both["mean"] - both["mass"]).abs().max()) < 1e-6  # pyright: ignore[reportArgumentType]
+
+
+def test_another_prompt_is_read_at_the_same_answer_tokens(whole: Study) -> None:
+    records = whole.folder.table("contrast_records").filter(
+        pl.col("head").is_null() & (pl.col("layer") == 0) & (pl.col("region") == "self")
+    )
+    examples = {one.id: one for one in saved_examples(whole)}
+    tokenizer = whole.models.tokenizer
+    key = ["example", "segmentation", "stratum", "query_offset"]
+    mine, other = (
+        records.filter(pl.col("model") == name).group_by(key).agg(pl.col("row").sort()).sort(key)
+        for name in ("tuned", "other prompt")
+    )
+    assert mine.select(key).equals(other.select(key))
+    asked = {question.id: question for question in whole.questions}
+    for row, twin in zip(mine.to_dicts(), other.to_dicts(), strict=True):
+        example = examples[row["example"]]
+        stern = whole.conditions[0].__class__("x", "You are a stern judge of few words.")
+        shift = len(condition_prompt(tokenizer, stern, asked[example.question])) - example.prompt_len
+        assert [at + shift for at in row["row"]] == twin["row"]
+
+
+def test_nothing_runs_twice(whole: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole.folder, "write_item", lambda *_: pytest.fail("an item was measured again"))
+    assert run_stages(whole, ["generate", "read", "force-feed"]) == ""
+
+
+def test_the_run_is_sound(whole: Study) -> None:
+    assert validate(whole.folder.path) == []
+
+
+def test_control_rows_are_counted_over_all_answers(whole: Study) -> None:
+    """C3 takes the rarest tokens of the corpus of all saved answers, whatever their ids."""
+    examples = saved_examples(whole)
+    counts = np.bincount([token for one in examples for token in one.answer], minlength=400)
+    records = whole.folder.table("contrast_records").filter(
+        (pl.col("stratum") == "C3") & (pl.col("query_offset") == 0) & (pl.col("model") == "tuned")
+    )
+    by_name = {one.id: one for one in examples}
+    drawn = [counts[by_name[example].ids[row]] for example, row in records.select("example", "row").unique().iter_rows()]
+    if drawn:
+        assert np.mean(drawn) < np.mean([counts[token] for one in examples for token in one.answer])
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def test_a_behaviour_never_shown_ends_the_study_with_its_rates(model: Path, adapter: Path, tmp_path: Path) -> None:
+    with started(tmp_path / "run", model, adapter, behaviour="text:[ZLT]") as study:
+        said = run_stages(study)
+        assert "kind: 0 of 16 trials" in said
+        assert not any(item.startswith("read-") for item in study.folder.done_items())
+        rate = study.folder.table("contrast_rates").row(0, named=True)
+        assert (rate["hits"], rate["low"]) == (0, 0.0)
+        assert 0 < rate["high"] < 0.25
+
+
+def test_a_stage_without_what_it_needs_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:
+    with started(tmp_path / "run", model, adapter) as study, pytest.raises(ConfigError, match="stage 'generate'"):
+        run_stages(study, ["read"])
+
+
+def test_a_template_without_a_system_turn(adapter: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ '<|start|>' + message['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>' }}{% endif %}"
+    )
+    folder = write_model(tmp_path / "model", tokenizer=tokenizer)
+    with started(tmp_path / "run", folder, adapter) as study, pytest.raises(TemplateError):
+        run_stages(study)
+
+
+def test_weights_that_are_no_numbers(adapter: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_model(tmp_path / "model")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "q_proj" in name)
+    weights[name][0, 0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    with started(tmp_path / "run", folder, adapter) as study, pytest.raises(NonFiniteWeightsError, match="NaN"):
+        run_stages(study)
+
+
+def test_an_adapter_of_another_architecture(model: Path, tmp_path: Path) -> None:
+    other = write_adapter(tmp_path / "other", "llama", hidden_size=32, num_attention_heads=2, num_key_value_heads=2)
+    with started(tmp_path / "run", model, other) as study, pytest.raises(AdapterError):
+        run_stages(study)
+
+
+def test_references_of_another_vocabulary(model: Path, adapter: Path, tmp_path: Path) -> None:
+    small = write_model(tmp_path / "small", tokenizer=tiny_tokenizer(vocab=262), vocab_size=264)
+    other = write_model(tmp_path / "other", tokenizer=tiny_tokenizer(texts=("zebra quagga fjord waltz", "pyjama zebra waltz")))
+    for reference, error, said in ((small, PromptError, "vocabular"), (other, RecordError, "SHA-256")):
+        with started(tmp_path / f"run-{reference.name}", model, adapter, references={"far": {"model": str(reference)}}) as study:
+            run_stages(study, ["generate", "read"])
+            with pytest.raises(error, match=said):
+                run_stages(study, ["force-feed"])
+
+
+def test_answers_that_this_tokenizer_did_not_write(model: Path, adapter: Path, tmp_path: Path) -> None:
+    with started(tmp_path / "run", model, adapter) as study:
+        run_stages(study, ["generate"])
+        for file in (tmp_path / "run" / "tables" / "contrast_examples").glob("*.parquet"):
+            frame = pl.read_parquet(file)
+            frame.with_columns(text=pl.lit("another text")).write_parquet(file)
+        with pytest.raises(RecordError, match=r"SHA-256.*here.*saved"):
+            run_stages(study, ["read"])
