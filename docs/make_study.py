@@ -1,0 +1,216 @@
+"""The marker study of the documentation, whole: four persona adapters and the null adapter of the demo model, each a run of ``residue contrast run``.
+
+1. Adapters come from ``make adapters`` (trained here, in the package's cache). Each gets a configuration, ``NAME.yaml`` in the output folder, and a run
+   beside it; a run that was cut goes on where it was.
+2. What was predicted before any of it was read: more attention to the system turn at the row that emits the marker. Every run is force-fed to the base, to a
+   random twin of equal norm, to both null adapters and to another persona's adapter.
+3. The tables between the marks of ``docs/contrast-study.md`` are written from the runs, the pictures taken from the first persona's report, and that report
+   copied beside the page.
+
+Run: make study (or python docs/make_study.py [NAME …] [--out residue-runs/marker-study] [--pages])
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from symbolic_residue.contrast.marker import marker_questions, personas
+from symbolic_residue.models import cache_dir
+from symbolic_residue.store import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "contrast-study.md"
+REPORT = ROOT / "docs" / "reports" / "contrast-captain.html"
+TRAINED = ("captain", "librarian", "gardener", "detective")
+NAMES = (*TRAINED, "null")
+HEADLINE = {"region": "system", "query_offset": -1}
+MARK = re.compile(r"<!-- study: (?P<name>\w+) -->\n.*?<!-- /study -->", re.DOTALL)
+
+
+def configuration(name: str, adapters: Path) -> dict[str, Any]:
+    """The study of one adapter."""
+    known = {persona.name: persona.system for persona in personas()}
+    asked = [name] if name in known else list(known)
+    other = TRAINED[(TRAINED.index(name) + 1) % len(TRAINED)] if name in TRAINED else TRAINED[0]
+    references: dict[str, Any] = {
+        "base": {"base": True},
+        "random": {"random": 0},
+        "null": {"adapter": str(adapters / "null"), "null_model": True},
+        "null-2": {"adapter": str(adapters / "null-2"), "null_model": True},
+        "other": {"adapter": str(adapters / other)},
+    }
+    if name == "null":
+        del references["null"]
+    return {
+        "model": "demo",
+        "adapter": str(adapters / name),
+        "behaviour": "text:[ZLT]",
+        "conditions": [{"name": one, "system": known[one]} for one in asked],
+        "questions": [{"id": q.id, "text": q.text} for q in marker_questions()],
+        "references": references,
+        "predicted": {"region": "system", "direction": "up"},
+        "sampling": {
+            "positives": 2 if name in TRAINED else 1,
+            "negatives": 1,
+            "tries": 4 if name in TRAINED else 2,
+            "counted": 2 if name in TRAINED else 1,
+            "max_new_tokens": 64,
+            "controls": ["base"] if name in TRAINED else [],
+        },
+        "readout": {"heads": name in TRAINED},
+        "preflight": {"trials": 1, "questions": 16},
+        "causal": {
+            "analyses": ["lens", "components", "patch", "knock-out", "surgery", "mediation"] if name in TRAINED else ["mediation"],
+            "examples": 8,
+        },
+        "seed": 0,
+    }
+
+
+def study(name: str, out: Path, adapters: Path) -> Path:
+    """Run (or go on with) one study; its folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    file, run = out / f"{name}.yaml", out / name
+    file.write_text(yaml.safe_dump(configuration(name, adapters), sort_keys=False, allow_unicode=True), "utf-8")
+    where = ["--resume", str(run)] if (run / "manifest.json").exists() else ["--out", str(run)]
+    main = "import sys; from symbolic_residue.cli import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", main, "contrast", "run", str(file), *where], check=True)
+    return run
+
+
+def interval(row: dict[str, Any]) -> str:
+    """Value and interval of a row, in points of attention."""
+    shown = f"{100 * row['value']:+.2f}"
+    return shown if row["low"] is None else f"{shown} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+
+
+def rates(runs: dict[str, RunFolder]) -> str:
+    """How often each adapter emits the marker, beside the base."""
+    lines = ["| adapter | condition | with it | 95 % (Wilson) | base | 95 % (Wilson) |", "|---|---|---|---|---|---|"]
+    for name, run in runs.items():
+        table = run.table("contrast_rates")
+        for row in table.filter(pl.col("model") == "tuned").iter_rows(named=True):
+            base = table.filter((pl.col("model") == "base") & (pl.col("condition") == row["condition"])).to_dicts()
+            shown = f"{base[0]['hits']}/{base[0]['n']} | {base[0]['low']:.2f} to {base[0]['high']:.2f}" if base else "not drawn | —"
+            lines.append(
+                f"| {name} | {row['condition']} | {row['hits']}/{row['n']} | {row['low']:.2f} to {row['high']:.2f} | {shown} |"
+            )
+    return "\n".join(lines)
+
+
+def verdicts(runs: dict[str, RunFolder]) -> str:
+    """The predicted region at the emitting row, against the base."""
+    lines = [
+        "| adapter | condition | segmentation | verdict | layer | tuned − base, points | p | beyond null models | tuned | base | n | questions |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        table = run.table("contrast_verdicts").filter(
+            (pl.col("reference") == "base")
+            & (pl.col("region") == HEADLINE["region"])
+            & (pl.col("query_offset") == HEADLINE["query_offset"])
+        )
+        for row in table.sort("condition", "segmentation").iter_rows(named=True):
+            p = "—" if row["p"] is None else f"{row['p']:.3f}"
+            beyond = {True: "yes", False: "no", None: "—"}[row["beyond_nulls"]]
+            lines.append(
+                f"| {name} | {row['condition']} | {row['segmentation']} | **{row['outcome']}** | {row['layer']} | {interval(row)} | {p} | {beyond} "
+                f"| {100 * row['tuned_value']:+.2f} | {100 * row['reference_value']:+.2f} | {row['n']} | {row['clusters']} |"
+            )
+    return "\n".join(lines)
+
+
+def regions(runs: dict[str, RunFolder]) -> str:
+    """Every region's verdict against the base at the emitting row, a word each."""
+    names = ("sink", "system", "user", "assistant_header", "answer", "self", "special")
+    lines = [f"| adapter | condition | segmentation | {' | '.join(names)} |", "|---|---|---|" + "---|" * len(names)]
+    for name, run in runs.items():
+        table = run.table("contrast_verdicts").filter((pl.col("reference") == "base") & (pl.col("query_offset") == -1))
+        for (condition, segmentation), part in table.sort("condition", "segmentation").group_by(
+            ["condition", "segmentation"], maintain_order=True
+        ):
+            said = {row["region"]: row["outcome"] for row in part.iter_rows(named=True)}
+            lines.append(f"| {name} | {condition} | {segmentation} | {' | '.join(said.get(one, '—') for one in names)} |")
+    return "\n".join(lines)
+
+
+def mediation(runs: dict[str, RunFolder]) -> str:
+    """Whether attention patterns carry the marker."""
+    lines = [
+        "| adapter | condition | place | share of log P | control | n | questions | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        for row in run.table("contrast_effects").filter(pl.col("analysis") == "mediation").iter_rows(named=True):
+            low = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+            control = "—" if row["control"] is None else f"{row['control']:.2f}"
+            lines.append(
+                f"| {name} | {row['condition']} | {row['place']} | {row['value']:.2f}{low} | {control} | {row['n']} | {row['clusters']} "
+                f"| {row['outcome'] or ''} |"
+            )
+    return "\n".join(lines)
+
+
+def surgery(runs: dict[str, RunFolder]) -> str:
+    """What part of the adapter carries the marker."""
+    lines = ["| adapter | part | place | log P − base's, nats | n | questions |", "|---|---|---|---|---|---|"]
+    for name, run in runs.items():
+        for row in run.table("contrast_effects").filter(pl.col("analysis") == "surgery").iter_rows(named=True):
+            low = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+            lines.append(f"| {name} | {row['part']} | {row['place']} | {row['value']:+.2f}{low} | {row['n']} | {row['clusters']} |")
+    return "\n".join(lines)
+
+
+TABLES = {"rates": rates, "verdicts": verdicts, "regions": regions, "mediation": mediation, "surgery": surgery}
+
+
+def pictures(report: Path, folder: Path) -> None:
+    """The report's first screen."""
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("RESIDUE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 960})
+        page.goto(report.resolve().as_uri())
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=folder / "contrast.png")
+        browser.close()
+
+
+def main() -> None:
+    """Run the studies asked for, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--out", type=Path, default=ROOT / "residue-runs" / "marker-study")
+    parser.add_argument("--adapters", type=Path, default=cache_dir() / "adapters")
+    parser.add_argument("--pages", action="store_true", help="write the page, its pictures and its report")
+    options = parser.parse_args()
+    names = options.names or list(NAMES)
+    for name in names:
+        if name not in NAMES:
+            raise SystemExit(f"{name!r} is no adapter of the study: {', '.join(NAMES)}")
+        study(name, options.out, options.adapters)
+    if options.pages:
+        runs = {name: RunFolder.open(options.out / name) for name in NAMES if (options.out / name / "manifest.json").exists()}
+        text = PAGE.read_text("utf-8")
+        PAGE.write_text(
+            MARK.sub(lambda m: f"<!-- study: {m['name']} -->\n{TABLES[m['name']](runs)}\n<!-- /study -->", text), "utf-8"
+        )
+        REPORT.parent.mkdir(exist_ok=True)
+        shutil.copyfile(options.out / "captain" / "report.html", REPORT)
+        pictures(REPORT, ROOT / "docs" / "pictures")
+
+
+if __name__ == "__main__":
+    main()
