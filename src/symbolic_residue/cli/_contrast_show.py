@@ -1,0 +1,120 @@
+"""What a study says at its end: rates, preflight, verdicts under both segmentations with their controls, and what disagrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from symbolic_residue.cli._common import echo_json
+
+__all__ = ["show", "summary"]
+
+
+def summary(path: Path, *, region: str | None) -> dict[str, Any]:
+    """The study's end as plain values, from its folder alone."""
+    import polars as pl
+
+    from symbolic_residue.contrast.study import verdict_rows
+    from symbolic_residue.store import RunFolder
+
+    run = RunFolder.open(path)
+    verdicts = run.table("contrast_verdicts")
+    known = verdicts.filter(pl.col("region") == region) if region is not None else verdicts
+    shown = verdict_rows(
+        verdicts, run.table("contrast_differences"), run.table("contrast_rule_outs"), region=None if known.is_empty() else region
+    )
+    windows = run.table("contrast_windows")
+    effects = run.table("contrast_effects")
+    analysed = run.table("items").filter(pl.col("item").str.starts_with("analysis/"))
+    return {
+        "run": str(path),
+        "status": run.manifest.status,
+        "rates": run.table("contrast_rates").drop("item").to_dicts(),
+        "preflight": run.table("contrast_preflight").drop("item").fill_nan(None).to_dicts(),
+        "verdicts": [{name: value for name, value in row.items() if name != "item"} for row in shown],
+        "conditions": [
+            {"summary": row["summary"], "notes": (row["text"] or "").split("\n") if row["text"] else []} for row in analysed.to_dicts()
+        ],
+        "windows": len(windows),
+        "missing": run.table("contrast_missing").drop("item").to_dicts(),
+        "causal": effects.filter(pl.col("outcome").is_not_null()).drop("item").fill_nan(None).to_dicts(),
+    }
+
+
+def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_json: bool) -> None:
+    """Print it."""
+    found = summary(path, region=region)
+    if as_json:
+        echo_json({**found, "ended": ended or None, "report": str(page) if page else None})
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from symbolic_residue.figures import visible
+
+    console = Console()
+
+    def said(text: Any) -> str:
+        return escape(visible(str(text)))
+
+    def table(titles: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -> None:
+        made = Table(box=None, pad_edge=False)
+        for title in titles:
+            made.add_column(title, justify="right" if title in right else "left", overflow="fold")
+        for row in rows:
+            made.add_row(*map(said, row))
+        console.print(made)
+
+    if found["preflight"]:
+        rows = [
+            [row["check"], row["condition"] or "all", _number(row["value"]), _interval(row), f"± {row['margin']:g}", str(row["n"]), row["outcome"]]
+            for row in found["preflight"]
+            if not row["check"].startswith("largest")
+        ]
+        table(["preflight", "condition", "value", "90 % interval", "margin", "n", "outcome"], rows, ("value", "n"))
+    if found["rates"]:
+        rows = [
+            [row["condition"], row["model"], f"{row['hits']}/{row['n']}", f"[{100 * row['low']:.0f}, {100 * row['high']:.0f}] %"]
+            for row in found["rates"]
+        ]
+        table(["rate of the behaviour", "model", "trials", "Wilson 95 %"], rows, ("trials",))
+    if found["verdicts"]:
+        rows = [_verdict(row) for row in found["verdicts"]]
+        titles = ["condition", "region", "against", "keys", "verdict", "layer", "tuned − reference", "interval", "tuned", "reference", "n", "questions", "rule-outs"]  # fmt: skip
+        table(titles, rows, ("layer", "tuned − reference", "tuned", "reference", "n", "questions"))
+        for row in found["verdicts"]:
+            for flag in row["flags"]:
+                place = f"{row['condition']}, {row['region']} against {row['reference']}, {row['segmentation']}"
+                console.print(f"[yellow]![/] {said(place)}: {said(flag)}", soft_wrap=True)
+    for row in found["conditions"]:
+        console.print(said(row["summary"]), soft_wrap=True)
+    lacking = [row for row in found["missing"] if row["missing"] and row["model"] == found["missing"][0]["model"]]
+    for row in lacking:
+        what = "answers without the behaviour were cut" if row["stratum"] == "C4" else f"of {row['examples']} answers have no such rows"
+        console.print(f"[dim]{said(row['condition'])}, {row['stratum']}: {row['missing']} {what}[/]", soft_wrap=True)
+    for row in found["causal"]:
+        value = f"{_number(row['value'])} {row['unit']} {_interval(row)}"
+        console.print(f"{said(row['analysis'])} ({said(row['condition'])}, {said(row['model'])}): {said(row['outcome'])}: {said(value)}, n = {row['n']}", soft_wrap=True)  # fmt: skip
+    if ended:
+        console.print(f"[bold]ended early:[/] {said(ended)}", soft_wrap=True)
+    console.print(f"run: {said(path)}", soft_wrap=True)
+    if page is not None:
+        console.print(f"report: {said(page)}", soft_wrap=True)
+
+
+def _verdict(row: dict[str, Any]) -> list[str]:
+    ruled = " ".join(f"{stratum}{'+' if passed else '?' if passed is None else '−'}" for stratum, passed in sorted(row["rule_outs"].items()))
+    return [
+        row["condition"], row["region"], row["reference"], row["segmentation"], row["outcome"], str(row["layer"]), _number(row["value"], signed=True),
+        _interval(row), _number(row["tuned_value"], signed=True), _number(row["reference_value"], signed=True), str(row["n"]), str(row["clusters"]),
+        ruled or "none",
+    ]  # fmt: skip
+
+
+def _number(value: float | None, *, signed: bool = False) -> str:
+    return "none" if value is None else f"{value:+.4f}" if signed else f"{value:.3g}"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return "none" if row["low"] is None or row["low"] != row["low"] else f"[{row['low']:.3g}, {row['high']:.3g}]"
