@@ -32,7 +32,8 @@ from symbolic_residue.contrast._read import read_examples, Reading, REGIONS, to_
 from symbolic_residue.contrast._records import check_deltas, check_records, CONTROLS, DELTAS, EVENT, RECORDS, TRAJECTORY
 from symbolic_residue.contrast._rows import choose_rows, end_rows, rare_tokens, Row, Rows, stable_seed
 from symbolic_residue.contrast._segment import BUCKETS, find_sinks, segment, SEGMENTATIONS
-from symbolic_residue.contrast._training import diff_of_diffs, DiffOfDiffs, OUTCOMES, peak_shift, verdict
+from symbolic_residue.contrast._training import diff_of_diffs, DiffOfDiffs, peak_shift
+from symbolic_residue.contrast._verdict import OUTCOMES, verdict
 
 __all__ = [
     "BUCKETS",

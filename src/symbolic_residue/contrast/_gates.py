@@ -234,8 +234,7 @@ def _margins(
         return None, None
     bounds = []
     for rival in others.values():
-        mine, theirs, clusters = stack.shared(rival)
-        bounds.append(interval(Stack(mine - theirs, stack.examples, clusters), options))
+        bounds.append(interval(stack.minus(rival), options))
     near = np.array([sign * (low if sign > 0 else high) for _, low, high in bounds])
     weakest = np.argmin(np.where(np.isnan(near), np.inf, near), axis=0)
     column = np.arange(near.shape[1])

@@ -16,7 +16,7 @@ import polars as pl
 
 from symbolic_residue.contrast._options import Options
 from symbolic_residue.contrast._records import check_deltas
-from symbolic_residue.contrast._stack import Place, Stack, stacks
+from symbolic_residue.contrast._stack import Place, stacks
 from symbolic_residue.errors import RecordError
 from symbolic_residue.stats import bootstrap_columns, generator, max_t
 
@@ -86,8 +86,7 @@ def select_heads(
                     f"The reference has no deltas for {place.condition}, {place.region}.",
                     todo="Read the reference over the same ids.",
                 )
-            a, b, clusters = stack.shared(rival)
-            stack = Stack(a - b, tuple(map(str, range(len(a)))), clusters)
+            stack = stack.minus(rival)
         labels = sorted(set(stack.clusters))
         if len(labels) < _FEWEST:
             raise RecordError(

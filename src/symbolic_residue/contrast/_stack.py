@@ -60,6 +60,12 @@ class Stack:
         mine, theirs = ([pair[k] for pair in pairs] for k in (0, 1))
         return self.values[mine], other.values[theirs], tuple(self.clusters[i] for i in mine)
 
+    def minus(self, other: Stack) -> Stack:
+        """The paired difference, of the examples that both have."""
+        mine, theirs, clusters = self.shared(other)
+        here = set(self.examples)
+        return Stack(mine - theirs, tuple(name for name in other.examples if name in here), clusters)
+
 
 @dataclass(frozen=True)
 class Stacks:

@@ -92,7 +92,7 @@ _COLUMNS = {
     "contrast_differences": "tuned reference condition region segmentation query_offset:i stratum layer:i head:i? value:f low:f? high:f? p:f? n:i clusters:i "
     "unpaired:i tuned_value:f reference_value:f detectable:f?",
     "contrast_verdicts": "tuned reference condition region segmentation query_offset:i head:i? outcome layer:i value:f low:f? high:f? p:f? n:i clusters:i "
-    "tuned_value:f reference_value:f detectable:f? layers why",
+    "tuned_value:f reference_value:f detectable:f? layers nulls? beyond_nulls:b? margin:f? margin_low:f? margin_high:f? null_p:f? why",
     "contrast_shifts": "tuned reference condition region segmentation query_offset:i tuned_peak:i reference_peak:i shift:i low:f? high:f? "
     "agree:f? n:i clusters:i",
     "contrast_heads": "model condition region segmentation query_offset:i layer:i head:i rank:i chosen_value:f value:f low:f? high:f? p:f? n:i clusters:i "
