@@ -23,7 +23,17 @@ from symbolic_residue.errors import ConfigError, RunExistsError
 if TYPE_CHECKING:
     from symbolic_residue.contrast.study import Models, StudyConfig
 
-__all__ = ["KIND", "register"]
+__all__ = [
+    "KIND",
+    "causal_command",
+    "force_feed_command",
+    "generate_command",
+    "go",
+    "preflight_command",
+    "read_command",
+    "report_command",
+    "run_command",
+]
 
 KIND = "contrast"
 """Kind of the run."""
@@ -55,41 +65,47 @@ def run_command(
     if until not in order:
         raise ConfigError(f"{until!r} is no stage.", todo=f"Stages: {', '.join(order)}.")
     stages = order[: order.index(until) + 1]
-    raise typer.Exit(_go(config, out, resume, stages, report=until == "report" and not no_report, as_json=json))
+    raise typer.Exit(go(config, out, resume, stages, report=until == "report" and not no_report, as_json=json))
 
 
 def preflight_command(config: Config = None, out: Out = None, resume: ResumeFolder = None, json: Json = False) -> None:
     """Stage 0: does the attention implementation change behaviour?"""
-    raise typer.Exit(_go(config, out, resume, ["preflight"], as_json=json))
+    raise typer.Exit(go(config, out, resume, ["preflight"], as_json=json))
 
 
 def generate_command(config: Config = None, out: Out = None, resume: ResumeFolder = None, json: Json = False) -> None:
     """Stage 1: draw answers, and count how often they show the behaviour."""
-    raise typer.Exit(_go(config, out, resume, ["generate"], as_json=json))
+    raise typer.Exit(go(config, out, resume, ["generate"], as_json=json))
 
 
 def read_command(run: Run, json: Json = False) -> None:
     """Stage 2: the tuned model reads its own answers."""
-    raise typer.Exit(_go(None, None, run, ["read"], as_json=json))
+    raise typer.Exit(go(None, None, run, ["read"], as_json=json))
 
 
 def force_feed_command(run: Run, json: Json = False) -> None:
     """Stage 3: every reference reads the same ids."""
-    raise typer.Exit(_go(None, None, run, ["force-feed"], as_json=json))
+    raise typer.Exit(go(None, None, run, ["force-feed"], as_json=json))
 
 
 def causal_command(run: Run, json: Json = False) -> None:
     """Stage 5: the causal follow-ups."""
-    raise typer.Exit(_go(None, None, run, ["causal"], as_json=json))
+    raise typer.Exit(go(None, None, run, ["causal"], as_json=json))
 
 
 def report_command(run: Run, json: Json = False) -> None:
     """Stage 6: the report and the summary, from the run folder alone."""
-    raise typer.Exit(_go(None, None, run, [], report=True, as_json=json))
+    raise typer.Exit(go(None, None, run, [], report=True, as_json=json))
 
 
-def _go(
-    config: Path | None, out: Path | None, resume: Path | None, stages: Sequence[str], *, report: bool = False, as_json: bool = False
+def go(
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    stages: Sequence[str],
+    *,
+    report: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Do some stages in a run folder, new or resumed; returns the exit code."""
     from symbolic_residue.cli._contrast_show import show
@@ -147,10 +163,16 @@ def _started(study: StudyConfig, models: Models, out: Path | None) -> tuple[Path
 
     path = out or default_output(KIND)
     if path.exists():
-        raise RunExistsError(f"{path} is already there.", why="A run never overwrites another.", todo=f"Choose another folder, or use: --resume {path}")
+        raise RunExistsError(
+            f"{path} is already there.",
+            why="A run never overwrites another.",
+            todo=f"Choose another folder, or use: --resume {path}",
+        )
     check_prompts(Study(study, _NoFolder(), models))  # type: ignore[arg-type]
     command = ["residue", *words.get()]
-    return path, RunFolder.create(path, kind=KIND, command=command, provenance=_provenance(study, models), config=study.model_dump(mode="json"))
+    return path, RunFolder.create(
+        path, kind=KIND, command=command, provenance=_provenance(study, models), config=study.model_dump(mode="json")
+    )
 
 
 class _NoFolder:
@@ -171,7 +193,9 @@ def _resumed(study: StudyConfig, models: Models, path: Path, stages: Sequence[st
     provenance = old.manifest.provenance
     if set(stages) - {"analyse"}:
         provenance = _provenance(study, models)
-        before, after = ({k: v for k, v in one.items() if k not in ("references", "versions")} for one in (old.manifest.provenance, provenance))
+        before, after = (
+            {k: v for k, v in one.items() if k not in ("references", "versions")} for one in (old.manifest.provenance, provenance)
+        )
         odd = [f"{name} was {before.get(name)!r} and is {after.get(name)!r}" for name in after if before.get(name) != after[name]]
         if odd and old.manifest.config.get("model") == config["model"] and old.manifest.config.get("adapter") == config["adapter"]:
             raise RunExistsError(
@@ -215,14 +239,3 @@ def _progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, str, flo
             bar.update(tasks[stage], completed=share, description=escape(f"{stage}: {item[:40]}" if item else stage))
 
         yield opening, progress
-
-
-def register(group: typer.Typer) -> None:
-    """Put the commands into the group."""
-    group.command("run")(run_command)
-    group.command("preflight")(preflight_command)
-    group.command("generate")(generate_command)
-    group.command("read")(read_command)
-    group.command("force-feed")(force_feed_command)
-    group.command("causal")(causal_command)
-    group.command("report")(report_command)

@@ -33,7 +33,8 @@ def summary(path: Path, *, region: str | None) -> dict[str, Any]:
         "preflight": run.table("contrast_preflight").drop("item").fill_nan(None).to_dicts(),
         "verdicts": [{name: value for name, value in row.items() if name != "item"} for row in shown],
         "conditions": [
-            {"summary": row["summary"], "notes": (row["text"] or "").split("\n") if row["text"] else []} for row in analysed.to_dicts()
+            {"summary": row["summary"], "notes": (row["text"] or "").split("\n") if row["text"] else []}
+            for row in analysed.to_dicts()
         ],
         "windows": len(windows),
         "missing": run.table("contrast_missing").drop("item").to_dicts(),
@@ -68,7 +69,15 @@ def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_js
 
     if found["preflight"]:
         rows = [
-            [row["check"], row["condition"] or "all", _number(row["value"]), _interval(row), f"± {row['margin']:g}", str(row["n"]), row["outcome"]]
+            [
+                row["check"],
+                row["condition"] or "all",
+                _number(row["value"]),
+                _interval(row),
+                f"± {row['margin']:g}",
+                str(row["n"]),
+                row["outcome"],
+            ]
             for row in found["preflight"]
             if not row["check"].startswith("largest")
         ]
@@ -81,7 +90,19 @@ def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_js
         table(["rate of the behaviour", "model", "trials", "Wilson 95 %"], rows, ("trials",))
     if found["verdicts"]:
         rows = [_verdict(row) for row in found["verdicts"]]
-        titles = ["condition", "region", "against", "keys", "verdict", "layer", "tuned − reference", "interval", "tuned", "reference", "n", "questions", "rule-outs"]  # fmt: skip
+        titles = [
+            "condition",
+            "region",
+            "against",
+            "keys",
+            "verdict",
+            "layer",
+            "tuned − reference",
+            "interval",
+            "tuned",
+            "reference",
+        ]
+        titles += ["n", "questions", "nulls", "rule-outs"]
         table(titles, rows, ("layer", "tuned − reference", "tuned", "reference", "n", "questions"))
         for row in found["verdicts"]:
             for flag in row["flags"]:
@@ -91,11 +112,15 @@ def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_js
         console.print(said(row["summary"]), soft_wrap=True)
     lacking = [row for row in found["missing"] if row["missing"] and row["model"] == found["missing"][0]["model"]]
     for row in lacking:
-        what = "answers without the behaviour were cut" if row["stratum"] == "C4" else f"of {row['examples']} answers have no such rows"
+        what = (
+            "answers without the behaviour were cut"
+            if row["stratum"] == "C4"
+            else f"of {row['examples']} answers have no such rows"
+        )
         console.print(f"[dim]{said(row['condition'])}, {row['stratum']}: {row['missing']} {what}[/]", soft_wrap=True)
     for row in found["causal"]:
-        value = f"{_number(row['value'])} {row['unit']} {_interval(row)}"
-        console.print(f"{said(row['analysis'])} ({said(row['condition'])}, {said(row['model'])}): {said(row['outcome'])}: {said(value)}, n = {row['n']}", soft_wrap=True)  # fmt: skip
+        what = f"{row['analysis']} ({row['condition']}, {row['model']}): {row['outcome']}"
+        console.print(said(f"{what}: {_number(row['value'])} {row['unit']} {_interval(row)}, n = {row['n']}"), soft_wrap=True)
     if ended:
         console.print(f"[bold]ended early:[/] {said(ended)}", soft_wrap=True)
     console.print(f"run: {said(path)}", soft_wrap=True)
@@ -104,11 +129,13 @@ def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_js
 
 
 def _verdict(row: dict[str, Any]) -> list[str]:
-    ruled = " ".join(f"{stratum}{'+' if passed else '?' if passed is None else '−'}" for stratum, passed in sorted(row["rule_outs"].items()))
+    ruled = " ".join(
+        f"{stratum}{'+' if passed else '?' if passed is None else '−'}" for stratum, passed in sorted(row["rule_outs"].items())
+    )
     return [
         row["condition"], row["region"], row["reference"], row["segmentation"], row["outcome"], str(row["layer"]), _number(row["value"], signed=True),
         _interval(row), _number(row["tuned_value"], signed=True), _number(row["reference_value"], signed=True), str(row["n"]), str(row["clusters"]),
-        ruled or "none",
+        "none given" if row["nulls"] is None else "beyond" if row["beyond_nulls"] else "not beyond", ruled or "none",
     ]  # fmt: skip
 
 

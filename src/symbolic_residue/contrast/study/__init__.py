@@ -12,7 +12,7 @@ from symbolic_residue.contrast.study._analyse import judge, Judged
 from symbolic_residue.contrast.study._generate import check_prompts, saved_examples
 from symbolic_residue.contrast.study._preflight import equivalence
 from symbolic_residue.contrast.study._run import run_stages
-from symbolic_residue.contrast.study._study import changes, Folder, Models, STAGES, Study
+from symbolic_residue.contrast.study._study import changes, Folder, items_row, Models, STAGES, Study
 from symbolic_residue.contrast.study._summary import verdict_rows
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "changes",
     "check_prompts",
     "equivalence",
+    "items_row",
     "judge",
     "load_config",
     "read_config",

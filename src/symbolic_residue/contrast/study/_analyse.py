@@ -1,7 +1,8 @@
 """Stage 4: verdicts from the saved records alone; no model is opened.
 
 1. One item is one condition: for every model the gates of every region, under both segmentations and both offsets; for every reference the difference
-   from the tuned model on the same ids, the verdict, and how far the peak moved; with single heads, those chosen on half of the questions.
+   from the tuned model on the same ids, the verdict, and how far the peak moved; with single heads, those chosen on half of the questions. Where there are
+   null models, the verdict against any other reference says whether the difference is larger than theirs from that reference.
 2. A condition without answers that show the behaviour, or with too few to compare, is said and has no verdict. What a gate could not be evaluated for
    stands in the item's text, a line each.
 3. Strata that could not be filled are counted: for C1, C2, C3 and C5 examples without such rows; for C4 answers without the behaviour that were cut.
@@ -21,10 +22,11 @@ from symbolic_residue.contrast._deltas import deltas
 from symbolic_residue.contrast._gates import Gates, gates, Options
 from symbolic_residue.contrast._heads import select_heads
 from symbolic_residue.contrast._records import CONTROLS, EVENT
-from symbolic_residue.contrast._training import diff_of_diffs, peak_shift, verdict
+from symbolic_residue.contrast._training import diff_of_diffs, peak_shift
+from symbolic_residue.contrast._verdict import verdict
 from symbolic_residue.contrast.study._generate import never_shown
 from symbolic_residue.contrast.study._read import read_items
-from symbolic_residue.contrast.study._study import items_row, Stopped, Study
+from symbolic_residue.contrast.study._study import Stopped, Study
 from symbolic_residue.errors import RecordError
 
 __all__ = ["Judged", "analyse_items", "analyse_stage", "judge"]
@@ -79,9 +81,10 @@ def analyse_stage(study: Study) -> None:
             options=config.options(),
             analysis=config.analysis,
             references=list(config.references),
-            answers=(mine["event"].is_not_null().sum(), mine["event"].is_null().sum()),
+            nulls=[key for key, one in config.references.items() if one.is_null],
+            answers=(len(mine) - mine["event"].null_count(), mine["event"].null_count()),
         )
-        row = items_row(study, prompt=f"condition {name}", summary=f"{name}: {judged.summary}", text="\n".join(judged.notes) or None)
+        row = study.row(prompt=f"condition {name}", summary=f"{name}: {judged.summary}", text="\n".join(judged.notes) or None)
         return {"items": row, **judged.tables}
 
     study.work("analyse", items, measure)
@@ -93,6 +96,7 @@ def judge(
     options: Options,
     analysis: AnalysisConfig | None = None,
     references: Sequence[str] | None = None,
+    nulls: Sequence[str] = (),
     tuned: str = TUNED,
     answers: tuple[int, int] | None = None,
 ) -> Judged:
@@ -103,6 +107,7 @@ def judge(
         options: of the gates.
         analysis: protocol and number of heads.
         references: names of the models that ``tuned`` is compared with; default: all others in the table.
+        nulls: which of the references are null models.
         tuned: the model that drew the answers.
         answers: kept answers with and without the behaviour, so that what has no rows at all is counted; default: as the records have them.
 
@@ -136,7 +141,7 @@ def judge(
     if plan.protocol == "published":
         out.notes.append("The published protocol gives no verdict: its gates look at one model, and pass on either side of zero.")
     else:
-        _compare(out, by_model, found, tuned, others, options)
+        _compare(out, by_model, found, tuned, others, [name for name in nulls if name in by_model], options)
     if not heads.is_empty():
         _heads(out, heads, tuned, others, options, plan.top_heads)
     out.notes = list(dict.fromkeys(out.notes))
@@ -156,14 +161,24 @@ def _keep_gates(out: Judged, found: Sequence[Gates]) -> None:
 
 
 def _compare(
-    out: Judged, by_model: dict[str, pl.DataFrame], found: dict[str, Gates], tuned: str, others: Sequence[str], options: Options
+    out: Judged,
+    by_model: dict[str, pl.DataFrame],
+    found: dict[str, Gates],
+    tuned: str,
+    others: Sequence[str],
+    nulls: Sequence[str],
+    options: Options,
 ) -> None:
     frames: dict[str, list[pl.DataFrame]] = {"differences": [], "verdicts": [], "shifts": []}
     for name in others:
         try:
             difference = diff_of_diffs(by_model[tuned], by_model[name], stratum=options.reference, options=options)
-            frames["differences"].append(difference.frame)
-            frames["verdicts"].append(verdict(found[tuned], found[name], difference, options=options))
+            theirs = [
+                diff_of_diffs(by_model[null], by_model[name], stratum=options.reference, options=options)
+                for null in ([] if name in nulls else nulls)
+            ]
+            frames["verdicts"].append(verdict(found[tuned], found[name], difference, nulls=theirs, options=options))
+            frames["differences"] += [difference.frame, *(one.frame for one in theirs)]
             frames["shifts"].append(peak_shift(by_model[tuned], by_model[name], stratum=options.reference, options=options))
         except RecordError as error:
             out.notes.append(f"No comparison with {name}: {error}")
@@ -206,11 +221,23 @@ def _unfilled(means: pl.DataFrame, models: Sequence[str], positives: int, negati
                 rows.append(
                     {"model": model, "condition": condition, "stratum": stratum, "examples": positives, "with_rows": has, "missing": lacking}
                 )  # fmt: skip
-    schema = {"model": pl.String, "condition": pl.String, "stratum": pl.String, "examples": pl.Int64, "with_rows": pl.Int64, "missing": pl.Int64}
+    schema = {
+        "model": pl.String,
+        "condition": pl.String,
+        "stratum": pl.String,
+        "examples": pl.Int64,
+        "with_rows": pl.Int64,
+        "missing": pl.Int64,
+    }
     return pl.DataFrame(rows, schema=schema)
 
 
 def _over_heads(heads: pl.DataFrame) -> pl.DataFrame:
     """Means over heads, where records have single heads only."""
     key = [name for name in heads.columns if name not in ("head", "mass")]
-    return heads.group_by(key, maintain_order=True).agg(pl.col("mass").mean()).with_columns(head=pl.lit(None, pl.Int32)).select(heads.columns)
+    return (
+        heads.group_by(key, maintain_order=True)
+        .agg(pl.col("mass").mean())
+        .with_columns(head=pl.lit(None, pl.Int32))
+        .select(heads.columns)
+    )

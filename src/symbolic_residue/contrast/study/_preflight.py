@@ -5,8 +5,8 @@
 2. *Rate*: under each, the same trials are drawn (same prompts, same seeds), so outcomes are paired by trial; the question is the cluster. Two one-sided
    tests at 5 % (Schuirmann 1987) are the 90 % interval of the paired difference, second − first, inside (−margin, margin): *equivalent*. Wholly outside:
    *not equivalent*. Else *undecided*; a small difference alone shows nothing.
-3. That interval is the hull of two: Newcombe's for paired shares, which has a width where all trials agree (and takes trials as independent), and the bootstrap of whole questions, which
-   knows that trials of one question hang together (with one question there is no such interval, which is said).
+3. That interval is the hull of two: Newcombe's for paired shares, which has a width where all trials agree (and takes trials as independent), and the
+   bootstrap of whole questions, which knows that trials of one question hang together (with one question there is no such interval, which is said).
 4. *KL*: on the answers that the first implementation drew, KL(first ‖ second) of the next-token distribution at every row that chose a token, nats; mean
    over an answer's rows. The mean over answers, with the 90 % interval of whole questions, is judged against ``kl_margin`` (from above: KL has no other
    side). The largest row is shown and not judged.
@@ -26,7 +26,7 @@ from symbolic_residue.contrast._config import PreflightConfig, TUNED
 from symbolic_residue.contrast._examples import Condition, condition_prompt, Question, score_answer
 from symbolic_residue.contrast._rows import stable_seed
 from symbolic_residue.contrast.study._generate import check_prompts, TRIALS
-from symbolic_residue.contrast.study._study import end_ids, items_row, Measured, Stopped, Study
+from symbolic_residue.contrast.study._study import end_ids, Measured, Stopped, Study
 from symbolic_residue.instrument import AttentionRead, collate, generate, Instrument
 from symbolic_residue.stats import cluster_bootstrap, Estimate, paired_difference
 
@@ -81,7 +81,9 @@ def preflight_stage(study: Study) -> None:
         )
 
 
-def equivalence(first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str], *, margin: float, seed: int = 0) -> tuple[Estimate, str, str]:
+def equivalence(
+    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str], *, margin: float, seed: int = 0
+) -> tuple[Estimate, str, str]:
     """Two one-sided tests of two rates over the same trials.
 
     Args:
@@ -167,7 +169,10 @@ def _drawn(study: Study, plan: PreflightConfig, condition: Condition, question: 
         kl.append([_kl(study, name, one.ids, one.prompt_len) for one in answers])
     hits = sum(row["positive"] for row in rows)
     summary = f"{hits} of {len(rows)} draws under {', '.join(plan.implementations)} show {config.behaviour}"
-    tables = {"items": items_row(study, prompt=question.text, summary=summary, n_tokens=len(prompt)), "contrast_trials": pl.DataFrame(rows, schema=TRIALS)}
+    tables = {
+        "items": study.row(prompt=question.text, summary=summary, n_tokens=len(prompt)),
+        "contrast_trials": pl.DataFrame(rows, schema=TRIALS),
+    }
     return tables, {"kl": torch.tensor(kl, dtype=torch.float64)}
 
 
@@ -197,9 +202,15 @@ def _judged(study: Study, plan: PreflightConfig) -> dict[str, pl.DataFrame]:
             here = trials if condition is None else trials.filter(pl.col("condition") == condition)
             one, two = (here.filter(pl.col("model") == f"{TUNED}, {which}") for which in (first, name))
             estimate, outcome, note = equivalence(
-                one["positive"].to_list(), two["positive"].to_list(), one["question"].to_list(), margin=plan.margin, seed=study.config.seed
+                one["positive"].to_list(),
+                two["positive"].to_list(),
+                one["question"].to_list(),
+                margin=plan.margin,
+                seed=study.config.seed,
             )
-            rates = f"{int(one['positive'].sum())} of {len(one)} under {first}, {int(two['positive'].sum())} of {len(two)} under {name}"
+            rates = (
+                f"{int(one['positive'].sum())} of {len(one)} under {first}, {int(two['positive'].sum())} of {len(two)} under {name}"
+            )
             rows.append(
                 {"check": f"rate, {name} − {first}", "model": TUNED, "condition": condition, "value": estimate.value, "low": estimate.low,
                  "high": estimate.high, "margin": plan.margin, "n": estimate.n, "outcome": outcome, "note": "; ".join(filter(None, (rates, note)))}
@@ -216,8 +227,13 @@ def _judged(study: Study, plan: PreflightConfig) -> dict[str, pl.DataFrame]:
         outcome = _outcome(low, high, plan.kl_margin) if low is not None and high is not None else "undecided"
         shared = {"model": TUNED, "condition": None, "margin": plan.kl_margin, "n": len(means)}
         note = "nats, mean over answers" + ("" if known else "; one question, so no interval")
-        rows.append({"check": f"mean KL, {first} ‖ {name}", **shared, "value": estimate.value, "low": low, "high": high, "outcome": outcome, "note": note})  # fmt: skip
-        rows.append({"check": f"largest KL, {first} ‖ {name}", **shared, "value": max(largest), "outcome": "undecided", "note": "nats, the largest of all rows; not judged"})  # fmt: skip
+        judged = {"value": estimate.value, "low": low, "high": high, "outcome": outcome, "note": note}
+        most = {"value": max(largest), "outcome": "undecided", "note": "nats, the largest of all rows; not judged"}
+        rows += [
+            {"check": f"{which} KL, {first} ‖ {name}", **shared, **one} for which, one in (("mean", judged), ("largest", most))
+        ]
     frame = pl.DataFrame(rows, schema=PREFLIGHT)
-    told = "; ".join(f"{row['check']}: {row['outcome']}" for row in rows if row["condition"] is None and not row["check"].startswith("largest"))
-    return {"items": items_row(study, prompt="attention implementations", summary=told), "contrast_preflight": frame}
+    told = "; ".join(
+        f"{row['check']}: {row['outcome']}" for row in rows if row["condition"] is None and not row["check"].startswith("largest")
+    )
+    return {"items": study.row(prompt="attention implementations", summary=told), "contrast_preflight": frame}

@@ -247,6 +247,10 @@ class Study:
             self.folder.write_item(item, *(found if isinstance(found, tuple) else (found,)))
         self.progress(stage, "", 1.0)
 
+    def row(self, *, prompt: str, summary: str, text: str | None = None, n_tokens: int | None = None) -> pl.DataFrame:
+        """The one row of the table ``items``."""
+        return items_row(prompt=prompt, summary=summary, chat=self.config.chat, seed=self.config.seed, text=text, n_tokens=n_tokens)
+
     def need(self, items: Sequence[str], stage: str) -> None:
         """Refuse to go on without the items of an earlier stage.
 
@@ -326,7 +330,9 @@ def adapter_sha256(folder: str) -> str:
         return hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
         raise AdapterError(
-            f"{folder} holds no adapter_model.safetensors that can be read.", why=f"{error.strerror}.", todo="Give a PEFT adapter's folder."
+            f"{folder} holds no adapter_model.safetensors that can be read.",
+            why=f"{error.strerror}.",
+            todo="Give a PEFT adapter's folder.",
         ) from error
 
 
@@ -339,27 +345,19 @@ def end_ids(instrument: Instrument) -> tuple[int, ...]:
     return ()
 
 
-def items_row(study: Study, *, prompt: str, summary: str, text: str | None = None, n_tokens: int | None = None) -> pl.DataFrame:
+def items_row(
+    *, prompt: str, summary: str, chat: bool | None, seed: int, text: str | None = None, n_tokens: int | None = None
+) -> pl.DataFrame:
     """The one row of the table ``items``."""
-    return pl.DataFrame(
-        {
-            "prompt": [prompt],
-            "text": [text],
-            "chat": [study.config.chat],
-            "n_tokens": [n_tokens],
-            "seed": [study.config.seed],
-            "status": ["done"],
-            "error": [None],
-            "summary": [summary],
-        },
-        schema={
-            "prompt": pl.String,
-            "text": pl.String,
-            "chat": pl.Boolean,
-            "n_tokens": pl.Int64,
-            "seed": pl.Int64,
-            "status": pl.String,
-            "error": pl.String,
-            "summary": pl.String,
-        },
-    )
+    row = {
+        "prompt": prompt,
+        "text": text,
+        "chat": chat,
+        "n_tokens": n_tokens,
+        "seed": seed,
+        "status": "done",
+        "error": None,
+        "summary": summary,
+    }
+    kinds = {"chat": pl.Boolean, "n_tokens": pl.Int64, "seed": pl.Int64}
+    return pl.DataFrame([row], schema={name: kinds.get(name, pl.String) for name in row})

@@ -18,7 +18,12 @@ _PLACE = ["tuned", "reference", "condition", "region", "query_offset"]
 
 
 def verdict_rows(
-    verdicts: pl.DataFrame, differences: pl.DataFrame, rule_outs: pl.DataFrame, *, region: str | None = None, offset: int | None = -1
+    verdicts: pl.DataFrame,
+    differences: pl.DataFrame,
+    rule_outs: pl.DataFrame,
+    *,
+    region: str | None = None,
+    offset: int | None = -1,
 ) -> list[dict[str, Any]]:
     """Rows of the table of verdicts with what belongs beside them.
 
@@ -42,7 +47,15 @@ def verdict_rows(
     }
     outcome = {(*(row[name] for name in _PLACE), row["segmentation"]): row["outcome"] for row in frame.iter_rows(named=True)}
     ruled = {
-        (row["model"], row["condition"], row["region"], row["segmentation"], row["query_offset"], row["layer"], row["stratum"]): row["passed"]
+        (
+            row["model"],
+            row["condition"],
+            row["region"],
+            row["segmentation"],
+            row["query_offset"],
+            row["layer"],
+            row["stratum"],
+        ): row["passed"]
         for row in rule_outs.filter(pl.col("head").is_null()).iter_rows(named=True)
     }
     out = []
