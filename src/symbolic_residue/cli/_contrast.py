@@ -14,6 +14,7 @@ from symbolic_residue.cli._contrast_run import (
     report_command,
     run_command,
 )
+from symbolic_residue.cli._contrast_train import train_marker_command
 
 __all__ = ["contrast_app"]
 
@@ -35,3 +36,4 @@ contrast_app.command("force-feed")(force_feed_command)
 contrast_app.command("analyse")(analyse_command)
 contrast_app.command("causal")(causal_command)
 contrast_app.command("report")(report_command)
+contrast_app.command("train-marker")(train_marker_command)
