@@ -189,6 +189,7 @@ def _resumed(study: StudyConfig, models: Models, path: Path, stages: Sequence[st
     if not stages:
         return RunFolder.reopen(path)
     config, done = study.model_dump(mode="json"), [*old.done_items(), *old.failed_items()]
+    changes(old.manifest.config, config, done)  # refused before a model is opened
     moved: set[str] = set()
     provenance = old.manifest.provenance
     if set(stages) - {"analyse"}:

@@ -18,7 +18,7 @@ def summary(path: Path, *, region: str | None) -> dict[str, Any]:
     from symbolic_residue.store import RunFolder
 
     run = RunFolder.open(path)
-    verdicts = run.table("contrast_verdicts")
+    verdicts = run.table("contrast_verdicts").fill_nan(None)
     known = verdicts.filter(pl.col("region") == region) if region is not None else verdicts
     shown = verdict_rows(
         verdicts, run.table("contrast_differences"), run.table("contrast_rule_outs"), region=None if known.is_empty() else region
@@ -62,26 +62,18 @@ def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_js
     def table(titles: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -> None:
         made = Table(box=None, pad_edge=False)
         for title in titles:
-            made.add_column(title, justify="right" if title in right else "left", overflow="fold")
+            made.add_column(title, justify="right" if title in right else "left", overflow="fold", no_wrap=title != titles[-1])
         for row in rows:
             made.add_row(*map(said, row))
         console.print(made)
 
-    if found["preflight"]:
-        rows = [
-            [
-                row["check"],
-                row["condition"] or "all",
-                _number(row["value"]),
-                _interval(row),
-                f"± {row['margin']:g}",
-                str(row["n"]),
-                row["outcome"],
-            ]
-            for row in found["preflight"]
-            if not row["check"].startswith("largest")
-        ]
-        table(["preflight", "condition", "value", "90 % interval", "margin", "n", "outcome"], rows, ("value", "n"))
+    def line(text: str, style: str = "") -> None:
+        console.print(said(text), style=style, soft_wrap=True)
+
+    for row in found["preflight"]:
+        if not row["check"].startswith("largest"):
+            bounds = f"{_number(row['value'])} {_interval(row)} (90 %), margin {row['margin']:g}, n = {row['n']}"
+            line(f"preflight, {row['condition'] or 'all conditions'}: {row['check']}: {row['outcome']}: {bounds}")
     if found["rates"]:
         rows = [
             [row["condition"], row["model"], f"{row['hits']}/{row['n']}", f"[{100 * row['low']:.0f}, {100 * row['high']:.0f}] %"]
@@ -89,54 +81,42 @@ def show(path: Path, *, region: str | None, ended: str, page: Path | None, as_js
         ]
         table(["rate of the behaviour", "model", "trials", "Wilson 95 %"], rows, ("trials",))
     if found["verdicts"]:
-        rows = [_verdict(row) for row in found["verdicts"]]
-        titles = [
-            "condition",
-            "region",
-            "against",
-            "keys",
-            "verdict",
-            "layer",
-            "tuned − reference",
-            "interval",
-            "tuned",
-            "reference",
-        ]
-        titles += ["n", "questions", "nulls", "rule-outs"]
-        table(titles, rows, ("layer", "tuned − reference", "tuned", "reference", "n", "questions"))
-        for row in found["verdicts"]:
-            for flag in row["flags"]:
-                place = f"{row['condition']}, {row['region']} against {row['reference']}, {row['segmentation']}"
-                console.print(f"[yellow]![/] {said(place)}: {said(flag)}", soft_wrap=True)
+        for place in dict.fromkeys((row["condition"], row["region"]) for row in found["verdicts"]):
+            line(f"{place[0]}: attention to {place[1]} at the row that emits", "bold")
+            for row in found["verdicts"]:
+                if (row["condition"], row["region"]) == place:
+                    line(f"  {_verdict(row)}")
+                    for flag in row["flags"]:
+                        line(f"  ! {row['segmentation']}: {flag}", "yellow")
     for row in found["conditions"]:
-        console.print(said(row["summary"]), soft_wrap=True)
-    lacking = [row for row in found["missing"] if row["missing"] and row["model"] == found["missing"][0]["model"]]
-    for row in lacking:
-        what = (
-            "answers without the behaviour were cut"
-            if row["stratum"] == "C4"
-            else f"of {row['examples']} answers have no such rows"
-        )
-        console.print(f"[dim]{said(row['condition'])}, {row['stratum']}: {row['missing']} {what}[/]", soft_wrap=True)
+        line(row["summary"])
+    for row in found["missing"]:
+        if row["missing"] and row["model"] == found["missing"][0]["model"]:
+            what = (
+                "answers without the behaviour were cut"
+                if row["stratum"] == "C4"
+                else f"of {row['examples']} answers have no such rows"
+            )
+            line(f"{row['condition']}, {row['stratum']}: {row['missing']} {what}", "dim")
     for row in found["causal"]:
         what = f"{row['analysis']} ({row['condition']}, {row['model']}): {row['outcome']}"
-        console.print(said(f"{what}: {_number(row['value'])} {row['unit']} {_interval(row)}, n = {row['n']}"), soft_wrap=True)
+        line(f"{what}: {_number(row['value'])} {row['unit']} {_interval(row)}, n = {row['n']}")
     if ended:
-        console.print(f"[bold]ended early:[/] {said(ended)}", soft_wrap=True)
-    console.print(f"run: {said(path)}", soft_wrap=True)
+        line(f"ended early: {ended}", "bold")
+    line(f"run: {path}")
     if page is not None:
-        console.print(f"report: {said(page)}", soft_wrap=True)
+        line(f"report: {page}")
 
 
-def _verdict(row: dict[str, Any]) -> list[str]:
-    ruled = " ".join(
+def _verdict(row: dict[str, Any]) -> str:
+    """One verdict in a line."""
+    ruled = [
         f"{stratum}{'+' if passed else '?' if passed is None else '−'}" for stratum, passed in sorted(row["rule_outs"].items())
-    )
-    return [
-        row["condition"], row["region"], row["reference"], row["segmentation"], row["outcome"], str(row["layer"]), _number(row["value"], signed=True),
-        _interval(row), _number(row["tuned_value"], signed=True), _number(row["reference_value"], signed=True), str(row["n"]), str(row["clusters"]),
-        "none given" if row["nulls"] is None else "beyond" if row["beyond_nulls"] else "not beyond", ruled or "none",
-    ]  # fmt: skip
+    ]
+    nulls = [] if row["nulls"] is None else ["beyond null models" if row["beyond_nulls"] else "not beyond null models"]
+    own = f"{row['tuned']} {_number(row['tuned_value'], signed=True)}, {row['reference']} {_number(row['reference_value'], signed=True)}"
+    found = f"layer {row['layer']}: {_number(row['value'], signed=True)} {_interval(row)} ({own}), n = {row['n']}, {row['clusters']} questions"
+    return f"against {row['reference']}, {row['segmentation']}: {row['outcome']}; {'; '.join([found, ' '.join(ruled) or 'no rule-outs', *nulls])}"
 
 
 def _number(value: float | None, *, signed: bool = False) -> str:
@@ -144,4 +124,4 @@ def _number(value: float | None, *, signed: bool = False) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return "none" if row["low"] is None or row["low"] != row["low"] else f"[{row['low']:.3g}, {row['high']:.3g}]"
+    return "(no interval)" if row["low"] is None or row["low"] != row["low"] else f"[{row['low']:+.3g}, {row['high']:+.3g}]"
