@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from symbolic_residue.figures import interval_text, number
-from symbolic_residue.report._contrast_load import ContrastRun, HEADLINE
+from symbolic_residue.figures import number
+from symbolic_residue.report._contrast_load import ContrastRun, HEADLINE, measured
 
 __all__ = ["DISAGREE", "answer_rows", "answer_sentence", "mediation_rows", "null_rows", "row_sentence", "unanswered"]
 
@@ -101,7 +101,7 @@ def mediation_rows(run: ContrastRun) -> list[dict[str, Any]]:
 
 def row_sentence(row: dict[str, Any]) -> str:
     """One place in words: outcome, difference with interval and p, what could have been seen, and what disagrees."""
-    d = f"{row['tuned']} − {row['reference']} = {number(row['value'], signed=True)} {interval_text(row['low'], row['high'], row['n'], signed=True)}"
+    d = f"{row['tuned']} − {row['reference']} = {measured(row)}"
     p = "no p" if row["p"] is None else f"family-wise p = {number(row['p'])}"
     seen = "" if row["detectable"] is None else f"; {number(row['detectable'])} could have been seen"
     told = ", ".join(f"{outcome} under {name}" for name, outcome in row["outcomes"].items())

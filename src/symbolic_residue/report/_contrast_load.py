@@ -1,8 +1,8 @@
 """What the report of a contrast reads: the tables of its stages without ``item``, and the words of its configuration.
 
 1. The long tables of single rows and single examples (``contrast_records``, ``contrast_causal``) are only counted: everything shown is pooled.
-2. The *main pair* is the tuned model and its base: the first reference of kind ``base`` or ``model`` in the configuration, else the one called ``base``, else the
-   first with a verdict. Everything else stands beside it. The headline is offset −1, layers, both segmentations.
+2. The *main pair* is the tuned model and its base: the first reference of kind ``base`` or ``model`` in the configuration, else the one called ``base``,
+   else the first with a verdict. Everything else stands beside it. The headline is offset −1, layers, both segmentations.
 3. A configuration may lack anything (records that others made have hardly any): what it does not say is left out.
 """
 
@@ -15,9 +15,10 @@ from typing import Any
 
 import polars as pl
 
+from symbolic_residue.figures import interval_text, number
 from symbolic_residue.store import RunFolder, TABLES
 
-__all__ = ["HEADLINE", "KIND", "ContrastRun", "grid", "load_contrast"]
+__all__ = ["HEADLINE", "KIND", "ContrastRun", "grid", "load_contrast", "measured"]
 
 KIND = "contrast"
 HEADLINE = -1
@@ -142,3 +143,11 @@ def grid(caption: str, columns: dict[str, bool], rows: list[list[str]], marked: 
         "columns": list(columns.items()),
         "rows": list(zip(rows, marked or [False] * len(rows), strict=True)),
     }
+
+
+def measured(row: dict[str, Any], value: str = "value", low: str = "low", high: str = "high", *, signed: bool = True) -> str:
+    """A number with its interval, or why it has none; ``—`` where it was not measured."""
+    if row[value] is None:
+        return "—"
+    said = interval_text(row[low], row[high], row["n"], signed=signed).replace("\xa0", " ")
+    return f"{number(row[value], signed=signed)} {said}"

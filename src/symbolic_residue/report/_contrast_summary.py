@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from symbolic_residue.figures import interval_text, number, visible
+from symbolic_residue.figures import number, visible
 from symbolic_residue.report._contrast_answer import answer_rows, answer_sentence, DISAGREE, mediation_rows, unanswered
-from symbolic_residue.report._contrast_load import load_contrast
+from symbolic_residue.report._contrast_load import load_contrast, measured
 from symbolic_residue.store import RunFolder
 
 __all__ = ["contrast_summary"]
@@ -41,20 +41,15 @@ def contrast_summary(run: Path | str | RunFolder) -> Any:
             "; ".join(f"{name}: {outcome}" for name, outcome in row["outcomes"].items())
             if row["final"] == DISAGREE
             else row["final"],
-            f"{number(row['value'], signed=True)} {interval_text(row['low'], row['high'], row['n'], signed=True)} layer {row['layer']}",
+            f"{measured(row)} layer {row['layer']}",
             number(row["p"]),
             f"{row['n']} ({row['clusters']})",
             number(row["detectable"]),
-            "; ".join(
-                f"{null['tuned']} {number(null['value'], signed=True)} {interval_text(null['low'], null['high'], null['n'], signed=True)}"
-                for null in row["null_models"]
-            )
-            or "none",
+            "; ".join(f"{null['tuned']} {measured(null)}" for null in row["null_models"]) or "none",
         ]
         table.add_row(*(Text(visible(cell)) for cell in cells))
     notes = [
-        f"{row['condition']}: {row['part']} {row['model']} {number(row['value'], signed=True)} {row['unit']} "
-        f"{interval_text(row['low'], row['high'], row['n'], signed=True)}, n = {row['n']}: {row['outcome']}"
+        f"{row['condition']}: {row['part']} {row['model']} {measured(row)} {row['unit']}, n = {row['n']}: {row['outcome']}"
         for row in mediation_rows(found)
     ]
     return Group(Text(visible(answer_sentence(found, rows)), style="bold"), table, *(Text(visible(note)) for note in notes))

@@ -11,9 +11,8 @@ import numpy as np
 import polars as pl
 from contrast_records import long_table
 
-from symbolic_residue.contrast import Options
+from symbolic_residue.contrast import deltas, diff_of_diffs, gates, missing, Options, peak_shift, verdict
 from symbolic_residue.contrast.causal import CAUSAL, pool_effects
-from symbolic_residue.contrast.study import items_row, judge
 from symbolic_residue.stats import wilson
 from symbolic_residue.store import RunFolder
 
@@ -35,10 +34,25 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def item_row(text: str, notes: str | None = None) -> pl.DataFrame:
+    """The one row of the table ``items``."""
+    row = {
+        "prompt": text,
+        "text": notes,
+        "chat": True,
+        "n_tokens": None,
+        "seed": 1,
+        "status": "done",
+        "error": None,
+        "summary": text,
+    }
+    return pl.DataFrame([row], schema_overrides={"text": pl.String, "n_tokens": pl.Int64, "error": pl.String})
+
+
 @cache
 def judged(condition: str, models: tuple[str, ...], clusters: int) -> dict[str, pl.DataFrame]:
     """Tables of the analysis of one condition."""
-    frames = []
+    options, table = Options(n_resamples=200), {}
     for i, model in enumerate(models):
         effect = PLANTED if model == "tuned" and condition == CONDITIONS[0] else {}
         given = {
@@ -49,19 +63,23 @@ def judged(condition: str, models: tuple[str, ...], clusters: int) -> dict[str, 
             "clusters": clusters,
             "offsets": (-1, 0),
         }
-        frames.append(
-            long_table(seed=10 * CONDITIONS.index(condition) + i, model=model, condition=condition, effect=effect, **given)
-        )
-    nulls = [name for name in models if name == "random"]
-    found = judge(pl.concat(frames), options=Options(n_resamples=200), nulls=nulls, answers=(clusters * EACH, clusters * 2))
-    row = items_row(
-        prompt=f"condition {condition}",
-        summary=f"{condition}: {found.summary}",
-        text="\n".join(found.notes) or None,
-        chat=True,
-        seed=1,
-    )
-    return {"items": row, **found.tables}
+        seed = 10 * CONDITIONS.index(condition) + i
+        table[model] = deltas(long_table(seed=seed, model=model, condition=condition, effect=effect, **given))
+    found = {model: gates(frame, options=options) for model, frame in table.items()}
+    parts: dict[str, list[pl.DataFrame]] = {}
+    for one in found.values():
+        for name in ("layers", "rule_outs", "trajectory", "windows"):
+            parts.setdefault(f"contrast_{name}", []).append(getattr(one, name))
+    for name in models[1:]:
+        own = diff_of_diffs(table["tuned"], table[name], options=options)
+        nulls = [diff_of_diffs(table[null], table[name], options=options) for null in models if null == "random" != name]
+        parts.setdefault("contrast_verdicts", []).append(verdict(found["tuned"], found[name], own, nulls=nulls, options=options))
+        parts.setdefault("contrast_differences", []).extend([own.frame, *(null.frame for null in nulls)])
+        parts.setdefault("contrast_shifts", []).append(peak_shift(table["tuned"], table[name], options=options))
+    parts["contrast_missing"] = [missing(frame) for frame in table.values()]
+    notes = "\n".join(dict.fromkeys(note for one in found.values() for note in one.notes)) or None
+    tables = {name: pl.concat(frames) for name, frames in parts.items()}
+    return {"items": item_row(f"condition {condition}", notes), **{name: frame for name, frame in tables.items() if len(frame)}}
 
 
 def examples(condition: str, question: int, *, nasty: bool = False) -> pl.DataFrame:
@@ -201,21 +219,18 @@ def write_contrast(
     given = {**CONFIG, "references": {name: CONFIG["references"][name] for name in models if name != "tuned"}, **(config or {})}
     provenance = {"model": NASTY if nasty else "demo + pirate", "references": {}}
 
-    def item(text: str) -> pl.DataFrame:
-        return items_row(prompt=text, summary=text, chat=True, seed=1)
-
     with RunFolder.create(path, kind="contrast", command="residue contrast run c.yaml", provenance=provenance, config=given) as run:
         if drawn:
-            run.write_item("preflight", {"items": item("preflight"), "contrast_preflight": preflight()})
+            run.write_item("preflight", {"items": item_row("preflight"), "contrast_preflight": preflight()})
             for condition in conditions:
                 for question in range(clusters):
                     name = f"gen-{condition}/q{question}"
-                    run.write_item(name, {"items": item(name), "contrast_examples": examples(condition, question, nasty=nasty)})
-            run.write_item("rates", {"items": item("rates"), "contrast_rates": rates()})
+                    run.write_item(name, {"items": item_row(name), "contrast_examples": examples(condition, question, nasty=nasty)})
+            run.write_item("rates", {"items": item_row("rates"), "contrast_rates": rates()})
         if analysed:
             for condition in conditions:
                 run.write_item(f"analysis/{condition}", judged(condition, tuple(models), clusters))
         if follow:
             effects = pool_effects(causal(tuple(conditions)), seed=0, n_resamples=200)
-            run.write_item("effects", {"items": item("effects"), "contrast_effects": effects})
+            run.write_item("effects", {"items": item_row("effects"), "contrast_effects": effects})
     return path
