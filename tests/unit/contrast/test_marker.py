@@ -339,7 +339,18 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError) as caught:
         train_marker(tiny(), plan(), out=out)
     assert caught.value.todo == "pip install 'symbolic-residue[adapters]'"
-    assert not out.exists()
+    assert not out.exists() and not (tmp_path / ".out.training").exists()
+
+
+def test_two_trainings_do_not_write_one_folder(tmp_path: Path) -> None:
+    loaded = tiny()
+
+    def second(what: str, done: int, total: int) -> None:
+        with pytest.raises(AdapterError, match="Another training"):
+            train_marker(tiny(), plan(steps=1), out=tmp_path / "a")
+
+    train_marker(loaded, plan(steps=1), out=tmp_path / "a", progress=second)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_command(tmp_path: Path, capsys: Any) -> None:

@@ -3,8 +3,8 @@
 1. Rows of one analysis, model, condition, part, place, dose and unit form a matrix ``[example, layer and head]``. The cluster (the question) is resampled; one
    cluster has no interval and no p.
 2. ``p``: where doing nothing would give 0 (a difference tuned − base, a change by an edit), whole clusters are flipped in sign, step-down max-T over the
-   layers and heads of the matrix. Where every example has a control in the same unit, what is flipped is value − control. A log-probability, or a
-   component's own contribution, has no such null: p is null.
+   layers and heads of the matrix. Where every example has a control, what is flipped is value − control; where only some have, the value alone, and
+   ``why`` says how many. A log-probability, or a component's own contribution, has no such null: p is null.
 3. *Shares* are ratios of means (``bootstrap_ratio``), in rows with unit ``share``: of ``donor − recipient`` (part ``total``) for patches and mediation, of
    the whole adapter's effect (part and place all) for surgery. Where the total's interval touches 0 there is no share, and the total's row says so.
 4. An interval of a log-probability does not pass 0.
@@ -153,10 +153,11 @@ def _pooled(block: _Block, options: dict[str, Any], *, tested: bool) -> list[dic
     if tested and len(set(block.clusters)) > 1:
         excess = block.values - block.controls if len(at) == len(block.values) else block.values
         p = max_t(excess, seed=options["seed"], n_resamples=options["n_resamples"], clusters=block.clusters)
+    partly = f"{len(at)} of {len(block.values)} examples have a control" if 0 < len(at) < len(block.values) else None
     return [
         {
             "layer": layer, "head": head, "value": value[i], "low": low[i], "high": high[i], **block.counts(), "control": control[i],
-            "control_low": control_low[i], "control_high": control_high[i], "p": p[i],
+            "control_low": control_low[i], "control_high": control_high[i], "p": p[i], "why": partly,
         }
         for i, (layer, head) in enumerate(block.columns)
     ]  # fmt: skip

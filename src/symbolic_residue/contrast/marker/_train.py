@@ -24,15 +24,18 @@ from typing import Any
 
 import polars as pl
 import torch
+from filelock import FileLock, Timeout
 from torch import nn, Tensor
 
 from symbolic_residue.contrast._adapters import write_adapter
+from symbolic_residue.contrast._examples import condition_prompt
 from symbolic_residue.contrast._rows import stable_seed
 from symbolic_residue.contrast.marker._answers import (
     Answer,
     answers_digest,
     answers_json,
     draw_answers,
+    end_id,
     label,
     read_answers,
     to_sequences,
@@ -87,7 +90,8 @@ def train_marker(
 
     Raises:
         MissingExtraError: peft is not installed.
-        AdapterError: ``out`` is there; the model carries an adapter; a projection or layer that it does not have; the training diverged.
+        AdapterError: ``out`` is there, or another training writes it; the model carries an adapter; a projection or layer that it
+            does not have; the training diverged.
         ConfigError: a model in another dtype; no end token; answers of another plan.
         TemplateError, PromptError: the prompts.
         WriteError: ``out`` or the folder of the state cannot be written.
@@ -102,13 +106,26 @@ def train_marker(
         raise AdapterError(f"{folder} is already there.", why="An adapter is never written over.", todo="Name another folder.")
     _check_base(loaded)
     paths = target_modules(loaded, plan)
+    condition_prompt(loaded.tokenizer, plan.conditions[0], plan.seen[0], chat=plan.chat)  # refused before anything is drawn
+    end_id(loaded, chat=plan.chat)
     digest = answers_digest(plan, loaded)
     given = None if answers is None else read_answers(Path(answers), digest)
-    state = folder.parent / f".{folder.name}.training"
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"{state} cannot be written.", why=str(error)) from error
+    with _state_folder(folder) as state:
+        result = _train(loaded, plan, folder, state, paths, digest, given, tell)
+        shutil.rmtree(state, ignore_errors=True)
+    return result
+
+
+def _train(
+    loaded: LoadedModel,
+    plan: MarkerPlan,
+    folder: Path,
+    state: Path,
+    paths: Sequence[str],
+    digest: str,
+    given: list[Answer] | None,
+    tell: Progress,
+) -> MarkerResult:
     began = time.monotonic()
     answered = given or _drawn(loaded, plan, digest, state, tell)
     labels = label(answered, plan)
@@ -151,7 +168,6 @@ def train_marker(
     }
     beside = {"training.json": training, "rates.json": rates.to_dicts(), "answers.json": answers_json(answered, digest)}
     write_adapter(folder, config, tensors, beside)
-    shutil.rmtree(state, ignore_errors=True)
     return MarkerResult(folder, rates, tuple(losses), sum(labels), len(labels), seconds)
 
 
@@ -198,6 +214,31 @@ def _check_base(loaded: LoadedModel) -> None:
         raise ConfigError(
             "The model is not in float32.", why="Small steps would be rounded away.", todo="Load it with dtype float32."
         )
+
+
+@contextmanager
+def _state_folder(folder: Path) -> Iterator[Path]:
+    """The hidden folder of the state, held by this training alone; taken away where nothing was kept in it.
+
+    Raises:
+        AdapterError: another training holds it.
+        WriteError: it cannot be written.
+    """
+    state = folder.parent / f".{folder.name}.training"
+    lock = FileLock(state / "lock")
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise AdapterError(f"Another training is writing {folder}.", todo="Wait for it, or name another folder.") from error
+    except OSError as error:
+        raise WriteError(f"{state} cannot be written.", why=str(error)) from error
+    try:
+        yield state
+    finally:
+        lock.release()
+        if state.is_dir() and {path.name for path in state.iterdir()} <= {"lock"}:
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _drawn(loaded: LoadedModel, plan: MarkerPlan, digest: str, state: Path, tell: Progress) -> list[Answer]:
