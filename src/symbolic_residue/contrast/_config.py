@@ -83,13 +83,23 @@ class Reference(_Strict):
     """Another system text: the tuned model reads its own answers after it."""
     model: str | None = None
     """Another model altogether (the base of a model that was tuned in full)."""
+    null_model: bool | None = None
+    """Whether it shows what tuning does that has nothing to do with the behaviour (another behaviour, shuffled labels): the verdict against the base then
+    asks whether the difference is larger than its. Left out: a random twin is one, nothing else."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         given = [name for name in ("base", "adapter", "random", "system", "model") if getattr(self, name) is not None]
         if len(given) != 1 and given != ["adapter", "model"]:
             raise ValueError(f"a reference is one of base, adapter, random, system, model; given: {', '.join(given) or 'none'}")
+        if self.null_model and self.kind in ("base", "system", "model"):
+            raise ValueError(f"a reference of kind {self.kind} is no null model: a null model is the base tuned for something else")
         return self
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is a null model."""
+        return self.kind == "random" if self.null_model is None else self.null_model
 
     @property
     def kind(self) -> str:

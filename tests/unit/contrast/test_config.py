@@ -136,3 +136,15 @@ def test_a_change_drops_what_depends_on_it_and_nothing_else() -> None:
     with pytest.raises(ConfigError, match=r"sampling\.tries was 16 and is 17"):
         left(sampling={"tries": 17})
     assert left(done=["preflight"], sampling={"tries": 17}) == []  # nothing was drawn yet
+
+
+def test_the_example_names_every_field() -> None:
+    """examples/contrast.yaml can be read, and shows every field of every section."""
+    import yaml
+
+    file = Path(__file__).parents[3] / "examples" / "contrast.yaml"
+    config, data = load_config(file), yaml.safe_load(file.read_text("utf-8"))
+    assert set(data) == set(type(config).model_fields)
+    for name in ("predicted", "sampling", "rows", "readout", "analysis"):
+        assert set(data[name]) == set(type(getattr(config, name)).model_fields), name
+    assert {one.kind for one in config.references.values()} == {"base", "random"}

@@ -28,7 +28,7 @@ from symbolic_residue.contrast._records import EVENT
 from symbolic_residue.contrast._rows import choose_rows, end_rows, rare_tokens, Row
 from symbolic_residue.contrast._segment import segment
 from symbolic_residue.contrast.study._generate import saved_examples
-from symbolic_residue.contrast.study._study import items_row, Study
+from symbolic_residue.contrast.study._study import Study
 from symbolic_residue.errors import RecordError
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import Prompt
@@ -134,7 +134,7 @@ def _item(study: Study, plan: Plan, model: str, condition: Condition, question: 
     cut = sum(not one.positive and not own for one, own in zip(examples, rows, strict=True))
     summary = f"{len(readings)} answers read, {events} with the behaviour; {cut} without it were cut and have no end row"
     return {
-        "items": items_row(study, prompt=question.text, summary=summary, n_tokens=len(prompt)),
+        "items": study.row(prompt=question.text, summary=summary, n_tokens=len(prompt)),
         "contrast_records": pl.concat(frames),
     }
 
