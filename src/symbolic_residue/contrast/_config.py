@@ -246,6 +246,16 @@ class CausalConfig(_Strict):
     """Examples with the behaviour, of each condition, at most; at most one a question until every question has one."""
     batch: int = Field(default=4, ge=1)
     """Examples an item."""
+    controls: bool = True
+    """Also the controls of patch, knock-out and mediation; they double the cost."""
+    layers: tuple[int, ...] | None = None
+    """Layers of patch and knock-out; left out: each of patch, all at once of knock-out."""
+    parts: tuple[Literal["residual", "mlp", "attention", "qk", "ov"], ...] = ("residual", "mlp", "attention", "qk", "ov")
+    """Parts of patch."""
+    places: tuple[str, ...] = ("all", "emitting row")
+    """Places of patch: all, emitting row, or a region."""
+    regions: tuple[Literal[REGIONS], ...] = ()  # type: ignore[valid-type]
+    """Regions of knock-out; none: the predicted one."""
 
     @field_validator("analyses")
     @classmethod
@@ -340,6 +350,8 @@ class StudyConfig(_Strict):
             )
         if self.causal.analyses and self.base_name is None:
             raise ValueError("causal needs a reference of kind base or model")
+        if "surgery" in self.causal.analyses and (self.adapter is None or self.references[str(self.base_name)].kind != "base"):
+            raise ValueError("the causal analysis surgery needs an adapter, and a base of kind base")
         return self
 
     @property

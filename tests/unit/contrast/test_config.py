@@ -82,6 +82,8 @@ def test_a_file_of_questions_and_variables(tmp_path: Path, monkeypatch: pytest.M
         ({"predicted": {"region": "sytem"}}, "'predicted.region'"),
         ({"causal": {"analyses": ["lens"], "base": "nobody"}}, "nobody"),
         ({"references": {}, "causal": {"analyses": ["lens"]}}, "causal needs a reference"),
+        ({"references": {"m": {"model": "x"}}, "causal": {"analyses": ["surgery"]}}, "surgery needs an adapter"),
+        ({"references": {"m": {"system": "x", "null_model": True}}}, "no null model"),
         ({"chat": False, "references": {"p": {"system": "x"}}}, "chat"),
     ],
 )

@@ -303,3 +303,45 @@ def test_an_implementation_that_changes_behaviour_ends_the_study(
         assert run_stages(study) == said  # also when it is resumed
     with started(tmp_path / "on", model, adapter, preflight={**preflight, "required": False}) as study:
         assert run_stages(study, ["preflight"]) == ""
+
+
+# ------------------------------------------------------------------ causal follow-ups
+
+
+def test_causal_follow_ups_are_what_their_functions_give(whole: Study) -> None:
+    """Every analysis on the saved answers, item by item; the effects are pooled over all of them."""
+    from symbolic_residue.contrast import causal
+    from symbolic_residue.contrast.study._causal import chosen_examples
+
+    analyses = ["lens", "components", "patch", "knock-out", "surgery", "mediation"]
+    plan = {
+        "analyses": analyses,
+        "examples": 3,
+        "batch": 2,
+        "parts": ["mlp", "qk"],
+        "places": ["all"],
+        "layers": [1],
+        "regions": ["user"],
+    }
+    config = read_config({**whole.config.model_dump(mode="json"), "causal": plan})
+    with Models(config) as models:
+        study = Study(config, whole.folder, models)
+        groups = chosen_examples(study)
+        for group in groups:
+            assert len(group) <= 3
+            assert len({one.question for one in group}) == len(group)  # one of each question before a second of any
+            assert all(one.event is not None and one.event > one.prompt_len for one in group)
+        assert run_stages(study, ["causal"]) == ""
+        tuned, base = models.get("tuned", beside=["base"]), models.get("base", beside=["tuned"])
+        want = causal.emission_lens(tuned, base, groups[0][:2], batch=2, seed=config.seed)
+    found = study.folder.table("contrast_causal")
+    assert set(found["analysis"]) == set(analyses)
+    got = found.filter(pl.col("item") == f"causal-lens/{groups[0][0].condition}/1").drop("item")
+    assert got.equals(want.cast(dict(got.schema)))  # pyright: ignore[reportArgumentType]
+    effects = study.folder.table("contrast_effects").drop("item")
+    pooled = causal.pool_effects(found.drop("item"), seed=config.seed, n_resamples=200)
+    assert effects.equals(pooled.cast(dict(effects.schema)))  # pyright: ignore[reportArgumentType]
+    assert set(found.filter(pl.col("analysis") == "surgery")["model"]) == {"tuned", "random"}
+    assert set(found.filter(pl.col("analysis") == "knock-out")["part"]) == {"user"}
+    assert set(found.filter(pl.col("analysis") == "patch")["layer"].drop_nulls()) == {1}
+    assert validate(study.folder.path) == []

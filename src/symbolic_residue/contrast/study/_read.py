@@ -33,7 +33,7 @@ from symbolic_residue.errors import RecordError
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import Prompt
 
-__all__ = ["Plan", "force_feed_stage", "read_items", "read_stage", "under_other_prompt"]
+__all__ = ["Plan", "check_same_names", "force_feed_stage", "read_items", "read_stage", "under_other_prompt"]
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _item(study: Study, plan: Plan, model: str, condition: Condition, question: 
     examples = [plan.examples[i] for i in at]
     for one in examples:
         check_example(tokenizer, one, prompt, vocab=instrument.parts.vocab_size)
-        _same_names(tokenizer, instrument, one, model)
+        check_same_names(tokenizer, instrument, one, model)
     rows = [plan.rows[i] for i in at]
     other = None if model == TUNED else config.references[model].system
     if other is not None:
@@ -152,8 +152,12 @@ def under_other_prompt(example: Example, prompt: Prompt, rows: Sequence[Row]) ->
     return moved, [replace(row, row=row.row + shift) for row in rows]
 
 
-def _same_names(tokenizer: Any, instrument: Instrument, example: Example, model: str) -> None:
-    """Refuse a reference whose tokenizer calls these ids otherwise."""
+def check_same_names(tokenizer: Any, instrument: Instrument, example: Example, model: str) -> None:
+    """Refuse a reference whose tokenizer calls these ids otherwise.
+
+    Raises:
+        RecordError: it does, with the hashes of both names.
+    """
     other = instrument.loaded.tokenizer
     if other is tokenizer:
         return

@@ -113,6 +113,7 @@ class Models:
         self._open: dict[str, Instrument] = {}
         self._known: tuple[Any, tuple[int, ...]] | None = None
         self._places = ExitStack()
+        self._twins: dict[str, str] = {}
 
     def __enter__(self) -> Models:
         return self
@@ -171,6 +172,19 @@ class Models:
             found[name] = fields if place is None else {**fields, "adapter_sha256": adapter_sha256(place)}
         return found
 
+    def adapter(self, name: str) -> str:
+        """The folder of a reference's adapter; a random twin is made when first asked for."""
+        reference = self.config.references[name]
+        if reference.kind != "random":
+            return str(reference.adapter)
+        if name not in self._twins:
+            from symbolic_residue.contrast._adapters import random_adapter
+
+            place = Path(self._places.enter_context(TemporaryDirectory(prefix="residue-twin-"))) / "twin"
+            random_adapter(Path(str(self.config.adapter)), place, seed=int(reference.random or 0))
+            self._twins[name] = str(place)
+        return self._twins[name]
+
     def _key(self, name: str) -> str:
         """Another system text is read by the tuned model itself."""
         if name != TUNED and name not in self.config.references:
@@ -187,14 +201,7 @@ class Models:
         reference = config.references[key]
         if reference.kind == "model":
             return open_model(reference.model or "", adapter=reference.adapter, **options)
-        adapter = reference.adapter
-        if reference.kind == "random":
-            from symbolic_residue.contrast._adapters import random_adapter
-
-            place = Path(self._places.enter_context(TemporaryDirectory(prefix="residue-twin-"))) / "twin"
-            random_adapter(Path(str(config.adapter)), place, seed=int(reference.random or 0))
-            adapter = str(place)
-        return open_model(config.model, adapter=adapter, **options)
+        return open_model(config.model, adapter=None if reference.kind == "base" else self.adapter(key), **options)
 
 
 @dataclass
