@@ -49,8 +49,9 @@ def configuration(name: str, adapters: Path) -> dict[str, Any]:
         "null-2": {"adapter": str(adapters / "null-2"), "null_model": True},
         "other": {"adapter": str(adapters / other)},
     }
-    if name == "null":
-        del references["null"]
+    del references["null" if name == "null" else "null-2"]
+    # The implementations are the same in all runs: the first one's preflight is everyone's.
+    preflight = {"preflight": {"trials": 1, "questions": 16}} if name == TRAINED[0] else {}
     return {
         "model": "demo",
         "adapter": str(adapters / name),
@@ -68,7 +69,7 @@ def configuration(name: str, adapters: Path) -> dict[str, Any]:
             "controls": ["base"] if name in TRAINED else [],
         },
         "readout": {"heads": name in TRAINED},
-        "preflight": {"trials": 1, "questions": 16},
+        **preflight,
         "causal": {
             "analyses": ["lens", "components", "patch", "knock-out", "surgery", "mediation"] if name in TRAINED else ["mediation"],
             "examples": 8,
