@@ -4,7 +4,8 @@ For one region, segmentation and offset in a condition of a model, layer by laye
 each example, in the *predicted* direction (``up``: the event attends more):
 
 A   direction: the share of examples with a positive delta is at least ``share`` (.70).
-B   the interval of the mean delta (cluster bootstrap) lies wholly on the predicted side, and the family-wise p of its sign (whole clusters flipped,
+B   the interval of the mean delta (inverted cluster sign flips, :mod:`symbolic_residue.stats._flip_interval`: a bootstrap is too narrow for few or
+    unequal clusters) lies wholly on the predicted side, and the family-wise p of its sign (whole clusters flipped,
     step-down max-T over the layers) is at most ``alpha``.
 C   the region's delta exceeds that of *every* other region: each paired difference has its interval above zero (all must pass, so no correction is due).
 D   A, B and C hold under every segmentation. One segmentation: not evaluated.
@@ -54,7 +55,7 @@ class Gates:
         layers: a row for each place, layer (and head): ``value low high`` the mean delta and its interval, ``n`` examples, ``clusters``, ``p``
             family-wise over the layers (and heads) of the place, ``share`` of positive deltas, ``control`` mean mass of the control rows, flags
             ``A`` to ``F`` (null: not evaluated), ``rival`` the region nearest to it with the ``margin`` over it, ``detectable`` the smallest mean
-            delta that the data could have seen with 80 % power (one layer alone).
+            delta that gate B would have seen with 80 % power (family-wise; null: too few clusters for any).
         rule_outs: event − control stratum, for each of C2 to C5.
         trajectory: mean delta of the rows before the event's.
         windows: runs of layers that pass, with the layer of the largest delta; ``D E F`` whether all of its layers pass.
@@ -172,7 +173,7 @@ def _strict(found: Stacks, place: Place, sign: float, options: Options, notes: d
     ruled, rule_rows = rule_outs(found, place, sign, options, notes)
     timely = late(found, place, sign, options, inside, notes)
     control = found.get(place, options.reference, 0, "control")
-    detectable = detectable_effect(stack.values, clusters=stack.clusters, alpha=options.alpha)
+    detectable = detectable_effect(stack.values, clusters=stack.clusters, alpha=options.alpha, family=True)
     rows = []
     for i, (layer, head) in enumerate(found.columns):
         rows.append(
