@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 from symbolic_residue.contrast._frames import conform, LAYERS, RULE_OUTS, TRAJECTORIES
 from symbolic_residue.contrast._options import interval, Options, side
 from symbolic_residue.contrast._published import check_options, DEFECTS, published
-from symbolic_residue.contrast._records import check_deltas
 from symbolic_residue.contrast._rule_outs import late, rule_outs, trajectory
-from symbolic_residue.contrast._stack import Place, Stack, Stacks, stacks
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.contrast._windows import peaks_of, windows_of
 from symbolic_residue.errors import ConfigError, RecordError
 from symbolic_residue.stats import bound, detectable_effect, max_t
@@ -74,7 +73,7 @@ class Gates:
 
 
 def gates(
-    deltas: pl.DataFrame,
+    deltas: pl.DataFrame | DenseDeltas,
     *,
     protocol: Protocol = "strict",
     regions: Sequence[str] | None = None,
@@ -84,7 +83,7 @@ def gates(
     """Judge each region, layer by layer, from the deltas alone.
 
     Args:
-        deltas: from :func:`symbolic_residue.contrast.deltas`, or made by others in that form.
+        deltas: from :func:`symbolic_residue.contrast.deltas` or :func:`symbolic_residue.contrast.dense_deltas`, or made by others in that form.
         protocol: ``strict`` (the default), or ``published``: the study's own formulas with their known defects. These are for a rise against C1 at 5 %
             with their own resamples and seed: of the options they take ``share`` and ``run``, leave ``seed`` and ``n_resamples`` aside, and the others are
             refused.
@@ -101,7 +100,7 @@ def gates(
         raise ConfigError(f"{protocol!r} is no protocol.", todo="Use 'strict' or 'published'.")
     if protocol == "published":
         check_options(chosen)
-    found = stacks(check_deltas(deltas), heads=heads)
+    found = stacks(deltas, heads=heads)
     places = found.places(chosen.reference)
     if not places:
         raise RecordError(
@@ -151,7 +150,7 @@ def gates(
     )
 
 
-def _strict(found: Stacks, place: Place, sign: float, options: Options, notes: dict[str, None]) -> tuple[list[Any], list[Any]]:
+def _strict(found: DenseDeltas, place: Place, sign: float, options: Options, notes: dict[str, None]) -> tuple[list[Any], list[Any]]:
     stack = found.get(place, options.reference)
     assert stack is not None
     value, low, high = interval(stack, options)
@@ -204,7 +203,7 @@ def _strict(found: Stacks, place: Place, sign: float, options: Options, notes: d
     return rows, rule_rows
 
 
-def _not_evaluated(found: Stacks, place: Place, options: Options) -> list[Any]:
+def _not_evaluated(found: DenseDeltas, place: Place, options: Options) -> list[Any]:
     """Rows of a region without keys: nothing is passed and nothing failed."""
     stack = found.get(place, options.reference)
     assert stack is not None
@@ -213,7 +212,7 @@ def _not_evaluated(found: Stacks, place: Place, options: Options) -> list[Any]:
     return [{**empty, **given, "share": 0.0, "layer": layer, "head": head} for layer, head in found.columns]
 
 
-def _absences(found: Stacks, asked: Sequence[Place], regions: Sequence[str], stratum: str) -> list[str]:
+def _absences(found: DenseDeltas, asked: Sequence[Place], regions: Sequence[str], stratum: str) -> list[str]:
     """What is said of regions that a condition does not have, whether they have no records or no keys."""
     there = {(p.model, p.condition, p.region) for p in asked if not found.absent(p, stratum)}
     pairs = sorted({(p.model, p.condition) for p in found.places(stratum)})
@@ -226,7 +225,7 @@ def _absences(found: Stacks, asked: Sequence[Place], regions: Sequence[str], str
 
 
 def _margins(
-    found: Stacks, place: Place, stack: Stack, sign: float, options: Options, notes: dict[str, None]
+    found: DenseDeltas, place: Place, stack: Stack, sign: float, options: Options, notes: dict[str, None]
 ) -> tuple[tuple[Array, Array, Array] | None, list[str] | None]:
     """Gate C: the weakest of the paired differences to the other regions, layer by layer, and which region that is."""
     others = found.rivals(place, options.reference)

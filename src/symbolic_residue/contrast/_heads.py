@@ -15,8 +15,7 @@ import numpy as np
 import polars as pl
 
 from symbolic_residue.contrast._options import interval, Options
-from symbolic_residue.contrast._records import check_deltas
-from symbolic_residue.contrast._stack import Place, Stack, stacks
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.errors import RecordError
 from symbolic_residue.stats import generator, max_t
 
@@ -45,8 +44,8 @@ _FEWEST = 4
 
 
 def select_heads(
-    deltas: pl.DataFrame,
-    reference: pl.DataFrame | None = None,
+    deltas: pl.DataFrame | DenseDeltas,
+    reference: pl.DataFrame | DenseDeltas | None = None,
     *,
     top: int = 10,
     stratum: str = "C1",
@@ -66,12 +65,13 @@ def select_heads(
         predicted side and p ≤ alpha.
 
     Raises:
-        RecordError: no single heads, or fewer than four clusters (two a half).
+        RecordError: no single heads, or fewer than four clusters (two a half). Fewer than twelve leave a half of under six, whose flips cannot reach
+        p ≤ .05: nothing holds then.
     """
     chosen = options or Options()
     sign = 1.0 if chosen.direction == "up" else -1.0
-    mine = stacks(check_deltas(deltas), heads=True)
-    other = None if reference is None else stacks(check_deltas(reference), heads=True)
+    mine = stacks(deltas, heads=True)
+    other = None if reference is None else stacks(reference, heads=True)
     if other is not None and other.columns != mine.columns:
         raise RecordError("The two tables have different layers and heads.", todo="Compare models of one shape.")
     rows: list[dict[str, Any]] = []

@@ -16,8 +16,8 @@ import numpy as np
 import polars as pl
 
 from symbolic_residue.contrast._options import interval, Options
-from symbolic_residue.contrast._records import check_deltas, TRAJECTORY
-from symbolic_residue.contrast._stack import Place, Stack, Stacks, stacks
+from symbolic_residue.contrast._records import TRAJECTORY
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.errors import ConfigError, RecordError
 from symbolic_residue.stats import bound, detectable_effect, generator, max_t
 
@@ -84,8 +84,8 @@ class DiffOfDiffs:
 
 
 def diff_of_diffs(
-    tuned: pl.DataFrame,
-    reference: pl.DataFrame,
+    tuned: pl.DataFrame | DenseDeltas,
+    reference: pl.DataFrame | DenseDeltas,
     *,
     stratum: str = "C1",
     heads: bool = False,
@@ -106,9 +106,8 @@ def diff_of_diffs(
         RecordError: several models in one table, layers that differ, no place in common, too few pairs.
     """
     chosen = options or Options()
-    ours, theirs = check_deltas(tuned), check_deltas(reference)
-    names = (_one_model(ours, "tuned"), _one_model(theirs, "reference"))
-    mine, other = stacks(ours, heads=heads), stacks(theirs, heads=heads)
+    mine, other = stacks(tuned, heads=heads), stacks(reference, heads=heads)
+    names = (_one_model(mine, "tuned"), _one_model(other, "reference"))
     if mine.columns != other.columns:
         raise RecordError(
             f"{names[0]!r} has {len(mine.columns)} layers and heads, {names[1]!r} has {len(other.columns)}.",
@@ -146,7 +145,7 @@ def diff_of_diffs(
 
 
 def peak_shift(
-    tuned: pl.DataFrame, reference: pl.DataFrame, *, stratum: str = "C1", options: Options | None = None
+    tuned: pl.DataFrame | DenseDeltas, reference: pl.DataFrame | DenseDeltas, *, stratum: str = "C1", options: Options | None = None
 ) -> pl.DataFrame:
     """By how many layers the peak moved, with its distribution over resampled clusters.
 
@@ -158,9 +157,8 @@ def peak_shift(
         RecordError: as :func:`diff_of_diffs`.
     """
     chosen = options or Options()
-    ours, theirs = check_deltas(tuned), check_deltas(reference)
-    names = (_one_model(ours, "tuned"), _one_model(theirs, "reference"))
-    mine, other = stacks(ours, heads=False), stacks(theirs, heads=False)
+    mine, other = stacks(tuned, heads=False), stacks(reference, heads=False)
+    names = (_one_model(mine, "tuned"), _one_model(other, "reference"))
     if mine.columns != other.columns:
         raise RecordError(f"{names[0]!r} and {names[1]!r} have different layers.", todo="Compare models of one shape.")
     sign = 1.0 if chosen.direction == "up" else -1.0
@@ -191,7 +189,7 @@ def peak_shift(
     return pl.DataFrame(rows, schema=SHIFTS)
 
 
-def _common(mine: Stacks, other: Stacks, stratum: str, name: str) -> list[tuple[Place, Stack, Stack]]:
+def _common(mine: DenseDeltas, other: DenseDeltas, stratum: str, name: str) -> list[tuple[Place, Stack, Stack]]:
     if stratum == TRAJECTORY:
         raise ConfigError("A trajectory is no control.", todo="Use a control stratum such as C1.")
     pairs = []
@@ -208,8 +206,8 @@ def _common(mine: Stacks, other: Stacks, stratum: str, name: str) -> list[tuple[
     return pairs
 
 
-def _one_model(frame: pl.DataFrame, role: str) -> str:
-    names = frame["model"].unique().sort().to_list()
+def _one_model(found: DenseDeltas, role: str) -> str:
+    names = found.models()
     if len(names) != 1:
         raise RecordError(
             f"The {role} deltas are of {len(names)} models: {', '.join(names)}.",

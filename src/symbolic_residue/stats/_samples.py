@@ -5,25 +5,26 @@
 2. A draw without a row of one sample has no difference; where more than one draw in twenty is such, no interval is given.
 3. The interval lies between the expanded percentiles of the smaller sample's number of clusters; with too few for these it is the t interval with
    the cluster-robust variance of the difference.
-4. Detectable effect: a mean of size ``(t[1 − alpha/2] + t[power]) · se`` is found with about that power, with the cluster-robust standard error and
-   clusters − 1 degrees of freedom (the usual approximation to the noncentral t). A sign-flip test of few clusters needs more, for its p values are
-   coarse: by the factors of ``_COARSE`` (simulated, normal clusters of one size), and with too few flips for p ≤ alpha nothing is detectable.
-5. With ``family`` the level is shared by the columns: ``alpha / m`` for m effective columns, ``m = k + 1 − Σ λ² / k`` with λ the eigenvalues of the
-   columns' correlation (Nyholt 2004, American Journal of Human Genetics 74): 1 where all move together, k where none do.
+4. Detectable effect: the mean, in standard errors, at which the noncentral t with clusters − 1 degrees of freedom passes the two-sided critical value with
+   the power asked, times the standard error, by leaving out one cluster at a time (unequal clusters make the usual one too small). A sign-flip test of
+   few clusters needs more, for its p values are coarse: by the factors of ``_COARSE`` (simulated, normal clusters of one size); with too few flips for
+   p ≤ alpha nothing is detectable. With clusters of 1 to 12 values the power at it was .75, not .80. With ``family`` each column is tested at alpha / k, an upper bound of what max-T needs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
+from scipy.optimize import brentq
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats._bootstrap import _counts, _robust_se, _tails, _too_few
+from symbolic_residue.stats._bootstrap import _counts, _tails, _too_few
 from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, finite_array, generator
 
 __all__ = ["detectable_effect", "two_sample_columns"]
@@ -111,7 +112,7 @@ def detectable_effect(
         clusters: labels of the rows ``[n]``; rows are their own clusters when left out.
         alpha: level of the test of one column.
         power: chance to find the effect.
-        family: whether ``alpha`` is that of all columns together (step-down max-T).
+        family: whether ``alpha`` is that of all columns together.
 
     Returns:
         ``[k]``, in the unit of the values; NaN with too few clusters for p ≤ alpha (fewer than 6 at .05).
@@ -126,17 +127,17 @@ def detectable_effect(
     allowed = math.floor(alpha * 2.0 ** min(n - 1, 60))
     if allowed < 1:
         return np.full(x.shape[1], np.nan)
-    level = alpha / _effective_columns(sums - sizes[:, None] * x.mean(axis=0)) if family else alpha
-    reach = float(sps.t.ppf(1 - level / 2, n - 1) + sps.t.ppf(power, n - 1))
+    means = (sums.sum(axis=0) - sums) / (sizes.sum() - sizes)[:, None]
+    error = np.sqrt((n - 1) / n * ((means - x.mean(axis=0)) ** 2).sum(axis=0))
     coarse = next((factor for below, factor in _COARSE if allowed < below), 1.0)
-    return coarse * reach * _robust_se(sums, sizes)
+    return coarse * _reach(n - 1, alpha / x.shape[1] if family else alpha, power) * error
 
 
-def _effective_columns(residuals: Array) -> float:
-    """How many independent columns ``residuals [n, k]`` are worth, from 1 to k."""
-    scale = np.sqrt((residuals**2).sum(axis=0))
-    z = residuals[:, scale > 0] / scale[scale > 0]
-    k = z.shape[1]
-    # The sum of squared eigenvalues is that of the squared correlations; from the smaller of the two products.
-    product = z.T @ z if k < len(z) else z @ z.T
-    return max(1.0, k + 1 - float((product**2).sum()) / k) if k else 1.0
+@lru_cache(maxsize=256)
+def _reach(df: int, alpha: float, power: float) -> float:
+    """Noncentrality at which ``|t|`` passes its critical value with the power asked."""
+    critical = float(sps.t.ppf(1 - alpha / 2, df))
+    high = critical + 1.0
+    while sps.nct.sf(critical, df, high) < power:
+        high *= 1.5
+    return float(brentq(lambda d: sps.nct.sf(critical, df, d) - power, 0.0, high))
