@@ -7,7 +7,7 @@ EXTRAS ?= dev
 export OMP_WAIT_POLICY ?= PASSIVE
 READY = $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test check bench calibrate claims screenshot env clean
+.PHONY: demo test check bench calibrate claims adapters screenshot env clean
 
 env: $(READY)
 
@@ -48,6 +48,11 @@ calibrate: $(READY)
 
 claims: $(READY)
 	$(PY) benchmarks/claims/run.py --write
+
+# The study's adapters of the demo model, into the package's cache: half an hour on one core. Those that are there are left as they are.
+adapters: $(READY)
+	$(VENV)/bin/residue models fetch demo
+	$(PY) benchmarks/train_adapters.py
 
 screenshot: $(READY)
 	$(PY) docs/make_pictures.py

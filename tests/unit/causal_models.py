@@ -61,3 +61,105 @@ def labels(example: Example) -> list[str]:
     """Buckets of every token: sink, system, user, assistant_header, answer."""
     own = ["sink", "system", "system", "system", "user", "user", "user", "assistant_header", "assistant_header"]
     return own + ["answer"] * (len(example.ids) - len(own))
+
+
+def taught(model: Any, some: list[Example], names: tuple[str, ...], *, steps: int = 12, rate: float = 0.02) -> None:
+    """Raise log P of the behaviour's token at the emitting rows by gradient steps on the named weights alone."""
+    chosen = [weight for name, weight in model.named_parameters() if any(part in name for part in names)]
+    assert chosen
+    with torch.enable_grad():
+        for _ in range(steps):
+            log_p = sum(
+                torch.log_softmax(model(torch.tensor([one.ids[: one.event]])).logits[0, -1], -1)[one.ids[one.event or 0]]
+                for one in some
+            )
+            grads = torch.autograd.grad(log_p, chosen)  # pyright: ignore[reportArgumentType]
+            with torch.no_grad():
+                for weight, grad in zip(chosen, grads, strict=True):
+                    weight.add_(rate * grad / grad.norm() * weight.norm())
+
+
+class Dense:
+    """A plain transformers model (llama or gpt2) in float64 with eager attention, whose parts can be replaced by hooks of our own: the oracle."""
+
+    def __init__(self, model: Any, ids: tuple[int, ...]) -> None:
+        self.model = copy.deepcopy(model).double()
+        self.model.set_attn_implementation("eager")
+        self.ids = torch.tensor([ids])
+        self.llama = hasattr(self.model, "model")
+        self.blocks = self.model.model.layers if self.llama else self.model.transformer.h
+        self.seen: dict[tuple[str, int], torch.Tensor] = {}
+        self.log_p(TOKEN)
+
+    def attention(self, i: int) -> Any:
+        return self.blocks[i].self_attn if self.llama else self.blocks[i].attn
+
+    def write(self, i: int, weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What attention of layer i writes with these patterns ``[1, head, row, key]`` on this normed input."""
+        attn = self.attention(i)
+        if self.llama:
+            v = attn.v_proj(hidden).view(*hidden.shape[:2], -1, attn.head_dim).transpose(1, 2)
+            v = v.repeat_interleave(weights.shape[1] // v.shape[1], 1)
+            return attn.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        v = attn.c_attn(hidden).chunk(3, -1)[2].view(*hidden.shape[:2], weights.shape[1], -1).transpose(1, 2)
+        return attn.c_proj((weights @ v).transpose(1, 2).flatten(2))
+
+    def log_p(
+        self,
+        token: int,
+        residual: dict[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        mlp: dict[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        attn: dict[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        pattern: dict[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    ) -> float:
+        """log P of the token at the last row with tensors changed by functions of them; a run without changes is remembered in ``seen``."""
+        plain, handles = not (residual or mlp or attn or pattern), []
+
+        def see(kind: str, i: int, tensor: torch.Tensor) -> None:
+            if plain or kind == "attn":
+                self.seen[kind, i] = tensor
+
+        def on_attention(i: int) -> Any:
+            def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                out, weights = output[0], output[1]
+                if plain:
+                    self.seen["hidden", i], self.seen["weights", i] = hidden, weights
+                if pattern and i in pattern:
+                    out = self.write(i, pattern[i](weights), hidden)
+                if attn and i in attn:
+                    out = attn[i](out)
+                see("attn", i, out)
+                return (out, *output[1:])
+
+            return hook
+
+        def on_block(i: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> Any:
+                out = output[0] if isinstance(output, tuple) else output
+                if residual and i in residual:
+                    out = residual[i](out)
+                see("residual", i, out)
+                return (out, *output[1:]) if isinstance(output, tuple) else out
+
+            return hook
+
+        def on_mlp(i: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> Any:
+                out = mlp[i](output) if mlp and i in mlp else output
+                see("mlp", i, out)
+                return out
+
+            return hook
+
+        for i, block in enumerate(self.blocks):
+            handles += [
+                self.attention(i).register_forward_hook(on_attention(i), with_kwargs=True),
+                block.mlp.register_forward_hook(on_mlp(i)),
+                block.register_forward_hook(on_block(i)),
+            ]
+        with torch.no_grad():
+            logits = self.model(self.ids, output_attentions=True).logits
+        for handle in handles:
+            handle.remove()
+        return float(torch.log_softmax(logits[0, -1], -1)[token])

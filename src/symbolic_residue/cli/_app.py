@@ -45,6 +45,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "corpus": LazyCommand(
         "symbolic_residue.cli._corpus", "corpus_app", "Keep failures by their signature, and search for similar ones."
     ),
+    "contrast": LazyCommand(
+        "symbolic_residue.cli._contrast", "contrast_app", "Did training change where the model looks, and does it matter?"
+    ),
     "models": LazyCommand("symbolic_residue.cli._models", "models_app", "List, fetch and show models."),
 }
 

@@ -30,7 +30,7 @@ from symbolic_residue.errors import AdapterError, DamagedFileError, WriteError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["adapter_norms", "random_adapter", "restrict_adapter", "write_adapter"]
+__all__ = ["LoraAdapter", "LoraModule", "adapter_norms", "random_adapter", "read_adapter", "restrict_adapter", "write_adapter"]
 
 RECORD = "residue-surgery.json"
 _PREFIX = "base_model.model."
@@ -38,7 +38,7 @@ _TENSOR = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.lora_(?P<side>[AB])\
 
 
 @dataclass(frozen=True)
-class _Module:
+class LoraModule:
     """One changed weight: its path in the model, A ``[rank, in]``, B ``[out, rank]``, the factor s."""
 
     path: str
@@ -68,11 +68,13 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class _Adapter:
+class LoraAdapter:
+    """A plain LoRA of a folder: its config, the hash of its tensors, and its modules by path."""
+
     folder: Path
     config: dict[str, Any]
     sha256: str
-    modules: dict[str, _Module]
+    modules: dict[str, LoraModule]
 
 
 def restrict_adapter(
@@ -94,7 +96,7 @@ def restrict_adapter(
         DamagedFileError: tensors that cannot be read, or are not finite.
         WriteError: ``out`` cannot be written.
     """
-    adapter = _read(Path(folder))
+    adapter = read_adapter(Path(folder))
     kept = dict(adapter.modules)
     wanted: dict[str, Any] = {"layers": None, "projections": None}
     if layers is not None:
@@ -146,13 +148,13 @@ def random_adapter(folder: str | Path, out: str | Path, *, seed: int) -> Path:
     """
     import torch
 
-    adapter = _read(Path(folder))
+    adapter = read_adapter(Path(folder))
     twins = {}
     for path, module in adapter.modules.items():
         generator = np.random.Generator(np.random.PCG64(stable_seed("random adapter", path, seed=seed)))
         a, b = (torch.from_numpy(generator.standard_normal(tuple(side.shape))) for side in (module.a, module.b))
         factor = (module.norm / _product_norm(a, b)) ** 0.5
-        twins[path] = _Module(path, (a * factor).float(), (b * factor).float(), module.scale)
+        twins[path] = LoraModule(path, (a * factor).float(), (b * factor).float(), module.scale)
     return _save(adapter, Path(out), adapter.config, twins, {"operation": "random", "seed": seed, "modules": len(twins)})
 
 
@@ -165,7 +167,7 @@ def adapter_norms(folder: str | Path) -> pl.DataFrame:
     Raises:
         AdapterError, DamagedFileError: see :func:`restrict_adapter`.
     """
-    modules = sorted(_read(Path(folder)).modules.values(), key=lambda m: (-1 if m.layer is None else m.layer, m.path))
+    modules = sorted(read_adapter(Path(folder)).modules.values(), key=lambda m: (-1 if m.layer is None else m.layer, m.path))
     schema = {
         "module": pl.String,
         "layer": pl.Int64,
@@ -199,6 +201,7 @@ def write_adapter(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
             for name, value in {"adapter_config.json": dict(config), **beside}.items():
                 text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=name == "adapter_config.json")
                 (temporary / name).write_text(text + "\n", encoding="utf-8")
+            (temporary / "adapter_model.safetensors").chmod(0o644)  # save_file and mkdtemp leave them to their owner alone
             temporary.chmod(0o755)
             temporary.rename(out)
         finally:
@@ -208,14 +211,19 @@ def write_adapter(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
     return out
 
 
-def _save(adapter: _Adapter, out: Path, config: dict[str, Any], modules: dict[str, _Module], done: dict[str, Any]) -> Path:
+def _save(adapter: LoraAdapter, out: Path, config: dict[str, Any], modules: dict[str, LoraModule], done: dict[str, Any]) -> Path:
     tensors = {f"{_PREFIX}{m.path}.lora_{side}.weight": t for m in modules.values() for side, t in (("A", m.a), ("B", m.b))}
     source = {"adapter": str(adapter.folder), "sha256": adapter.sha256}
     return write_adapter(out, config, tensors, {RECORD: {"of": source, **done}})
 
 
-def _read(folder: Path) -> _Adapter:
-    """The adapter of a folder, checked to be a plain LoRA with both sides of every module."""
+def read_adapter(folder: Path) -> LoraAdapter:
+    """The adapter of a folder, checked to be a plain LoRA with both sides of every module.
+
+    Raises:
+        AdapterError: no adapter folder, or another kind.
+        DamagedFileError: tensors that cannot be read, or are not finite.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -254,8 +262,8 @@ def _read(folder: Path) -> _Adapter:
     for path, both in sides.items():
         if len(both) != 2 or both["A"].shape[0] != both["B"].shape[1]:
             raise AdapterError(f"The adapter {folder} lacks a side of {path!r}, or its sides do not fit each other.")
-        modules[path] = _Module(path, both["A"], both["B"], _scale(config, path, both["A"].shape[0]))
-    return _Adapter(folder, config, hashlib.sha256(weights.read_bytes()).hexdigest(), modules)
+        modules[path] = LoraModule(path, both["A"], both["B"], _scale(config, path, both["A"].shape[0]))
+    return LoraAdapter(folder, config, hashlib.sha256(weights.read_bytes()).hexdigest(), modules)
 
 
 def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -261,7 +261,8 @@ class PatternScale:
     """Multiply the attention weights (after softmax) of chosen rows on chosen keys by ``factor``; 1 does nothing.
 
     With ``renormalise`` the row is scaled back to the sum that it had before (1, or less where the family has sink logits): factor 0 is then the
-    mask, factor c the bias ``ln c``. Without it, the row's sum changes: weight is taken away from keys and given to none.
+    mask, factor c the bias ``ln c``. With ``renormalise="others"`` the keys have exactly ``factor`` of their weight afterwards, and the difference goes to the
+    row's other keys in proportion to theirs. Without it, the row's sum changes: weight is taken away from keys and given to none.
 
     Raises:
         EditError: a factor that is negative, NaN or infinite; an index that holds no integers.
@@ -273,10 +274,12 @@ class PatternScale:
     layers: Index = None
     heads: Index = None
     batch: Index = None
-    renormalise: bool = False
+    renormalise: bool | Literal["others"] = False
 
     def __post_init__(self) -> None:
         check_finite(self.factor, "The factor on attention weights")
+        if self.renormalise not in (True, False, "others"):
+            raise EditError(f"renormalise={self.renormalise!r} is unknown.", todo="Use True, False or 'others'.")
         if self.factor < 0:
             raise EditError(
                 f"Attention weights cannot be scaled by {self.factor}.",

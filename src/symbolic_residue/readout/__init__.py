@@ -20,6 +20,8 @@ from symbolic_residue.readout._patch_agreement import screen_agreement
 from symbolic_residue.readout._patch_cells import check_same_architecture
 from symbolic_residue.readout._patch_metric import KLToSource, LogitDifference, LogProbability
 from symbolic_residue.readout._patch_pairs import patch_pair, patch_pairs, PatchPair
+from symbolic_residue.readout._patch_restart import verify as verify_restart
+from symbolic_residue.readout._patch_restart import Walk
 from symbolic_residue.readout._patch_screen import attribution_patching, PatchScreen
 from symbolic_residue.readout._patch_sweep import patch_sweep
 from symbolic_residue.readout._patch_table import PatchSweep
@@ -45,6 +47,7 @@ __all__ = [
     "TunedLens",
     "TunedLensFit",
     "ValueWeighted",
+    "Walk",
     "attention_frames",
     "attribution_patching",
     "check_same_architecture",
@@ -76,5 +79,6 @@ __all__ = [
     "screen_agreement",
     "tuned_lens",
     "value_weighted_attention",
+    "verify_restart",
     "write_norms",
 ]

@@ -77,11 +77,13 @@ class Walk:
 
         return hook
 
-    def advance(self, stop: int, reads: Sequence[str] = ()) -> Trace:
-        """Run the blocks before block ``stop``; ``reads`` are points of theirs."""
+    def advance(self, stop: int, reads: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Trace:
+        """Run the blocks before block ``stop``; ``reads`` are points of theirs, ``edits`` act in them."""
         post = f"resid_post.{stop - 1}"
         # A copy: some blocks add into the tensor that they are given.
-        trace = self._run(self.layer, stop, self.residual.clone(), self.ids, reads=tuple(dict.fromkeys((*reads, post))))
+        trace = self._run(
+            self.layer, stop, self.residual.clone(), self.ids, reads=tuple(dict.fromkeys((*reads, post))), edits=edits
+        )
         self.layer, self.residual = stop, trace[post]
         return trace
 

@@ -62,6 +62,16 @@ def test_one_cluster_has_no_interval_and_no_p() -> None:
         assert out[name].null_count() == 2
 
 
+def test_controls_that_only_some_examples_have_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(1, 1, (16, 2))
+    controls: list[list[float | None]] = [[0.5, 0.25]] * 6 + [[0.5, None]] + [[None, None]] * 9
+    out = pool_effects(table(values, CLUSTERS, controls=controls), seed=0)
+    assert out["control"].to_list() == [0.5, 0.25]
+    assert set(out["why"]) == {"6 of 16 examples have a control"}
+    assert out["p"].to_list() == pool_effects(table(values, CLUSTERS), seed=0)["p"].to_list()
+
+
 def test_only_changes_and_differences_are_tested() -> None:
     values = -np.abs(np.random.default_rng(0).normal(5, 1, (16, 3)))
     for model, tested in (("tuned", False), ("base", False), ("tuned − base", True)):

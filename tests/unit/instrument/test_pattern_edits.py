@@ -264,3 +264,32 @@ def test_patterns_that_are_none_are_refused() -> None:
             edit_weights(p, rows, [scale], 0)
     with pytest.raises(EditError, match="key 4"):
         score_bias([AttentionMask(keys=(4,))], 1, 1, 4, 4, torch.device("cpu"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.integers(1, 4))
+def test_the_others_take_what_the_chosen_keys_lose(seed: int, factor: float, n_keys: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.softmax(3 * torch.randn(2, 3, 4, 7, generator=generator, dtype=torch.float64), -1)
+    p = p * torch.rand(2, 3, 4, 1, generator=generator, dtype=torch.float64)  # rows with a sink sum to less than 1
+    keys = torch.randperm(7, generator=generator)[:n_keys].tolist()
+    others = [k for k in range(7) if k not in keys]
+    got = edit_weights(p, torch.arange(4), [PatternScale(factor, keys, rows=(1, 2), renormalise="others")], 0)
+    assert torch.equal(got[:, :, [0, 3]], p[:, :, [0, 3]])
+    rows = [1, 2]
+    assert torch.allclose(got[:, :, rows].sum(-1), p[:, :, rows].sum(-1))
+    assert torch.allclose(got[:, :, rows][..., keys], factor * p[:, :, rows][..., keys])
+    ratio = got[:, :, rows][..., others] / p[:, :, rows][..., others]
+    assert torch.allclose(ratio, ratio[..., :1].expand_as(ratio))  # in proportion to what they have
+    assert bool((ratio >= 1 - 1e-12).all())
+
+
+def test_a_row_that_sees_the_chosen_keys_only_is_refused() -> None:
+    p = torch.zeros(1, 1, 2, 3)
+    p[..., 0] = 1.0
+    with pytest.raises(EditError, match="no weight to renormalise"):
+        edit_weights(p, torch.arange(2), [PatternScale(0.5, (0,), renormalise="others")], 0)
+    # Keys that the row does not see lose nothing.
+    assert torch.equal(edit_weights(p, torch.arange(2), [PatternScale(0.5, (1, 2), renormalise="others")], 0), p)
+    with pytest.raises(EditError, match="unknown"):
+        PatternScale(0.5, (0,), renormalise="all")  # pyright: ignore[reportArgumentType]

@@ -3,15 +3,17 @@
 1. Rows of one analysis, model, condition, part, place, dose and unit form a matrix ``[example, layer and head]``. The cluster (the question) is resampled; one
    cluster has no interval and no p.
 2. ``p``: where doing nothing would give 0 (a difference tuned − base, a change by an edit), whole clusters are flipped in sign, step-down max-T over the
-   layers and heads of the matrix. Where every example has a control in the same unit, what is flipped is value − control. A log-probability, or a
-   component's own contribution, has no such null: p is null.
-3. Patching: the change as a share of ``donor − recipient`` (part ``total``) is a ratio of means (``bootstrap_ratio``), a row with unit ``share``. Where the
-   total's interval touches 0 there is no share, and the total's row says so.
+   layers and heads of the matrix. Where every example has a control, what is flipped is value − control; where only some have, the value alone, and
+   ``why`` says how many. A log-probability, or a component's own contribution, has no such null: p is null.
+3. *Shares* are ratios of means (``bootstrap_ratio``), in rows with unit ``share``: of ``donor − recipient`` (part ``total``) for patches and mediation, of
+   the whole adapter's effect (part and place all) for surgery. Where the total's interval touches 0 there is no share, and the total's row says so.
 4. An interval of a log-probability does not pass 0.
+5. Mediation's verdict is given here, so that it can be had from saved records: see ``_mediation``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from symbolic_residue.contrast.causal._emission import DIFFERENCE
+from symbolic_residue.contrast.causal._exchange import ALL, BASE_INTO_TUNED, DIRECTIONS, TOTAL, TUNED_INTO_BASE
 from symbolic_residue.contrast.causal._tables import check_causal, effects_frame
-from symbolic_residue.errors import RecordError
+from symbolic_residue.errors import ConfigError, RecordError
 from symbolic_residue.stats import bootstrap_columns, bootstrap_ratio, bound, max_t
 
-__all__ = ["TOTAL", "pool_effects"]
+__all__ = ["pool_effects"]
 
-TOTAL = "total"
 CHANGES = ("patch", "knock-out", "surgery", "mediation")
 """Analyses whose value is a change: 0 where nothing was done."""
 
@@ -33,7 +35,9 @@ _GROUP = ["analysis", "model", "condition", "part", "place", "dose", "unit"]
 Array = NDArray[np.float64]
 
 
-def pool_effects(frame: pl.DataFrame, *, seed: int, n_resamples: int = 2000, level: float = 0.95) -> pl.DataFrame:
+def pool_effects(
+    frame: pl.DataFrame, *, seed: int, n_resamples: int = 2000, level: float = 0.95, criterion: float = 0.5
+) -> pl.DataFrame:
     """Effects over examples.
 
     Args:
@@ -41,48 +45,85 @@ def pool_effects(frame: pl.DataFrame, *, seed: int, n_resamples: int = 2000, lev
         seed: of the resampling.
         n_resamples: bootstrap resamples, and sign flips.
         level: of the intervals.
+        criterion: of mediation's verdict.
 
     Returns:
         Columns as in ``EFFECTS``: ``n`` examples, ``clusters`` what was resampled.
 
     Raises:
         RecordError: a table that cannot be trusted: columns, NaN, an example that stands twice, or lacks layers that others have.
+        ConfigError: a criterion outside (0, 1).
     """
+    if not 0 < criterion < 1:
+        raise ConfigError(f"The criterion is {criterion}.", todo="Give a share between 0 and 1.")
     frame = check_causal(frame)
     options: dict[str, Any] = {"seed": seed, "n_resamples": n_resamples, "level": level}
     parts = frame.sort([*_GROUP, "layer", "head", "cluster", "example"]).partition_by(_GROUP, as_dict=True, maintain_order=True)
-    totals = {key[1:3]: part for key, part in parts.items() if key[0] in ("patch", "mediation") and key[3] == TOTAL}
+    totals = {_total_key(place): part for key, part in parts.items() if _is_total(place := dict(zip(_GROUP, key, strict=True)))}
     rows: list[dict[str, Any]] = []
     for key, part in parts.items():
         place = dict(zip(_GROUP, key, strict=True))
-        columns, values, controls, names, clusters = _matrix(part, place)
-        nullable = place["analysis"] in CHANGES or place["model"] == DIFFERENCE
-        made = _pooled(columns, values, controls, clusters, options, tested=nullable and place["part"] != TOTAL)
-        if not nullable and place["analysis"] == "lens":
+        block = _matrix(part, place)
+        changes = place["analysis"] in CHANGES
+        made = _pooled(block, options, tested=changes or place["model"] == DIFFERENCE)
+        if not changes and place["analysis"] == "lens" and place["model"] != DIFFERENCE:
             for row in made:
                 row["high"], row["control_high"] = bound(row["high"], most=0.0), bound(row["control_high"], most=0.0)
+        if _is_total(place):
+            made[0]["why"] = _no_shares(made[0])
         rows += [{**place, **row} for row in made]
-        if place["analysis"] != "patch":
-            continue
-        if place["part"] == TOTAL:
-            rows[-1]["why"] = total_undecided(rows[-1])
-        elif key[1:3] in totals:
-            rows += _shares(place, columns, values, controls, names, clusters, totals[key[1:3]], options)
+        if place["part"] != TOTAL and (total := totals.get(_total_key(place))) is not None:
+            rows += [{**place, "unit": "share", **row} for row in _shares(block, total, options)]
+    _mediation_verdicts(rows, criterion)
     return effects_frame(rows)
 
 
-def total_undecided(row: dict[str, Any]) -> str | None:
+def _is_total(place: dict[str, Any]) -> bool:
+    """Whether these rows are what shares are taken of."""
+    if place["analysis"] == "surgery":
+        return place["model"] == "tuned" and place["part"] == ALL and place["place"] == "all layers"
+    return place["analysis"] in ("patch", "mediation") and place["part"] == TOTAL and place["model"] in DIRECTIONS
+
+
+def _total_key(place: dict[str, Any]) -> tuple[str, str, str]:
+    """Which total a place's shares are of: another donor's, or another adapter's, are shares of the tuned model's effect."""
+    analysis, model = place["analysis"], place["model"]
+    if analysis == "surgery":
+        model = "tuned"
+    elif analysis == "mediation" and model not in DIRECTIONS:
+        model = TUNED_INTO_BASE
+    return analysis, model, place["condition"]
+
+
+def _no_shares(row: dict[str, Any]) -> str | None:
     """Why there is nothing to take shares of, or None."""
-    low, high = row["low"], row["high"]
-    if low is None or np.isnan(low):
+    if np.isnan(row["low"]):
         return "one cluster: no interval"
-    if low <= 0 <= high:
-        return "the interval of donor − recipient touches 0: there is nothing to take shares of"
+    if row["low"] <= 0 <= row["high"]:
+        return "the interval of the total touches 0: there is nothing to take shares of"
     return None
 
 
-def _matrix(part: pl.DataFrame, place: dict[str, Any]) -> tuple[list[tuple[Any, Any]], Array, Array | None, list[str], list[str]]:
-    """Columns (layer, head), ``values [example, column]``, ``controls`` of the same shape (rows of NaN where an example has none), names and clusters."""
+@dataclass(frozen=True)
+class _Block:
+    """``values [example, column]`` and ``controls`` (rows of NaN where an example has none); columns are (layer, head)."""
+
+    columns: list[tuple[int | None, int | None]]
+    values: Array
+    controls: Array
+    examples: list[str]
+    clusters: list[str]
+
+    @property
+    def controlled(self) -> list[int]:
+        """Examples that have every control."""
+        return np.flatnonzero(~np.isnan(self.controls).any(axis=1)).tolist()
+
+    def counts(self) -> dict[str, int]:
+        return {"n": len(self.values), "clusters": len(set(self.clusters))}
+
+
+def _matrix(part: pl.DataFrame, place: dict[str, Any]) -> _Block:
     columns = part.select("layer", "head").unique().sort("layer", "head").rows()
     units = part.select("example", "cluster").unique().sort("cluster", "example")
     where = {column: i for i, column in enumerate(columns)}
@@ -98,66 +139,85 @@ def _matrix(part: pl.DataFrame, place: dict[str, Any]) -> tuple[list[tuple[Any, 
             f"Example {example!r} lacks layers or heads that others have ({place['analysis']}, {place['model']}, {place['part']}, {place['place']}).",
             why="Records were lost, or the analysis was run on other layers.",
         )
-    return columns, values, None if np.isnan(controls).all() else controls, list(units["example"]), list(units["cluster"])
+    return _Block(columns, values, controls, list(units["example"]), list(units["cluster"]))
 
 
-def _pooled(
-    columns: list[tuple[Any, Any]],
-    values: Array,
-    controls: Array | None,
-    clusters: list[str],
-    options: dict[str, Any],
-    *,
-    tested: bool,
-) -> list[dict[str, Any]]:
-    value, low, high = bootstrap_columns(values, clusters=clusters, **options)
-    n_clusters = len(set(clusters))
-    control = control_low = control_high = np.full_like(value, np.nan)
-    complete = controls is not None and not np.isnan(controls).any()
-    if controls is not None:
-        have: Any = ~np.isnan(controls).any(axis=1)
-        if have.any():
-            own = [cluster for cluster, here in zip(clusters, have, strict=True) if here]
-            control, control_low, control_high = bootstrap_columns(controls[have], clusters=own, **options)
-    p = np.full_like(value, np.nan)
-    if tested and n_clusters > 1:
-        excess = values - controls if complete and controls is not None else values
-        p = max_t(excess, seed=options["seed"], n_resamples=options["n_resamples"], clusters=clusters)
+def _pooled(block: _Block, options: dict[str, Any], *, tested: bool) -> list[dict[str, Any]]:
+    value, low, high = bootstrap_columns(block.values, clusters=block.clusters, **options)
+    control = control_low = control_high = p = np.full_like(value, np.nan)
+    at = block.controlled
+    if at:
+        control, control_low, control_high = bootstrap_columns(
+            block.controls[at], clusters=[block.clusters[i] for i in at], **options
+        )
+    if tested and len(set(block.clusters)) > 1:
+        excess = block.values - block.controls if len(at) == len(block.values) else block.values
+        p = max_t(excess, seed=options["seed"], n_resamples=options["n_resamples"], clusters=block.clusters)
+    partly = f"{len(at)} of {len(block.values)} examples have a control" if 0 < len(at) < len(block.values) else None
     return [
         {
-            "layer": layer, "head": head, "value": value[i], "low": low[i], "high": high[i], "n": len(values), "clusters": n_clusters, "control": control[i],
-            "control_low": control_low[i], "control_high": control_high[i], "p": p[i],
+            "layer": layer, "head": head, "value": value[i], "low": low[i], "high": high[i], **block.counts(), "control": control[i],
+            "control_low": control_low[i], "control_high": control_high[i], "p": p[i], "why": partly,
         }
-        for i, (layer, head) in enumerate(columns)
+        for i, (layer, head) in enumerate(block.columns)
     ]  # fmt: skip
 
 
-def _shares(
-    place: dict[str, Any],
-    columns: list[tuple[Any, Any]],
-    values: Array,
-    controls: Array | None,
-    names: list[str],
-    clusters: list[str],
-    totals: pl.DataFrame,
-    options: dict[str, Any],
-) -> list[dict[str, Any]]:
+def _shares(block: _Block, totals: pl.DataFrame, options: dict[str, Any]) -> list[dict[str, Any]]:
     of = dict(totals.select("example", "value").iter_rows())
-    if any(name not in of for name in names):
-        raise RecordError("An example was patched and its total is not in the table.", todo="Keep the rows with part 'total'.")
-    total = np.array([of[name] for name in names])
-    value, low, high = bootstrap_ratio(values, total, clusters=clusters, **options)
+    if lacking := [name for name in block.examples if name not in of]:
+        raise RecordError(
+            f"Example {lacking[0]!r} was patched and its total is not in the table.", todo="Keep the rows of the totals."
+        )
+    total = np.array([of[name] for name in block.examples])
+    value, low, high = bootstrap_ratio(block.values, total, clusters=block.clusters, **options)
     if np.isnan(value).any():
         return []
-    control = control_low = control_high = np.full_like(value, np.nan)
-    if controls is not None:
-        have: Any = ~np.isnan(controls).any(axis=1)
-        own = [cluster for cluster, here in zip(clusters, have, strict=True) if here]
-        control, control_low, control_high = bootstrap_ratio(controls[have], total[have], clusters=own, **options)
+    control = control_low = control_high = excess = np.full_like(value, np.nan)
+    at = block.controlled
+    own = [block.clusters[i] for i in at]
+    if at:
+        control, control_low, control_high = bootstrap_ratio(block.controls[at], total[at], clusters=own, **options)
+        _, excess, _ = bootstrap_ratio(block.values[at] - block.controls[at], total[at], clusters=own, **options)
     return [
         {
-            **place, "unit": "share", "layer": layer, "head": head, "value": value[i], "low": low[i], "high": high[i], "n": len(values),
-            "clusters": len(set(clusters)), "control": control[i], "control_low": control_low[i], "control_high": control_high[i],
+            "layer": layer, "head": head, "value": value[i], "low": low[i], "high": high[i], **block.counts(), "control": control[i],
+            "control_low": control_low[i], "control_high": control_high[i], "excess_low": excess[i],
         }
-        for i, (layer, head) in enumerate(columns)
+        for i, (layer, head) in enumerate(block.columns)
     ]  # fmt: skip
+
+
+def _mediation_verdicts(rows: list[dict[str, Any]], criterion: float) -> None:
+    """Outcome, criterion and reason, on the two shares of each condition; on the totals where there are no shares."""
+    mine = [row for row in rows if row["analysis"] == "mediation" and row["model"] in DIRECTIONS]
+    for condition in {row["condition"] for row in mine}:
+        here = [row for row in mine if row["condition"] == condition]
+        shares = {row["model"]: row for row in here if row["unit"] == "share"}
+        if set(shares) == set(DIRECTIONS):
+            outcome, why = _verdict(shares[TUNED_INTO_BASE], shares[BASE_INTO_TUNED], criterion)
+            carriers = list(shares.values())
+        else:
+            totals = [row for row in here if row["part"] == TOTAL]
+            outcome, why = "undecided", next((row["why"] for row in totals if row.get("why")), "one direction was not run")
+            carriers = totals or here
+        for row in carriers:
+            row |= {"outcome": outcome, "criterion": criterion, "why": why}
+
+
+def _verdict(sufficiency: dict[str, Any], necessity: dict[str, Any], criterion: float) -> tuple[str, str]:
+    said = ", ".join(
+        f"{name} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for name, row in (("sufficiency", sufficiency), ("necessity", necessity))
+    )
+    both = (sufficiency, necessity)
+    if all(row["high"] < criterion for row in both):
+        return "not attention-mediated", f"{said}: both below {criterion:g}"
+    if not all(row["low"] > criterion for row in both):
+        return "undecided", f"{said}: not both on one side of {criterion:g}"
+    if any(row["excess_low"] <= 0 for row in both):
+        return (
+            "undecided",
+            f"{said}: both above {criterion:g}, and so is what the same change at other heads does, within the interval",
+        )
+    return "attention-mediated", f"{said}: both above {criterion:g}"

@@ -223,8 +223,15 @@ def _scale(out: Tensor, rows: Tensor, edit: PatternScale, n_queries: int) -> Non
     factors[keys] = edit.factor
     after = before * factors
     if edit.renormalise:
-        had, has = before.sum(-1, keepdim=True), after.sum(-1, keepdim=True)
-        emptied = (has == 0) & (had > 0)
+        chosen = torch.zeros(n_keys, device=out.device, dtype=torch.bool)
+        if edit.renormalise == "others":
+            chosen[keys] = True
+            has, taken = (before * ~chosen).sum(-1, keepdim=True), ((before - after) * chosen).sum(-1, keepdim=True)
+            had = has + taken
+            emptied = (has == 0) & (taken > 0)
+        else:
+            had, has = before.sum(-1, keepdim=True), after.sum(-1, keepdim=True)
+            emptied = (has == 0) & (had > 0)
         if bool(emptied.any()):
             b, h, r, _ = emptied.nonzero()[0].tolist()
             raise EditError(
@@ -232,5 +239,5 @@ def _scale(out: Tensor, rows: Tensor, edit: PatternScale, n_queries: int) -> Non
                 why="Every key with any weight was scaled to 0.",
                 todo="Leave one visible key, or hide the keys before softmax (AttentionMask).",
             )
-        after = after * (had / has.masked_fill(has == 0, 1.0))
+        after = torch.where(chosen, after, after * (had / has.masked_fill(has == 0, 1.0)))
     out[index] = after
