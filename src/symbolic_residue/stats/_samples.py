@@ -8,7 +8,8 @@
 4. Detectable effect: the mean, in standard errors, at which the noncentral t with clusters − 1 degrees of freedom passes the two-sided critical value with
    the power asked, times the standard error, by leaving out one cluster at a time (unequal clusters make the usual one too small). A sign-flip test of
    few clusters needs more, for its p values are coarse: by the factors of ``_COARSE`` (simulated, normal clusters of one size); with too few flips for
-   p ≤ alpha nothing is detectable. With clusters of 1 to 12 values the power at it was .75, not .80. With ``family`` each column is tested at alpha / k, an upper bound of what max-T needs.
+   p ≤ alpha nothing is detectable. With clusters of 1 to 12 values the power at it was .75, not .80. With
+   ``family`` each column is tested at alpha / k, an upper bound of what max-T needs.
 """
 
 from __future__ import annotations
