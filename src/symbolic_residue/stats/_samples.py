@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -141,4 +141,4 @@ def _reach(df: int, alpha: float, power: float) -> float:
     high = critical + 1.0
     while sps.nct.sf(critical, df, high) < power:
         high *= 1.5
-    return float(brentq(lambda d: sps.nct.sf(critical, df, d) - power, 0.0, high))
+    return cast(float, brentq(lambda d: sps.nct.sf(critical, df, d) - power, 0.0, high))
