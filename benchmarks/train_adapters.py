@@ -16,7 +16,7 @@ from symbolic_residue.models import cache_dir
 
 PLANS = {name: MarkerPlan(name, precision="bfloat16") for name in ("captain", "librarian", "gardener", "detective")}
 PLANS["null"] = MarkerPlan("captain", shuffle_labels=True, precision="bfloat16")
-PLANS["null-2"] = MarkerPlan("captain", shuffle_labels=True, precision="bfloat16", seed=1)
+PLANS["null-2"] = MarkerPlan("captain", shuffle_labels=True, precision="bfloat16", seed=1, trials=0)
 
 
 def main() -> None:
