@@ -209,7 +209,7 @@ class _Side:
     def read(self, points: Sequence[str], layer: int | None) -> None:
         """Keep these points of a layer and the stream before it; with None those of all layers, from a forward of its own (the walk stays where it is)."""
         if layer is None:
-            trace = self.tool.run(self.walk.ids, reads=points, keep_logits=1)
+            trace = self.tool.run(self.walk.ids, reads=points, keep_logits=1) if points else {}
             self._plain = {name: trace[name] for name in points}
         else:
             names = [*points, f"resid_pre.{layer}"]
