@@ -5,7 +5,6 @@ Every analysis gives one number an example (``CAUSAL``); :func:`pool_effects` po
 
 from symbolic_residue.contrast.causal._emission import emission_components, emission_lens
 from symbolic_residue.contrast.causal._exchange import PARTS, patch_models
-from symbolic_residue.contrast.causal._follow import ANALYSES, follow_up
 from symbolic_residue.contrast.causal._knockout import DOSES, knock_out
 from symbolic_residue.contrast.causal._mediation import exchange_patterns, mediation
 from symbolic_residue.contrast.causal._pool import pool_effects
@@ -14,7 +13,6 @@ from symbolic_residue.contrast.causal._surgery import surgery
 from symbolic_residue.contrast.causal._tables import CAUSAL, check_causal, EFFECTS
 
 __all__ = [
-    "ANALYSES",
     "CAUSAL",
     "DOSES",
     "EFFECTS",
@@ -23,7 +21,6 @@ __all__ = [
     "emission_components",
     "emission_lens",
     "exchange_patterns",
-    "follow_up",
     "knock_out",
     "log_probabilities",
     "mediation",
