@@ -38,15 +38,15 @@ COMMANDS: dict[str, LazyCommand] = {
     "shell": LazyCommand("symbolic_residue.cli._shell", "shell_app", "Run one controlled failure probe."),
     "shells": LazyCommand("symbolic_residue.cli._shells", "shells_app", "Run every shell on its benchmark; compare runs."),
     "benchmark": LazyCommand("symbolic_residue.cli._benchmark", "benchmark", "Run or show a packaged benchmark."),
+    "contrast": LazyCommand(
+        "symbolic_residue.cli._contrast", "contrast_app", "Did training change where the model looks, and does it matter?"
+    ),
     "heal": LazyCommand("symbolic_residue.cli._heal", "heal", "Find the smallest edit that restores the right answer."),
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),
     "runs": LazyCommand("symbolic_residue.cli._runs", "runs_app", "List, show and validate runs."),
     "corpus": LazyCommand(
         "symbolic_residue.cli._corpus", "corpus_app", "Keep failures by their signature, and search for similar ones."
-    ),
-    "contrast": LazyCommand(
-        "symbolic_residue.cli._contrast", "contrast_app", "Did training change where the model looks, and does it matter?"
     ),
     "models": LazyCommand("symbolic_residue.cli._models", "models_app", "List, fetch and show models."),
 }

@@ -13,6 +13,7 @@ from symbolic_residue.contrast._behaviour import (
     TokenBehaviour,
 )
 from symbolic_residue.contrast._deltas import deltas, LAGS, missing
+from symbolic_residue.contrast._dense import dense_deltas
 from symbolic_residue.contrast._examples import (
     check_example,
     Condition,
@@ -32,6 +33,7 @@ from symbolic_residue.contrast._read import read_examples, Reading, REGIONS, to_
 from symbolic_residue.contrast._records import check_deltas, check_records, CONTROLS, DELTAS, EVENT, RECORDS, TRAJECTORY
 from symbolic_residue.contrast._rows import choose_rows, end_rows, rare_tokens, Row, Rows, stable_seed
 from symbolic_residue.contrast._segment import BUCKETS, find_sinks, segment, SEGMENTATIONS
+from symbolic_residue.contrast._stack import DenseDeltas
 from symbolic_residue.contrast._training import diff_of_diffs, DiffOfDiffs, peak_shift
 from symbolic_residue.contrast._verdict import OUTCOMES, verdict
 
@@ -50,6 +52,7 @@ __all__ = [
     "Behaviour",
     "CallableBehaviour",
     "Condition",
+    "DenseDeltas",
     "DiffOfDiffs",
     "EndOfText",
     "Example",
@@ -72,6 +75,7 @@ __all__ = [
     "choose_rows",
     "condition_prompt",
     "deltas",
+    "dense_deltas",
     "diff_of_diffs",
     "end_rows",
     "event_character",

@@ -83,13 +83,23 @@ class Reference(_Strict):
     """Another system text: the tuned model reads its own answers after it."""
     model: str | None = None
     """Another model altogether (the base of a model that was tuned in full)."""
+    null_model: bool | None = None
+    """Whether it shows what tuning does that has nothing to do with the behaviour (another behaviour, shuffled labels): the verdict against the base then
+    asks whether the difference is larger than its. Left out: a random twin is one, nothing else."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         given = [name for name in ("base", "adapter", "random", "system", "model") if getattr(self, name) is not None]
         if len(given) != 1 and given != ["adapter", "model"]:
             raise ValueError(f"a reference is one of base, adapter, random, system, model; given: {', '.join(given) or 'none'}")
+        if self.null_model and self.kind in ("base", "system", "model"):
+            raise ValueError(f"a reference of kind {self.kind} is no null model: a null model is the base tuned for something else")
         return self
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is a null model."""
+        return self.kind == "random" if self.null_model is None else self.null_model
 
     @property
     def kind(self) -> str:
@@ -236,6 +246,16 @@ class CausalConfig(_Strict):
     """Examples with the behaviour, of each condition, at most; at most one a question until every question has one."""
     batch: int = Field(default=4, ge=1)
     """Examples an item."""
+    controls: bool = True
+    """Also the controls of patch, knock-out and mediation; they double the cost."""
+    layers: tuple[int, ...] | None = None
+    """Layers of patch and knock-out; left out: each of patch, all at once of knock-out."""
+    parts: tuple[Literal["residual", "mlp", "attention", "qk", "ov"], ...] = ("residual", "mlp", "attention", "qk", "ov")
+    """Parts of patch."""
+    places: tuple[str, ...] = ("all", "emitting row")
+    """Places of patch: all, emitting row, or a region."""
+    regions: tuple[Literal[REGIONS], ...] = ()  # type: ignore[valid-type]
+    """Regions of knock-out; none: the predicted one."""
 
     @field_validator("analyses")
     @classmethod
@@ -330,6 +350,8 @@ class StudyConfig(_Strict):
             )
         if self.causal.analyses and self.base_name is None:
             raise ValueError("causal needs a reference of kind base or model")
+        if "surgery" in self.causal.analyses and (self.adapter is None or self.references[str(self.base_name)].kind != "base"):
+            raise ValueError("the causal analysis surgery needs an adapter, and a base of kind base")
         return self
 
     @property

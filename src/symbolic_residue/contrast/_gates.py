@@ -4,7 +4,8 @@ For one region, segmentation and offset in a condition of a model, layer by laye
 each example, in the *predicted* direction (``up``: the event attends more):
 
 A   direction: the share of examples with a positive delta is at least ``share`` (.70).
-B   the interval of the mean delta (cluster bootstrap) lies wholly on the predicted side, and the family-wise p of its sign (whole clusters flipped,
+B   the interval of the mean delta (inverted cluster sign flips, :mod:`symbolic_residue.stats._flip_interval`: a bootstrap is too narrow for few or
+    unequal clusters) lies wholly on the predicted side, and the family-wise p of its sign (whole clusters flipped,
     step-down max-T over the layers) is at most ``alpha``.
 C   the region's delta exceeds that of *every* other region: each paired difference has its interval above zero (all must pass, so no correction is due).
 D   A, B and C hold under every segmentation. One segmentation: not evaluated.
@@ -33,9 +34,8 @@ from numpy.typing import NDArray
 from symbolic_residue.contrast._frames import conform, LAYERS, RULE_OUTS, TRAJECTORIES
 from symbolic_residue.contrast._options import interval, Options, side
 from symbolic_residue.contrast._published import check_options, DEFECTS, published
-from symbolic_residue.contrast._records import check_deltas
 from symbolic_residue.contrast._rule_outs import late, rule_outs, trajectory
-from symbolic_residue.contrast._stack import Place, Stack, Stacks, stacks
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.contrast._windows import peaks_of, windows_of
 from symbolic_residue.errors import ConfigError, RecordError
 from symbolic_residue.stats import bound, detectable_effect, max_t
@@ -54,7 +54,7 @@ class Gates:
         layers: a row for each place, layer (and head): ``value low high`` the mean delta and its interval, ``n`` examples, ``clusters``, ``p``
             family-wise over the layers (and heads) of the place, ``share`` of positive deltas, ``control`` mean mass of the control rows, flags
             ``A`` to ``F`` (null: not evaluated), ``rival`` the region nearest to it with the ``margin`` over it, ``detectable`` the smallest mean
-            delta that the data could have seen with 80 % power (one layer alone).
+            delta that gate B would have seen with 80 % power (family-wise; null: too few clusters for any).
         rule_outs: event − control stratum, for each of C2 to C5.
         trajectory: mean delta of the rows before the event's.
         windows: runs of layers that pass, with the layer of the largest delta; ``D E F`` whether all of its layers pass.
@@ -73,7 +73,7 @@ class Gates:
 
 
 def gates(
-    deltas: pl.DataFrame,
+    deltas: pl.DataFrame | DenseDeltas,
     *,
     protocol: Protocol = "strict",
     regions: Sequence[str] | None = None,
@@ -83,7 +83,7 @@ def gates(
     """Judge each region, layer by layer, from the deltas alone.
 
     Args:
-        deltas: from :func:`symbolic_residue.contrast.deltas`, or made by others in that form.
+        deltas: from :func:`symbolic_residue.contrast.deltas` or :func:`symbolic_residue.contrast.dense_deltas`, or made by others in that form.
         protocol: ``strict`` (the default), or ``published``: the study's own formulas with their known defects. These are for a rise against C1 at 5 %
             with their own resamples and seed: of the options they take ``share`` and ``run``, leave ``seed`` and ``n_resamples`` aside, and the others are
             refused.
@@ -100,7 +100,7 @@ def gates(
         raise ConfigError(f"{protocol!r} is no protocol.", todo="Use 'strict' or 'published'.")
     if protocol == "published":
         check_options(chosen)
-    found = stacks(check_deltas(deltas), heads=heads)
+    found = stacks(deltas, heads=heads)
     places = found.places(chosen.reference)
     if not places:
         raise RecordError(
@@ -150,7 +150,7 @@ def gates(
     )
 
 
-def _strict(found: Stacks, place: Place, sign: float, options: Options, notes: dict[str, None]) -> tuple[list[Any], list[Any]]:
+def _strict(found: DenseDeltas, place: Place, sign: float, options: Options, notes: dict[str, None]) -> tuple[list[Any], list[Any]]:
     stack = found.get(place, options.reference)
     assert stack is not None
     value, low, high = interval(stack, options)
@@ -172,7 +172,7 @@ def _strict(found: Stacks, place: Place, sign: float, options: Options, notes: d
     ruled, rule_rows = rule_outs(found, place, sign, options, notes)
     timely = late(found, place, sign, options, inside, notes)
     control = found.get(place, options.reference, 0, "control")
-    detectable = detectable_effect(stack.values, clusters=stack.clusters, alpha=options.alpha)
+    detectable = detectable_effect(stack.values, clusters=stack.clusters, alpha=options.alpha, family=True)
     rows = []
     for i, (layer, head) in enumerate(found.columns):
         rows.append(
@@ -203,7 +203,7 @@ def _strict(found: Stacks, place: Place, sign: float, options: Options, notes: d
     return rows, rule_rows
 
 
-def _not_evaluated(found: Stacks, place: Place, options: Options) -> list[Any]:
+def _not_evaluated(found: DenseDeltas, place: Place, options: Options) -> list[Any]:
     """Rows of a region without keys: nothing is passed and nothing failed."""
     stack = found.get(place, options.reference)
     assert stack is not None
@@ -212,7 +212,7 @@ def _not_evaluated(found: Stacks, place: Place, options: Options) -> list[Any]:
     return [{**empty, **given, "share": 0.0, "layer": layer, "head": head} for layer, head in found.columns]
 
 
-def _absences(found: Stacks, asked: Sequence[Place], regions: Sequence[str], stratum: str) -> list[str]:
+def _absences(found: DenseDeltas, asked: Sequence[Place], regions: Sequence[str], stratum: str) -> list[str]:
     """What is said of regions that a condition does not have, whether they have no records or no keys."""
     there = {(p.model, p.condition, p.region) for p in asked if not found.absent(p, stratum)}
     pairs = sorted({(p.model, p.condition) for p in found.places(stratum)})
@@ -225,7 +225,7 @@ def _absences(found: Stacks, asked: Sequence[Place], regions: Sequence[str], str
 
 
 def _margins(
-    found: Stacks, place: Place, stack: Stack, sign: float, options: Options, notes: dict[str, None]
+    found: DenseDeltas, place: Place, stack: Stack, sign: float, options: Options, notes: dict[str, None]
 ) -> tuple[tuple[Array, Array, Array] | None, list[str] | None]:
     """Gate C: the weakest of the paired differences to the other regions, layer by layer, and which region that is."""
     others = found.rivals(place, options.reference)

@@ -3,7 +3,7 @@
 1. Clusters are split in two by the seed (an example never has a half in both).
 2. On the first half the ``top`` heads with the largest standardised mean of the delta (or of the difference tuned − reference) in the predicted
    direction are chosen.
-3. Only these are tested on the second half: mean with its cluster bootstrap interval, p by flipping whole clusters, step-down max-T over the chosen.
+3. Only these are tested on the second half: mean with its interval, p by flipping whole clusters, step-down max-T over the chosen.
    The estimates are those of the second half, so that choosing the largest does not make them larger.
 """
 
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from symbolic_residue.contrast._options import Options
-from symbolic_residue.contrast._records import check_deltas
-from symbolic_residue.contrast._stack import Place, stacks
+from symbolic_residue.contrast._options import interval, Options
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.errors import RecordError
-from symbolic_residue.stats import bootstrap_columns, generator, max_t
+from symbolic_residue.stats import generator, max_t
 
 __all__ = ["select_heads"]
 
@@ -45,8 +44,8 @@ _FEWEST = 4
 
 
 def select_heads(
-    deltas: pl.DataFrame,
-    reference: pl.DataFrame | None = None,
+    deltas: pl.DataFrame | DenseDeltas,
+    reference: pl.DataFrame | DenseDeltas | None = None,
     *,
     top: int = 10,
     stratum: str = "C1",
@@ -66,12 +65,13 @@ def select_heads(
         predicted side and p ≤ alpha.
 
     Raises:
-        RecordError: no single heads, or fewer than four clusters (two a half).
+        RecordError: no single heads, or fewer than four clusters (two a half). Fewer than twelve leave a half of under six, whose flips cannot reach
+        p ≤ .05: nothing holds then.
     """
     chosen = options or Options()
     sign = 1.0 if chosen.direction == "up" else -1.0
-    mine = stacks(check_deltas(deltas), heads=True)
-    other = None if reference is None else stacks(check_deltas(reference), heads=True)
+    mine = stacks(deltas, heads=True)
+    other = None if reference is None else stacks(reference, heads=True)
     if other is not None and other.columns != mine.columns:
         raise RecordError("The two tables have different layers and heads.", todo="Compare models of one shape.")
     rows: list[dict[str, Any]] = []
@@ -101,9 +101,7 @@ def select_heads(
         score = sign * train.mean(axis=0) / np.where(spread > 0, spread, np.inf)
         picked = np.argsort(-score, kind="stable")[:top]
         kept = tuple(cluster for cluster, here in zip(stack.clusters, half, strict=True) if not here)
-        value, low, high = bootstrap_columns(
-            test[:, picked], seed=chosen.seed, n_resamples=chosen.n_resamples, level=1 - chosen.alpha, clusters=kept
-        )
+        value, low, high = interval(Stack(test[:, picked], tuple(map(str, range(len(test)))), kept), chosen)
         p = max_t(test[:, picked], seed=chosen.seed, n_resamples=chosen.n_resamples, clusters=kept)
         for rank, column in enumerate(picked):
             layer, head = mine.columns[column]

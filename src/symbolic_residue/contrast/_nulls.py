@@ -4,7 +4,7 @@
    on the same ids. Any tuning moves attention, off the sink above all, so that "tuned differs from base" alone says little of what was learned.
 2. With d = tuned − base and e = null − base of one example, training stands out where d is larger than e *in size*: d − e and d + e both lie on d's
    side of zero. (A null that moves as far the other way is no weaker a null: which way an adapter without meaning pushes is chance.)
-3. Both are paired by example: interval from resampled clusters, p by flipping whole clusters, step-down max-T over the layers (and heads) of the place.
+3. Both are paired by example: interval and p by flipping whole clusters, step-down max-T over the layers (and heads) of the place.
    All nulls and both signs have to pass, so that the largest p stands and no further correction is due (an intersection–union test).
 4. What this does not cover: examples are the unit, so that it speaks of *these* nulls. Of m nulls drawn like the tuned model, were it one of them,
    it would be the largest at a given layer with chance 1/(m + 1): several nulls of one kind say more than one.

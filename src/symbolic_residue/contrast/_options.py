@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from symbolic_residue.contrast._stack import Stack
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats import bootstrap_columns
+from symbolic_residue.stats import flip_columns
 
 __all__ = ["Direction", "Options", "interval", "side"]
 
@@ -47,8 +47,8 @@ class Options:
 
 
 def interval(stack: Stack, options: Options) -> tuple[Array, Array, Array]:
-    """``(value, low, high)`` of each column's mean, clusters resampled; NaN bounds with one cluster."""
-    return bootstrap_columns(
+    """``(value, low, high)`` of each column's mean, from flips of whole clusters; NaN bounds with one cluster."""
+    return flip_columns(
         stack.values, seed=options.seed, n_resamples=options.n_resamples, level=1 - options.alpha, clusters=stack.clusters
     )
 

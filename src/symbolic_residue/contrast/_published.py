@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from symbolic_residue.contrast._options import Options
-from symbolic_residue.contrast._stack import Place, Stacks
+from symbolic_residue.contrast._stack import DenseDeltas, Place
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["DEFECTS", "check_options", "iid_interval", "published"]
@@ -62,7 +62,7 @@ def check_options(options: Options) -> None:
             )
 
 
-def published(found: Stacks, places: Sequence[Place], *, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+def published(found: DenseDeltas, places: Sequence[Place], *, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """``(layers, rule_outs)`` by the study's formulas; columns as ``Gates``, what the study did not compute left null."""
     layers: list[dict[str, Any]] = []
     ruled: list[dict[str, Any]] = []
@@ -106,7 +106,7 @@ def iid_interval(
     return low, high
 
 
-def _rule_outs(found: Stacks, place: Place) -> list[dict[str, Any]]:
+def _rule_outs(found: DenseDeltas, place: Place) -> list[dict[str, Any]]:
     reference = found.get(place, _REFERENCE, 0, "control")
     if reference is None:
         return []

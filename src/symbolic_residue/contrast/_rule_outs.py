@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from symbolic_residue.contrast._options import interval, Options, side
 from symbolic_residue.contrast._records import TRAJECTORY
-from symbolic_residue.contrast._stack import Place, Stack, Stacks
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack
 from symbolic_residue.stats import bound, two_sample_columns
 
 __all__ = ["late", "rule_outs", "trajectory"]
@@ -19,7 +19,7 @@ _BACK = 5
 
 
 def rule_outs(
-    found: Stacks, place: Place, sign: float, options: Options, notes: dict[str, None]
+    found: DenseDeltas, place: Place, sign: float, options: Options, notes: dict[str, None]
 ) -> tuple[NDArray[np.bool_] | None, list[Any]]:
     """Gate E and its rows."""
     passed: list[NDArray[np.bool_]] = []
@@ -55,7 +55,7 @@ def rule_outs(
 
 
 def late(
-    found: Stacks, place: Place, sign: float, options: Options, inside: NDArray[np.bool_], notes: dict[str, None]
+    found: DenseDeltas, place: Place, sign: float, options: Options, inside: NDArray[np.bool_], notes: dict[str, None]
 ) -> NDArray[np.bool_] | None:
     """Gate F: under half of the delta is there five rows before."""
     now, before = (found.get(place, TRAJECTORY, lag) for lag in (0, _BACK))
@@ -69,7 +69,7 @@ def late(
     return inside & side(low, high, -sign)
 
 
-def trajectory(found: Stacks, place: Place, options: Options) -> list[Any]:
+def trajectory(found: DenseDeltas, place: Place, options: Options) -> list[Any]:
     """Mean delta of the rows before the event's, with intervals."""
     rows = []
     for lag in sorted({lag for at, stratum, lag, what in found.of if at == place and stratum == TRAJECTORY and what == "delta"}):

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from symbolic_residue.contrast._records import check_deltas
 from symbolic_residue.errors import RecordError
 
-__all__ = ["Place", "Stack", "Stacks", "stacks"]
+__all__ = ["DenseDeltas", "Place", "Stack", "stacks"]
 
 Array = NDArray[np.float64]
 
@@ -68,16 +69,28 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Stacks:
-    """All matrices of a table of deltas.
+class DenseDeltas:
+    """All matrices of a table of deltas, or of arrays (:func:`symbolic_residue.contrast.dense_deltas`).
 
     Attributes:
         columns: ``(layer, head)`` of each column; head None: the mean over heads.
-        of: (place, stratum, lag, what) → matrix; ``what`` is ``delta``, ``mass`` or ``control``.
+        of: (place, stratum, lag, what) → matrix; ``what`` is ``delta``, ``control``, or for unpaired strata ``mass``.
     """
 
     columns: tuple[tuple[int, int | None], ...]
     of: dict[tuple[Place, str, int, str], Stack]
+
+    def models(self) -> list[str]:
+        """Names of the models, sorted."""
+        return sorted({place.model for place, _, _, _ in self.of})
+
+    def by_layer(self) -> DenseDeltas:
+        """The mean over heads."""
+        layers = sorted({layer for layer, _ in self.columns})
+        share = np.array([[float(layer == at) for layer in layers] for at, _ in self.columns])
+        share /= share.sum(axis=0)
+        of = {key: Stack(stack.values @ share, stack.examples, stack.clusters) for key, stack in self.of.items()}
+        return DenseDeltas(tuple((layer, None) for layer in layers), of)
 
     def places(self, stratum: str) -> list[Place]:
         """Places that have deltas of this stratum, sorted."""
@@ -88,7 +101,7 @@ class Stacks:
 
     def absent(self, place: Place, stratum: str) -> bool:
         """Whether the region has no keys at all (no system turn, say): its mass is exactly 0 in every row, so that no gate can be asked of it."""
-        both = [self.get(place, stratum, 0, what) for what in ("mass", "control")]
+        both = [self.get(place, stratum, 0, what) for what in ("delta", "control")]
         return all(stack is not None and not stack.values.any() for stack in both)
 
     def rivals(self, place: Place, stratum: str) -> dict[str, Stack]:
@@ -119,15 +132,23 @@ class Stacks:
         return found
 
 
-def stacks(table: pl.DataFrame, *, heads: bool) -> Stacks:
-    """Matrices of a checked table of deltas.
+def stacks(table: pl.DataFrame | DenseDeltas, *, heads: bool) -> DenseDeltas:
+    """Matrices of a table of deltas.
 
     Args:
+        table: checked here; matrices are passed on.
         heads: columns are layers and heads; otherwise layers (records with ``head`` null, or where there are none the mean over the heads).
 
     Raises:
-        RecordError: heads asked for and none there; models that differ in their layers.
+        RecordError: what :func:`check_deltas` refuses; heads asked for and none there; models that differ in their layers.
     """
+    if isinstance(table, DenseDeltas):
+        if heads and table.columns[0][1] is None:
+            raise RecordError(
+                "The deltas hold no single heads.", todo="Make them with dense_deltas(…, heads=True), or test layers."
+            )
+        return table if heads or table.columns[0][1] is None else table.by_layer()
+    table = check_deltas(table)
     with_head, without = table.filter(pl.col("head").is_not_null()), table.filter(pl.col("head").is_null())
     if heads and not len(with_head):
         raise RecordError(
@@ -151,7 +172,7 @@ def stacks(table: pl.DataFrame, *, heads: bool) -> Stacks:
         place = Place(model, condition, segmentation, offset, region)
         for what, stack in _matrices(part, len(columns), place):
             of[place, stratum, lag, what] = stack
-    return Stacks(tuple(columns), of)
+    return DenseDeltas(tuple(columns), of)
 
 
 def _matrices(part: pl.DataFrame, width: int, place: Place) -> Iterator[tuple[str, Stack]]:

@@ -2,7 +2,7 @@
 
 1. Both models read the same ids at the same rows, so an example's delta under the one and under the other differ by the weights alone. ``d = delta(tuned) −
    delta(reference)`` is paired by example; text, position and distance cancel.
-2. Mean of d with a cluster bootstrap interval; p by flipping the signs of whole clusters, step-down max-T over the layers (and heads) of a place.
+2. Mean of d with its interval from cluster sign flips; p by flipping the signs of whole clusters, step-down max-T over the layers (and heads) of a place.
 3. An example that one of the two lacks is not compared: pairs are counted, and fewer than ``least`` of them are refused.
 4. Where the layers peak is compared by resampling clusters: in each draw the layer with the largest mean delta of either model, and their difference.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from symbolic_residue.contrast._options import Options
-from symbolic_residue.contrast._records import check_deltas, TRAJECTORY
-from symbolic_residue.contrast._stack import Place, Stack, Stacks, stacks
+from symbolic_residue.contrast._options import interval, Options
+from symbolic_residue.contrast._records import TRAJECTORY
+from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.errors import ConfigError, RecordError
-from symbolic_residue.stats import bootstrap_columns, bound, detectable_effect, generator, max_t
+from symbolic_residue.stats import bound, detectable_effect, generator, max_t
 
 __all__ = ["DiffOfDiffs", "diff_of_diffs", "peak_shift"]
 
@@ -68,7 +68,8 @@ class DiffOfDiffs:
 
     Attributes:
         frame: for each place and layer (and head): ``value low high p`` of d, ``n`` pairs, ``clusters``, ``unpaired`` examples that one of the two
-            lacks, the two models' own mean deltas over these pairs, ``detectable``.
+            lacks, the two models' own mean deltas over these pairs, ``detectable`` the smallest
+            d that its family-wise p would have found with 80 % power (null: too few clusters for any).
         tuned: name of the tuned model; ``reference`` of what it is compared with.
         columns: ``(layer, head)`` of each column of ``paired``; ``stratum`` the control of the deltas.
         paired: for each place d of the examples.
@@ -83,8 +84,8 @@ class DiffOfDiffs:
 
 
 def diff_of_diffs(
-    tuned: pl.DataFrame,
-    reference: pl.DataFrame,
+    tuned: pl.DataFrame | DenseDeltas,
+    reference: pl.DataFrame | DenseDeltas,
     *,
     stratum: str = "C1",
     heads: bool = False,
@@ -105,9 +106,8 @@ def diff_of_diffs(
         RecordError: several models in one table, layers that differ, no place in common, too few pairs.
     """
     chosen = options or Options()
-    ours, theirs = check_deltas(tuned), check_deltas(reference)
-    names = (_one_model(ours, "tuned"), _one_model(theirs, "reference"))
-    mine, other = stacks(ours, heads=heads), stacks(theirs, heads=heads)
+    mine, other = stacks(tuned, heads=heads), stacks(reference, heads=heads)
+    names = (_one_model(mine, "tuned"), _one_model(other, "reference"))
     if mine.columns != other.columns:
         raise RecordError(
             f"{names[0]!r} has {len(mine.columns)} layers and heads, {names[1]!r} has {len(other.columns)}.",
@@ -125,15 +125,13 @@ def diff_of_diffs(
                 todo="Run the reference over the ids of the tuned model's generations (force-feed).",
             )
         d = paired[place] = stack.minus(rival)
-        value, low, high = bootstrap_columns(
-            d.values, seed=chosen.seed, n_resamples=chosen.n_resamples, level=1 - chosen.alpha, clusters=clusters
-        )
+        value, low, high = interval(d, chosen)
         p = (
             max_t(d.values, seed=chosen.seed, n_resamples=chosen.n_resamples, clusters=clusters)
             if d.n_clusters > 1
             else np.full(len(value), np.nan)
         )
-        detectable = detectable_effect(d.values, clusters=clusters, alpha=chosen.alpha)
+        detectable = detectable_effect(d.values, clusters=clusters, alpha=chosen.alpha, family=True)
         for i, (layer, head) in enumerate(mine.columns):
             rows.append(
                 {
@@ -147,7 +145,7 @@ def diff_of_diffs(
 
 
 def peak_shift(
-    tuned: pl.DataFrame, reference: pl.DataFrame, *, stratum: str = "C1", options: Options | None = None
+    tuned: pl.DataFrame | DenseDeltas, reference: pl.DataFrame | DenseDeltas, *, stratum: str = "C1", options: Options | None = None
 ) -> pl.DataFrame:
     """By how many layers the peak moved, with its distribution over resampled clusters.
 
@@ -159,9 +157,8 @@ def peak_shift(
         RecordError: as :func:`diff_of_diffs`.
     """
     chosen = options or Options()
-    ours, theirs = check_deltas(tuned), check_deltas(reference)
-    names = (_one_model(ours, "tuned"), _one_model(theirs, "reference"))
-    mine, other = stacks(ours, heads=False), stacks(theirs, heads=False)
+    mine, other = stacks(tuned, heads=False), stacks(reference, heads=False)
+    names = (_one_model(mine, "tuned"), _one_model(other, "reference"))
     if mine.columns != other.columns:
         raise RecordError(f"{names[0]!r} and {names[1]!r} have different layers.", todo="Compare models of one shape.")
     sign = 1.0 if chosen.direction == "up" else -1.0
@@ -192,7 +189,7 @@ def peak_shift(
     return pl.DataFrame(rows, schema=SHIFTS)
 
 
-def _common(mine: Stacks, other: Stacks, stratum: str, name: str) -> list[tuple[Place, Stack, Stack]]:
+def _common(mine: DenseDeltas, other: DenseDeltas, stratum: str, name: str) -> list[tuple[Place, Stack, Stack]]:
     if stratum == TRAJECTORY:
         raise ConfigError("A trajectory is no control.", todo="Use a control stratum such as C1.")
     pairs = []
@@ -209,8 +206,8 @@ def _common(mine: Stacks, other: Stacks, stratum: str, name: str) -> list[tuple[
     return pairs
 
 
-def _one_model(frame: pl.DataFrame, role: str) -> str:
-    names = frame["model"].unique().sort().to_list()
+def _one_model(found: DenseDeltas, role: str) -> str:
+    names = found.models()
     if len(names) != 1:
         raise RecordError(
             f"The {role} deltas are of {len(names)} models: {', '.join(names)}.",

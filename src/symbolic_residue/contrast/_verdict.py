@@ -180,8 +180,10 @@ def _decide(part: pl.DataFrame, sign: float, alpha: float) -> dict[str, Any]:
             why = f"tuned − reference is {_said(best)} at layer {best['layer']}, and a null model ({best['nulls']}) moves as far"
             return told("undecided", best, [], why, way)
     best = max(rows, key=lambda row: abs(row["value"]))
-    seen = "no interval: one cluster" if best["detectable"] is None else f"{best['detectable']:.4f}"
-    why = f"no layer passes; the smallest difference that could have been seen at layer {best['layer']} is {seen}"
+    if best["detectable"] is None:
+        why = f"no layer passes; with clusters: {best['clusters']}, no difference of any size could have been seen"
+    else:
+        why = f"no layer passes; the smallest difference that could have been seen at layer {best['layer']} is {best['detectable']:.4f}"
     return told("undecided", best, [], why)
 
 

@@ -13,6 +13,7 @@ from symbolic_residue.stats._bootstrap import (
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
 from symbolic_residue.stats._estimate import bound, Estimate, generator, t_interval, wilson
+from symbolic_residue.stats._flip_interval import flip_columns
 from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
 from symbolic_residue.stats._paired import mcnemar, paired_difference
 from symbolic_residue.stats._samples import detectable_effect, two_sample_columns
@@ -43,6 +44,7 @@ __all__ = [
     "detectable_effect",
     "empirical_p",
     "entropy",
+    "flip_columns",
     "generator",
     "holm",
     "js_divergence",

@@ -5,26 +5,34 @@
 2. A draw without a row of one sample has no difference; where more than one draw in twenty is such, no interval is given.
 3. The interval lies between the expanded percentiles of the smaller sample's number of clusters; with too few for these it is the t interval with
    the cluster-robust variance of the difference.
-4. Detectable effect: a mean of size ``(t[1 − alpha/2] + t[power]) · se`` is found with about that power, with the cluster-robust standard error and
-   clusters − 1 degrees of freedom (the usual approximation to the noncentral t).
+4. Detectable effect: the mean, in standard errors, at which the noncentral t with clusters − 1 degrees of freedom passes the two-sided critical value with
+   the power asked, times the standard error, by leaving out one cluster at a time (unequal clusters make the usual one too small). A sign-flip test of
+   few clusters needs more, for its p values are coarse: by the factors of ``_COARSE`` (simulated, normal clusters of one size); with too few flips for
+   p ≤ alpha nothing is detectable. With clusters of 1 to 12 values the power at it was .75, not .80. With
+   ``family`` each column is tested at alpha / k, an upper bound of what max-T needs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
+from scipy.optimize import brentq
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats._bootstrap import _counts, _robust_se, _tails, _too_few
+from symbolic_residue.stats._bootstrap import _counts, _tails, _too_few
 from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, finite_array, generator
 
 __all__ = ["detectable_effect", "two_sample_columns"]
 
 _LOST = 0.05
+_COARSE = ((3, 1.26), (6, 1.07), (25, 1.03))
+"""Flips (of 2^(n − 1)) that p ≤ alpha allows, fewer than → by how much the effect must be larger than t's approximation says."""
 
 Labels = Sequence[Any] | NDArray[Any]
 
@@ -95,17 +103,20 @@ def two_sample_columns(
     return value, low, high
 
 
-def detectable_effect(matrix: ArrayLike, *, clusters: Labels | None = None, alpha: float = 0.05, power: float = 0.80) -> Array:
-    """The smallest mean of each column of ``matrix [n, k]`` that a two-sided test of level ``alpha`` would have found with ``power``.
+def detectable_effect(
+    matrix: ArrayLike, *, clusters: Labels | None = None, alpha: float = 0.05, power: float = 0.80, family: bool = False
+) -> Array:
+    """The smallest mean of each column of ``matrix [n, k]`` that a two-sided sign-flip test of level ``alpha`` would have found with ``power``.
 
     Args:
         matrix: rows are the units, columns what was measured on each.
         clusters: labels of the rows ``[n]``; rows are their own clusters when left out.
         alpha: level of the test of one column.
         power: chance to find the effect.
+        family: whether ``alpha`` is that of all columns together.
 
     Returns:
-        ``[k]``, in the unit of the values; NaN with one cluster.
+        ``[k]``, in the unit of the values; NaN with too few clusters for p ≤ alpha (fewer than 6 at .05).
 
     Raises:
         ConfigError: a matrix that is empty or not finite, labels that do not fit, alpha or power outside (0, 1).
@@ -114,7 +125,20 @@ def detectable_effect(matrix: ArrayLike, *, clusters: Labels | None = None, alph
     alpha, power = check_level(alpha), check_level(power)
     sums, sizes, _ = cluster_sums(x, np.arange(len(x)) if clusters is None else clusters)
     n = len(sums)
-    if n < 2:
+    allowed = math.floor(alpha * 2.0 ** min(n - 1, 60))
+    if allowed < 1:
         return np.full(x.shape[1], np.nan)
-    reach = float(sps.t.ppf(1 - alpha / 2, n - 1) + sps.t.ppf(power, n - 1))
-    return reach * _robust_se(sums, sizes)
+    means = (sums.sum(axis=0) - sums) / (sizes.sum() - sizes)[:, None]
+    error = np.sqrt((n - 1) / n * ((means - x.mean(axis=0)) ** 2).sum(axis=0))
+    coarse = next((factor for below, factor in _COARSE if allowed < below), 1.0)
+    return coarse * _reach(n - 1, alpha / x.shape[1] if family else alpha, power) * error
+
+
+@lru_cache(maxsize=256)
+def _reach(df: int, alpha: float, power: float) -> float:
+    """Noncentrality at which ``|t|`` passes its critical value with the power asked."""
+    critical = float(sps.t.ppf(1 - alpha / 2, df))
+    high = critical + 1.0
+    while sps.nct.sf(critical, df, high) < power:
+        high *= 1.5
+    return cast(float, brentq(lambda d: sps.nct.sf(critical, df, d) - power, 0.0, high))

@@ -82,6 +82,8 @@ def test_a_file_of_questions_and_variables(tmp_path: Path, monkeypatch: pytest.M
         ({"predicted": {"region": "sytem"}}, "'predicted.region'"),
         ({"causal": {"analyses": ["lens"], "base": "nobody"}}, "nobody"),
         ({"references": {}, "causal": {"analyses": ["lens"]}}, "causal needs a reference"),
+        ({"references": {"m": {"model": "x"}}, "causal": {"analyses": ["surgery"]}}, "surgery needs an adapter"),
+        ({"references": {"m": {"system": "x", "null_model": True}}}, "no null model"),
         ({"chat": False, "references": {"p": {"system": "x"}}}, "chat"),
     ],
 )
@@ -136,3 +138,15 @@ def test_a_change_drops_what_depends_on_it_and_nothing_else() -> None:
     with pytest.raises(ConfigError, match=r"sampling\.tries was 16 and is 17"):
         left(sampling={"tries": 17})
     assert left(done=["preflight"], sampling={"tries": 17}) == []  # nothing was drawn yet
+
+
+def test_the_example_names_every_field() -> None:
+    """examples/contrast.yaml can be read, and shows every field of every section."""
+    import yaml
+
+    file = Path(__file__).parents[3] / "examples" / "contrast.yaml"
+    config, data = load_config(file), yaml.safe_load(file.read_text("utf-8"))
+    assert set(data) == set(type(config).model_fields)
+    for name in ("predicted", "sampling", "rows", "readout", "analysis"):
+        assert set(data[name]) == set(type(getattr(config, name)).model_fields), name
+    assert {one.kind for one in config.references.values()} == {"base", "random"}

@@ -15,7 +15,7 @@ from study_folder import study_data, write_adapter, write_model
 from tiny_models import tiny_tokenizer
 
 from symbolic_residue.contrast import check_records, condition_prompt, read_examples, segment, to_records
-from symbolic_residue.contrast.study import Models, read_config, run_stages, saved_examples, Study
+from symbolic_residue.contrast.study import equivalence, Models, read_config, run_stages, saved_examples, Study
 from symbolic_residue.contrast.study._read import Plan
 from symbolic_residue.errors import AdapterError, ConfigError, NonFiniteWeightsError, PromptError, RecordError, TemplateError
 from symbolic_residue.instrument import Instrument, open_model
@@ -238,3 +238,110 @@ def test_answers_that_this_tokenizer_did_not_write(model: Path, adapter: Path, t
             frame.with_columns(text=pl.lit("another text")).write_parquet(file)
         with pytest.raises(RecordError, match=r"SHA-256.*here.*saved"):
             run_stages(study, ["read"])
+
+
+# ------------------------------------------------------------------ preflight
+
+
+def test_equivalence_is_shown_only_by_an_interval_inside_the_margin() -> None:
+    same = [True, False] * 40
+    clusters = [f"q{i // 4}" for i in range(80)]
+    _, outcome, _ = equivalence(same, same, clusters, margin=0.1)
+    assert outcome == "equivalent"
+    few, outcome, _ = equivalence(same[:8], same[:8], clusters[:8], margin=0.1)
+    assert (few.value, outcome) == (0.0, "undecided")  # no difference among eight trials shows nothing
+    other = [False] * 80
+    estimate, outcome, _ = equivalence([True] * 80, other, clusters, margin=0.1)
+    assert (estimate.value, outcome) == (-1.0, "not equivalent")
+    assert estimate.low >= -1
+    _, _, note = equivalence(same[:8], same[:8], ["q"] * 8, margin=0.1)
+    assert "one question" in note
+
+
+def test_equivalence_is_wrongly_shown_in_one_of_twenty_at_most() -> None:
+    """True difference = margin, whole questions flip: the test holds its level."""
+    rng = np.random.default_rng(0)
+    clusters = [f"q{i // 4}" for i in range(48)]
+    wrong = 0
+    for repeat in range(300):
+        flips = np.repeat(rng.random(12) < 0.25, 4)  # a quarter of the questions change wholly: difference −.25
+        first = np.ones(48, bool)
+        _, outcome, _ = equivalence(first.tolist(), (first & ~flips).tolist(), clusters, margin=0.25, seed=repeat)
+        wrong += outcome == "equivalent"
+    assert wrong / 300 <= 0.08
+
+
+def test_an_implementation_that_changes_behaviour_ends_the_study(
+    model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: under the other implementation a whole layer's values are turned around."""
+    from symbolic_residue.contrast.study import _preflight
+
+    plain = _preflight._under
+
+    @contextmanager
+    def broken(study: Study, name: str) -> Iterator[Instrument]:
+        with plain(study, name) as instrument:
+            weight = instrument.parts.layers[0].o_proj.weight if name == "eager" else None
+            if weight is not None:
+                with torch.no_grad():
+                    weight.mul_(-1)
+            try:
+                yield instrument
+            finally:
+                if weight is not None:
+                    with torch.no_grad():
+                        weight.mul_(-1)
+
+    monkeypatch.setattr(_preflight, "_under", broken)
+    preflight = {"trials": 2}
+    with started(tmp_path / "run", model, adapter, preflight=preflight) as study:
+        said = run_stages(study)
+        assert "changes behaviour" in said
+        assert "KL" in said
+        assert not any(item.startswith("gen-") for item in study.folder.done_items())
+        assert run_stages(study) == said  # also when it is resumed
+    with started(tmp_path / "on", model, adapter, preflight={**preflight, "required": False}) as study:
+        assert run_stages(study, ["preflight"]) == ""
+
+
+# ------------------------------------------------------------------ causal follow-ups
+
+
+def test_causal_follow_ups_are_what_their_functions_give(whole: Study) -> None:
+    """Every analysis on the saved answers, item by item; the effects are pooled over all of them."""
+    from symbolic_residue.contrast import causal
+    from symbolic_residue.contrast.study._causal import chosen_examples
+
+    analyses = ["lens", "components", "patch", "knock-out", "surgery", "mediation"]
+    plan = {
+        "analyses": analyses,
+        "examples": 3,
+        "batch": 2,
+        "parts": ["mlp", "qk"],
+        "places": ["all"],
+        "layers": [1],
+        "regions": ["user"],
+    }
+    config = read_config({**whole.config.model_dump(mode="json"), "causal": plan})
+    with Models(config) as models:
+        study = Study(config, whole.folder, models)
+        groups = chosen_examples(study)
+        for group in groups:
+            assert len(group) <= 3
+            assert len({one.question for one in group}) == len(group)  # one of each question before a second of any
+            assert all(one.event is not None and one.event > one.prompt_len for one in group)
+        assert run_stages(study, ["causal"]) == ""
+        tuned, base = models.get("tuned", beside=["base"]), models.get("base", beside=["tuned"])
+        want = causal.emission_lens(tuned, base, groups[0][:2], batch=2, seed=config.seed)
+    found = study.folder.table("contrast_causal")
+    assert set(found["analysis"]) == set(analyses)
+    got = found.filter(pl.col("item") == f"causal-lens/{groups[0][0].condition}/1").drop("item")
+    assert got.equals(want.cast(dict(got.schema)))  # pyright: ignore[reportArgumentType]
+    effects = study.folder.table("contrast_effects").drop("item")
+    pooled = causal.pool_effects(found.drop("item"), seed=config.seed, n_resamples=200)
+    assert effects.equals(pooled.cast(dict(effects.schema)))  # pyright: ignore[reportArgumentType]
+    assert set(found.filter(pl.col("analysis") == "surgery")["model"]) == {"tuned", "random"}
+    assert set(found.filter(pl.col("analysis") == "knock-out")["part"]) == {"user"}
+    assert set(found.filter(pl.col("analysis") == "patch")["layer"].drop_nulls()) == {1}
+    assert validate(study.folder.path) == []

@@ -7,22 +7,32 @@
         run_stages(Study(config, run, models))
 """
 
-from symbolic_residue.contrast._config import load_config, read_config, Reference, StudyConfig, TUNED
-from symbolic_residue.contrast.study._generate import saved_examples
+from symbolic_residue.contrast._config import AnalysisConfig, load_config, read_config, Reference, StudyConfig, TUNED
+from symbolic_residue.contrast.study._analyse import judge, Judged
+from symbolic_residue.contrast.study._generate import check_prompts, saved_examples
+from symbolic_residue.contrast.study._preflight import equivalence
 from symbolic_residue.contrast.study._run import run_stages
-from symbolic_residue.contrast.study._study import changes, Folder, Models, STAGES, Study
+from symbolic_residue.contrast.study._study import changes, Folder, items_row, Models, STAGES, Study
+from symbolic_residue.contrast.study._summary import verdict_rows
 
 __all__ = [
     "STAGES",
     "TUNED",
+    "AnalysisConfig",
     "Folder",
+    "Judged",
     "Models",
     "Reference",
     "Study",
     "StudyConfig",
     "changes",
+    "check_prompts",
+    "equivalence",
+    "items_row",
+    "judge",
     "load_config",
     "read_config",
     "run_stages",
     "saved_examples",
+    "verdict_rows",
 ]

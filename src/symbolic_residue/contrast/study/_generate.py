@@ -26,7 +26,7 @@ from symbolic_residue.contrast._examples import (
     Sampling,
 )
 from symbolic_residue.contrast._segment import find_sinks
-from symbolic_residue.contrast.study._study import end_ids, items_row, Stopped, Study
+from symbolic_residue.contrast.study._study import end_ids, Stopped, Study
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.stats import wilson
 
@@ -157,7 +157,7 @@ def _drawn(study: Study, model: str, condition: Condition, question: Question, p
         tables["contrast_examples"] = pl.DataFrame(
             [_example_row(tokenizer, one, condition, question) for one in kept], schema=EXAMPLES
         )
-    return {"items": items_row(study, prompt=question.text, summary=summary, text=prompt.text, n_tokens=len(prompt)), **tables}
+    return {"items": study.row(prompt=question.text, summary=summary, text=prompt.text, n_tokens=len(prompt)), **tables}
 
 
 def _example_row(tokenizer: Any, one: Example, condition: Condition, question: Question) -> dict[str, object]:
@@ -210,4 +210,4 @@ def _rates(study: Study) -> dict[str, pl.DataFrame]:
             )  # fmt: skip
     told = "; ".join(f"{row['model']}, {row['condition']}: {row['hits']}/{row['n']}" for row in rows)
     shown = f"{len(study.questions)} questions, {study.config.sampling.counted} counted trials each"
-    return {"items": items_row(study, prompt=shown, summary=told), "contrast_rates": pl.DataFrame(rows, schema=RATES)}
+    return {"items": study.row(prompt=shown, summary=told), "contrast_rates": pl.DataFrame(rows, schema=RATES)}

@@ -28,12 +28,12 @@ from symbolic_residue.contrast._records import EVENT
 from symbolic_residue.contrast._rows import choose_rows, end_rows, rare_tokens, Row
 from symbolic_residue.contrast._segment import segment
 from symbolic_residue.contrast.study._generate import saved_examples
-from symbolic_residue.contrast.study._study import items_row, Study
+from symbolic_residue.contrast.study._study import Study
 from symbolic_residue.errors import RecordError
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import Prompt
 
-__all__ = ["Plan", "force_feed_stage", "read_items", "read_stage", "under_other_prompt"]
+__all__ = ["Plan", "check_same_names", "force_feed_stage", "read_items", "read_stage", "under_other_prompt"]
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _item(study: Study, plan: Plan, model: str, condition: Condition, question: 
     examples = [plan.examples[i] for i in at]
     for one in examples:
         check_example(tokenizer, one, prompt, vocab=instrument.parts.vocab_size)
-        _same_names(tokenizer, instrument, one, model)
+        check_same_names(tokenizer, instrument, one, model)
     rows = [plan.rows[i] for i in at]
     other = None if model == TUNED else config.references[model].system
     if other is not None:
@@ -134,7 +134,7 @@ def _item(study: Study, plan: Plan, model: str, condition: Condition, question: 
     cut = sum(not one.positive and not own for one, own in zip(examples, rows, strict=True))
     summary = f"{len(readings)} answers read, {events} with the behaviour; {cut} without it were cut and have no end row"
     return {
-        "items": items_row(study, prompt=question.text, summary=summary, n_tokens=len(prompt)),
+        "items": study.row(prompt=question.text, summary=summary, n_tokens=len(prompt)),
         "contrast_records": pl.concat(frames),
     }
 
@@ -152,8 +152,12 @@ def under_other_prompt(example: Example, prompt: Prompt, rows: Sequence[Row]) ->
     return moved, [replace(row, row=row.row + shift) for row in rows]
 
 
-def _same_names(tokenizer: Any, instrument: Instrument, example: Example, model: str) -> None:
-    """Refuse a reference whose tokenizer calls these ids otherwise."""
+def check_same_names(tokenizer: Any, instrument: Instrument, example: Example, model: str) -> None:
+    """Refuse a reference whose tokenizer calls these ids otherwise.
+
+    Raises:
+        RecordError: it does, with the hashes of both names.
+    """
     other = instrument.loaded.tokenizer
     if other is tokenizer:
         return

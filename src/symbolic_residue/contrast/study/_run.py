@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from symbolic_residue.contrast.study._analyse import analyse_stage
+from symbolic_residue.contrast.study._causal import causal_stage
 from symbolic_residue.contrast.study._generate import generate_stage
+from symbolic_residue.contrast.study._preflight import preflight_stage
 from symbolic_residue.contrast.study._read import force_feed_stage, read_stage
 from symbolic_residue.contrast.study._study import STAGES, Stopped, Study
 from symbolic_residue.errors import ConfigError
@@ -13,9 +16,12 @@ from symbolic_residue.errors import ConfigError
 __all__ = ["run_stages"]
 
 _STAGES: dict[str, Callable[[Study], Any]] = {
+    "preflight": preflight_stage,
     "generate": generate_stage,
     "read": read_stage,
     "force-feed": force_feed_stage,
+    "analyse": analyse_stage,
+    "causal": causal_stage,
 }
 
 
@@ -38,8 +44,7 @@ def run_stages(study: Study, stages: Sequence[str] = STAGES) -> str:
             raise ConfigError(f"{stage!r} is no stage.", todo=f"Stages: {', '.join(STAGES)}.")
     try:
         for stage in stages:
-            if stage in _STAGES:
-                _STAGES[stage](study)
+            _STAGES[stage](study)
     except Stopped as reason:
         return str(reason)
     return ""

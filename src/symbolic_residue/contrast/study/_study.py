@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,10 @@ import polars as pl
 from symbolic_residue.contrast._behaviour import Behaviour, make_behaviour
 from symbolic_residue.contrast._config import StudyConfig, TUNED
 from symbolic_residue.contrast._examples import Condition, Question
-from symbolic_residue.errors import ConfigError
+from symbolic_residue.errors import AdapterError, ConfigError
 from symbolic_residue.instrument import Instrument, open_model
 
-__all__ = ["STAGES", "Folder", "Models", "Stopped", "Study", "changes", "end_ids", "items_row"]
+__all__ = ["STAGES", "Folder", "Measured", "Models", "Stopped", "Study", "changes", "end_ids", "items_row"]
 
 STAGES = ("preflight", "generate", "read", "force-feed", "analyse", "causal")
 """Stages 0 to 5 by name; the report is stage 6."""
@@ -81,9 +82,17 @@ class Folder(Protocol):
         """A table over all items."""
         ...
 
+    def tensors(self, name: str) -> dict[str, Any]:
+        """A tensor of every item that has it, by item."""
+        ...
+
     def write_item(self, item_id: str, tables: Mapping[str, pl.DataFrame], tensors: Mapping[str, Any] | None = None) -> None:
         """Keep an item."""
         ...
+
+
+Measured = dict[str, pl.DataFrame] | tuple[dict[str, pl.DataFrame], dict[str, Any]]
+"""Tables of an item, or tables and tensors."""
 
 
 class Stopped(Exception):
@@ -104,6 +113,7 @@ class Models:
         self._open: dict[str, Instrument] = {}
         self._known: tuple[Any, tuple[int, ...]] | None = None
         self._places = ExitStack()
+        self._twins: dict[str, str] = {}
 
     def __enter__(self) -> Models:
         return self
@@ -149,6 +159,32 @@ class Models:
         assert self._known is not None
         return self._known
 
+    def references(self) -> dict[str, dict[str, Any]]:
+        """What each reference is, its adapter by its hash; nothing is opened.
+
+        Raises:
+            AdapterError: an adapter's file is not there.
+        """
+        found = {}
+        for name, one in self.config.references.items():
+            place = self.config.adapter if one.kind == "random" else one.adapter
+            fields = one.model_dump(mode="json", exclude_none=True)
+            found[name] = fields if place is None else {**fields, "adapter_sha256": adapter_sha256(place)}
+        return found
+
+    def adapter(self, name: str) -> str:
+        """The folder of a reference's adapter; a random twin is made when first asked for."""
+        reference = self.config.references[name]
+        if reference.kind != "random":
+            return str(reference.adapter)
+        if name not in self._twins:
+            from symbolic_residue.contrast._adapters import random_adapter
+
+            place = Path(self._places.enter_context(TemporaryDirectory(prefix="residue-twin-"))) / "twin"
+            random_adapter(Path(str(self.config.adapter)), place, seed=int(reference.random or 0))
+            self._twins[name] = str(place)
+        return self._twins[name]
+
     def _key(self, name: str) -> str:
         """Another system text is read by the tuned model itself."""
         if name != TUNED and name not in self.config.references:
@@ -165,14 +201,7 @@ class Models:
         reference = config.references[key]
         if reference.kind == "model":
             return open_model(reference.model or "", adapter=reference.adapter, **options)
-        adapter = reference.adapter
-        if reference.kind == "random":
-            from symbolic_residue.contrast._adapters import random_adapter
-
-            place = Path(self._places.enter_context(TemporaryDirectory(prefix="residue-twin-"))) / "twin"
-            random_adapter(Path(str(config.adapter)), place, seed=int(reference.random or 0))
-            adapter = str(place)
-        return open_model(config.model, adapter=adapter, **options)
+        return open_model(config.model, adapter=None if reference.kind == "base" else self.adapter(key), **options)
 
 
 @dataclass
@@ -214,15 +243,20 @@ class Study:
         there = {*self.folder.done_items()}
         return [item for item in items if item not in there]
 
-    def work(self, stage: str, items: Sequence[str], measure: Callable[[str], dict[str, pl.DataFrame]]) -> None:
+    def work(self, stage: str, items: Sequence[str], measure: Callable[[str], Measured]) -> None:
         """Measure and keep each item that is not there yet."""
         waiting = {*self.pending(items)}
         for i, item in enumerate(items):
             if item not in waiting:
                 continue
             self.progress(stage, item, i / len(items))
-            self.folder.write_item(item, measure(item))
+            found = measure(item)
+            self.folder.write_item(item, *(found if isinstance(found, tuple) else (found,)))
         self.progress(stage, "", 1.0)
+
+    def row(self, *, prompt: str, summary: str, text: str | None = None, n_tokens: int | None = None) -> pl.DataFrame:
+        """The one row of the table ``items``."""
+        return items_row(prompt=prompt, summary=summary, chat=self.config.chat, seed=self.config.seed, text=text, n_tokens=n_tokens)
 
     def need(self, items: Sequence[str], stage: str) -> None:
         """Refuse to go on without the items of an earlier stage.
@@ -239,12 +273,15 @@ class Study:
             )
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], done: Sequence[str]) -> tuple[list[str], Callable[[str], bool]]:
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], done: Sequence[str], *, moved: Collection[str] = ()
+) -> tuple[list[str], Callable[[str], bool]]:
     """What differs between two configurations of one study, and which items have to go.
 
     Args:
         old: of the folder, as JSON holds it; ``new`` the one given.
         done: items of the folder.
+        moved: references whose files are others than they were.
 
     Returns:
         The fields that differ, and whether an item has to be measured anew.
@@ -262,8 +299,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], done: Sequence[str])
             todo="Use another folder, or the configuration that the run was started with.",
         )
     before, after = (side.get("references") or {} for side in (old, new))
-    models = {name for name in {*before, *after} if before.get(name) != after.get(name)} if "references" in odd else set()
-    stages = {STAGE_OF.get(name, 1) for name in odd}
+    models = {name for name in {*before, *after} if before.get(name) != after.get(name)} | {*moved}
+    stages = {STAGE_OF.get(name, 1) for name in odd} | ({3} if moved else set())
     least = min((stage for stage in stages if stage > 0), default=9)
 
     def goes(item: str) -> bool:
@@ -290,6 +327,22 @@ def _told(old: Any, new: Any, where: str) -> str:
     return f"{where} was {shown[0]} and is {shown[1]}" if shown[0] != shown[1] else f"{where} differs"
 
 
+def adapter_sha256(folder: str) -> str:
+    """Hash of an adapter's tensors.
+
+    Raises:
+        AdapterError: the file cannot be read.
+    """
+    try:
+        return hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
+    except OSError as error:
+        raise AdapterError(
+            f"{folder} holds no adapter_model.safetensors that can be read.",
+            why=f"{error.strerror}.",
+            todo="Give a PEFT adapter's folder.",
+        ) from error
+
+
 def end_ids(instrument: Instrument) -> tuple[int, ...]:
     """Ids at which the model ends an answer: those of its generation config, else of its config."""
     for config in (getattr(instrument.model, "generation_config", None), instrument.model.config):
@@ -299,27 +352,19 @@ def end_ids(instrument: Instrument) -> tuple[int, ...]:
     return ()
 
 
-def items_row(study: Study, *, prompt: str, summary: str, text: str | None = None, n_tokens: int | None = None) -> pl.DataFrame:
+def items_row(
+    *, prompt: str, summary: str, chat: bool | None, seed: int, text: str | None = None, n_tokens: int | None = None
+) -> pl.DataFrame:
     """The one row of the table ``items``."""
-    return pl.DataFrame(
-        {
-            "prompt": [prompt],
-            "text": [text],
-            "chat": [study.config.chat],
-            "n_tokens": [n_tokens],
-            "seed": [study.config.seed],
-            "status": ["done"],
-            "error": [None],
-            "summary": [summary],
-        },
-        schema={
-            "prompt": pl.String,
-            "text": pl.String,
-            "chat": pl.Boolean,
-            "n_tokens": pl.Int64,
-            "seed": pl.Int64,
-            "status": pl.String,
-            "error": pl.String,
-            "summary": pl.String,
-        },
-    )
+    row = {
+        "prompt": prompt,
+        "text": text,
+        "chat": chat,
+        "n_tokens": n_tokens,
+        "seed": seed,
+        "status": "done",
+        "error": None,
+        "summary": summary,
+    }
+    kinds = {"chat": pl.Boolean, "n_tokens": pl.Int64, "seed": pl.Int64}
+    return pl.DataFrame([row], schema={name: kinds.get(name, pl.String) for name in row})
