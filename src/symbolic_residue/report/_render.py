@@ -21,6 +21,8 @@ from markupsafe import Markup
 
 from symbolic_residue import figures
 from symbolic_residue.report._across import across_sections
+from symbolic_residue.report._contrast_load import KIND, load_contrast
+from symbolic_residue.report._contrast_page import contrast_html
 from symbolic_residue.report._figure_set import item_figures, last_row_attention
 from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
 from symbolic_residue.report._prompt import prompt_view
@@ -29,6 +31,7 @@ from symbolic_residue.report._sentence import ORDER, verdict_sentence
 from symbolic_residue.report._suite import suite_heads, suite_rows
 from symbolic_residue.report._tables import OTHER_ROWS, other_tables, score_rows
 from symbolic_residue.report._templates import environment, read
+from symbolic_residue.store import RunFolder
 
 __all__ = ["render_html", "render_report"]
 
@@ -41,6 +44,9 @@ def render_report(run_path: Path | str) -> Path:
     Raises:
         StoreError: no run folder, damaged, or not writable. MissingExtraError: the extra ``figures`` is not installed.
     """
+    folder = RunFolder.open(run_path)
+    if folder.manifest.kind == KIND:
+        return folder.write_file("report.html", contrast_html(load_contrast(folder)))
     run = load_run(run_path)
     return run.folder.write_file("report.html", render_html(run))
 
