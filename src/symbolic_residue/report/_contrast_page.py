@@ -41,7 +41,7 @@ def contrast_html(run: ContrastRun) -> str:
         manifest=run.manifest,
         model=str(run.manifest["provenance"].get("model") or "model not recorded"),
         run_name=run.folder.path.resolve().name,
-        behaviour=run.behaviour,
+        behaviour=run.spoken,
         sentence=answer_sentence(run, rows) or unanswered(run),
         reasons=[(row["condition"], row["region"], row["why"]) for row in rows if row["region"] == rows[0]["region"]],
         answers=answer_tables(run),

@@ -49,7 +49,7 @@ def test_the_first_screen_answers_in_words_and_numbers(page: str) -> None:
     assert (shown["layer"], shown["answers"], shown["questions"], shown["segmentations"]) == ("3", "48", "12", "agree")
     assert float(shown["p"]) <= 0.05
     assert float(shown["could be seen"]) > 0
-    assert re.match(r"random [+−]0\.\d+ \[.*\]: tuned moves further", shown["null models"])
+    assert re.match(r"random [+−][\d.e−]+ \[.*\]: tuned moves further", shown["null models"])
 
 
 def test_every_section_stands_with_its_figures(page: str) -> None:
