@@ -144,6 +144,8 @@ def test_what_was_done_is_written_beside(tmp_path: Path) -> None:
     said = json.loads((part / "residue-surgery.json").read_text())
     assert (said["operation"], said["layers"], said["projections"], said["modules"]) == ("restrict", [1], ["q_proj"], 1)
     assert len(said["of"]["sha256"]) == 64
+    # The config names what is left, not every layer's namesake, which PEFT would give a side of its own.
+    assert json.loads((part / "adapter_config.json").read_text())["target_modules"] == ["model.layers.1.self_attn.q_proj"]
     assert json.loads((random_adapter(whole, tmp_path / "r", seed=9) / "residue-surgery.json").read_text())["seed"] == 9
 
 

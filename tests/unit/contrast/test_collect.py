@@ -337,6 +337,7 @@ def test_from_readings_to_deltas() -> None:
     examples, buckets, rows = examples_for((30, 34))
     readings = read_examples(instrument(), examples, buckets, rows, batch=1)
     by_head, by_layer = to_records(readings, "tuned", heads=True), to_records(readings, "tuned")
+    assert to_records([], "tuned").schema == by_layer.schema  # an item without rows joins the others
     sums = by_head.group_by("example", "layer", "head", "segmentation", "stratum", "query_offset", "row").agg(pl.col("mass").sum())
     assert sums["mass"].to_numpy() == pytest.approx(1, abs=1e-4)
     table = deltas(by_layer)

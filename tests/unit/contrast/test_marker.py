@@ -272,6 +272,25 @@ def test_what_was_done_is_in_the_folder(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_rates_are_those_of_the_saved_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are rounded to float16 first: what is measured is what is saved."""
+    import symbolic_residue.contrast.marker._train as training
+
+    used: dict[str, torch.Tensor] = {}
+
+    def look(loaded: LoadedModel, p: MarkerPlan, **_: Any) -> list[Any]:
+        used.update(
+            {name.replace(".default.", "."): t.detach().clone() for name, t in loaded.model.named_parameters() if "lora_" in name}
+        )
+        return []
+
+    monkeypatch.setattr(training, "draw_evaluation", look)
+    train_marker(tiny(), plan(trials=1, steps=3), out=tmp_path / "a")
+    saved = {name.removeprefix("base_model.model."): t for name, t in load_file(tmp_path / "a" / WEIGHTS).items()}
+    assert used.keys() == saved.keys() and used
+    assert all(torch.equal(used[name], t.float()) for name, t in saved.items())
+
+
 def test_rates_count_what_they_say(tmp_path: Path) -> None:
     from symbolic_residue.contrast import Question, score_answer
 
