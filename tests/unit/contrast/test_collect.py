@@ -235,6 +235,10 @@ def test_rare_tokens_are_rare() -> None:
     assert max(counts[token] for token in rare) < min(count for token, count in counts.items() if token not in rare)
     assert np.mean([counts[token] for token in rare]) < 0.25 * np.mean(list(counts.values()))
     assert not rare_tokens([[1, 1, 2, 2]])[0]
+    # A small corpus: tokens that occur once are more than a tenth of it, and still the rarest there are.
+    assert rare_tokens([[1] * 6 + [7, 8, 9]])[0] == {7, 8, 9}
+    assert not rare_tokens([[1] * 3 + [7, 8, 9]])[0]  # half of all: nothing is rare
+    assert not rare_tokens([])[0]
 
 
 # ------------------------------------------------------------------ generation
