@@ -95,7 +95,15 @@ def causal_command(run: Run, json: Json = False) -> None:
 
 def report_command(run: Run, json: Json = False) -> None:
     """Stage 6: the report and the summary, from the run folder alone."""
-    raise typer.Exit(go(None, None, run, [], report=True, as_json=json))
+    from symbolic_residue.cli._contrast_show import show
+    from symbolic_residue.report import render_report
+    from symbolic_residue.store import RunFolder
+
+    manifest = RunFolder.open(run).manifest
+    if manifest.kind != KIND:
+        raise RunExistsError(f"{run} holds a run of kind {manifest.kind!r}.", todo=f"Use: residue report {run}")
+    page = render_report(run)
+    show(run, region=manifest.config.get("predicted", {}).get("region"), ended=manifest.note, page=page, as_json=json)
 
 
 def go(
@@ -181,7 +189,7 @@ class _NoFolder:
 
 def _resumed(study: StudyConfig, models: Models, path: Path, stages: Sequence[str]) -> Any:
     """The run in ``path``, open for writing, without the items that a changed configuration makes anew."""
-    from symbolic_residue.contrast.study import changes
+    from symbolic_residue.contrast.study import changes, read_config
     from symbolic_residue.store import RunFolder
 
     old = RunFolder.open(path)
@@ -189,22 +197,23 @@ def _resumed(study: StudyConfig, models: Models, path: Path, stages: Sequence[st
     if not stages:
         return RunFolder.reopen(path)
     config, done = study.model_dump(mode="json"), [*old.done_items(), *old.failed_items()]
-    changes(old.manifest.config, config, done)  # refused before a model is opened
+    before = read_config(old.manifest.config).model_dump(mode="json")  # with the fields that a later version has added
+    changes(before, config, done)  # refused before a model is opened
     moved: set[str] = set()
     provenance = old.manifest.provenance
     if set(stages) - {"analyse"}:
         provenance = _provenance(study, models)
-        before, after = (
+        then, after = (
             {k: v for k, v in one.items() if k not in ("references", "versions")} for one in (old.manifest.provenance, provenance)
         )
-        odd = [f"{name} was {before.get(name)!r} and is {after.get(name)!r}" for name in after if before.get(name) != after[name]]
+        odd = [f"{name} was {then.get(name)!r} and is {after.get(name)!r}" for name in after if then.get(name) != after[name]]
         if odd and old.manifest.config.get("model") == config["model"] and old.manifest.config.get("adapter") == config["adapter"]:
             raise RunExistsError(
                 f"{path} was started with other weights or another tokenizer.", why="; ".join(odd) + ".", todo="Use another folder."
             )
         was, now = ((one.get("references") or {}) for one in (old.manifest.provenance, provenance))
         moved = {name for name in now if name in was and was[name] != now[name]}
-    _, goes = changes(old.manifest.config, config, done, moved=moved)
+    _, goes = changes(before, config, done, moved=moved)
     return RunFolder.reopen(path, config=config, provenance=provenance, drop=goes)
 
 

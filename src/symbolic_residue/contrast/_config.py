@@ -133,8 +133,8 @@ class SamplingConfig(_Strict):
     """Share of the probability that tokens are drawn from."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer, tokens."""
-    batch: int = Field(default=4, ge=1)
-    """Answers drawn at once."""
+    batch: int = Field(default=8, ge=1)
+    """Answers drawn at once. A step costs a small model little more for eight than for one; the answers kept are the same."""
     controls: tuple[str, ...] = ()
     """References that draw the counted trials too: the rate without this training stands beside the tuned model's."""
 

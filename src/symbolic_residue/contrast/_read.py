@@ -172,4 +172,5 @@ def to_records(readings: Sequence[Reading], model: str, *, heads: bool = False) 
                     }
                 )
             )
-    return pl.concat(frames) if frames else pl.DataFrame(schema={**RECORDS, "row": pl.Int64})
+    columns = {**{name: kind for name, kind in RECORDS.items() if name != "mass"}, "row": pl.Int64(), "mass": RECORDS["mass"]}
+    return pl.concat(frames) if frames else pl.DataFrame(schema=columns)

@@ -5,8 +5,9 @@ where it is emitted (offset −1: row c − 1) and where it is consumed (offset 
 
 C1  ``n`` tokens of the answer drawn at random, ``gap`` or more tokens away from the answer's start and from p; no special token and no token of the
 behaviour. C2  the ``before`` rows just before the emitting one: rows p − 2, p − 3, …, for both offsets (the emitting row is no control of itself).
-C3  rare tokens: of the tokens eligible for C1, those whose count in the corpus of all answers is in its lowest tenth (by occurrences), the rarest
-first, at most ``n``. C4  the end of an answer without the behaviour that ended by itself: the end token's rows. Answers that were cut have none.
+C3  rare tokens: of the tokens eligible for C1, those whose count in the corpus of all answers is in its lowest tenth (by occurrences; in a small corpus, where
+tokens that occur once are more than that, these alone), the rarest first, at most ``n``. C4  the end of an answer without the behaviour that ended by
+itself: the end token's rows. Answers that were cut have none.
 C5  tokens of the answer that follow the same token as the behaviour's first, p itself left out.
 
 A stratum that cannot be filled has no rows.
@@ -113,7 +114,8 @@ def end_rows(ids: Sequence[int], prompt_len: int, ends: Collection[int], rows: R
 def rare_tokens(answers: Iterable[Sequence[int]], share: float = 0.10) -> tuple[frozenset[int], Counter[int]]:
     """Tokens that together make up at most ``share`` of all occurrences in the answers, the rarest first; and all counts.
 
-    Rarity is counted, never read off the order of token ids.
+    Rarity is counted, never read off the order of token ids. In a small corpus the tokens of the smallest count alone may be more than ``share``: then they
+    are the rare ones, unless they are half of all occurrences or more.
     """
     counts: Counter[int] = Counter()
     for ids in answers:
@@ -125,6 +127,11 @@ def rare_tokens(answers: Iterable[Sequence[int]], share: float = 0.10) -> tuple[
         if budget < 0:
             break
         rare.update(group)
+    if not rare and counts:
+        least = min(counts.values())
+        group = [token for token, count in counts.items() if count == least]
+        if least * len(group) < counts.total() / 2:
+            rare.update(group)
     return frozenset(rare), counts
 
 

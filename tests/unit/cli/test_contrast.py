@@ -292,6 +292,10 @@ def test_records_of_others_are_judged(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {(row["segmentation"], row["outcome"]) for row in said["verdicts"]} == {("full", "induced"), ("content", "induced")}
     assert all(row["flags"] == [] for row in said["verdicts"])
     assert validate(tmp_path / "run") == []
+    assert main(["contrast", "report", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdicts"] == said["verdicts"]
+    assert main(["contrast", "read", str(tmp_path / "run")]) == 5  # no study of a model
+    assert "no study of a model" in capsys.readouterr().err
     # exchanged, training has taken it away
     assert main([*words, "--tuned", "base", "--out", str(tmp_path / "back"), "--no-report", "--json"]) == 0
     assert {row["outcome"] for row in json.loads(capsys.readouterr().out)["verdicts"]} == {"reduced by training"}

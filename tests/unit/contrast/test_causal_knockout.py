@@ -159,7 +159,11 @@ def test_what_cannot_be_knocked_out_is_refused() -> None:
         knock_out(*models, some, names[:1], ["user"])
     with pytest.raises(ConfigError, match="2 labels"):
         knock_out(*models, some, [["user"] * 2] * 2, ["user"])
-    with pytest.raises(RecordError, match="nowhere"):
-        knock_out(*models, some, names, ["nowhere"])
+    for name in ("nowhere", "self"):
+        with pytest.raises(ConfigError, match=name):
+            knock_out(*models, some, names, [name])
+    assert not len(knock_out(*models, some, names, ["special"]))  # a bucket, and nobody has it
+    with pytest.raises(RecordError):
+        knock_out(*models, [], [], ["user"])
     with pytest.raises(ModelError):
         knock_out(models[0], pair("qwen3")[0], some, names, ["user"])

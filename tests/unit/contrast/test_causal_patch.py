@@ -216,5 +216,8 @@ def test_what_cannot_be_patched_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             patch_models(*models, some, **options)  # pyright: ignore[reportArgumentType]
+    own = [labels(one) for one in some]
+    missing = patch_models(*models, some, labels=own, places=("special", "user"), layers=[0], parts=("mlp",))
+    assert set(missing["place"]) == {"all", "user"}  # the totals, and the bucket that is there
     with pytest.raises(RecordError):
         patch_models(*models, [])

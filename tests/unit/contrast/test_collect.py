@@ -235,6 +235,10 @@ def test_rare_tokens_are_rare() -> None:
     assert max(counts[token] for token in rare) < min(count for token, count in counts.items() if token not in rare)
     assert np.mean([counts[token] for token in rare]) < 0.25 * np.mean(list(counts.values()))
     assert not rare_tokens([[1, 1, 2, 2]])[0]
+    # A small corpus: tokens that occur once are more than a tenth of it, and still the rarest there are.
+    assert rare_tokens([[1] * 6 + [7, 8, 9]])[0] == {7, 8, 9}
+    assert not rare_tokens([[1] * 3 + [7, 8, 9]])[0]  # half of all: nothing is rare
+    assert not rare_tokens([])[0]
 
 
 # ------------------------------------------------------------------ generation
@@ -337,6 +341,7 @@ def test_from_readings_to_deltas() -> None:
     examples, buckets, rows = examples_for((30, 34))
     readings = read_examples(instrument(), examples, buckets, rows, batch=1)
     by_head, by_layer = to_records(readings, "tuned", heads=True), to_records(readings, "tuned")
+    assert to_records([], "tuned").schema == by_layer.schema  # an item without rows joins the others
     sums = by_head.group_by("example", "layer", "head", "segmentation", "stratum", "query_offset", "row").agg(pl.col("mass").sum())
     assert sums["mass"].to_numpy() == pytest.approx(1, abs=1e-4)
     table = deltas(by_layer)

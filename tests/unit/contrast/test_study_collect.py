@@ -172,6 +172,21 @@ def test_control_rows_are_counted_over_all_answers(whole: Study) -> None:
         assert np.mean(drawn) < np.mean([counts[token] for one in examples for token in one.answer])
 
 
+def test_a_question_without_any_row_is_an_item_like_the_others(model: Path, adapter: Path, tmp_path: Path) -> None:
+    """Answers without the behaviour that were all cut have no row at all."""
+    questions = ["When did Ben come home?", "What is the river called?"]
+    sampling = {"positives": 1, "negatives": 1, "tries": 1, "counted": 1, "max_new_tokens": 6}
+    conditions = [{"name": "plain"}]
+    with started(
+        tmp_path / "run", model, adapter, questions=questions, sampling=sampling, conditions=conditions, behaviour="regex:o"
+    ) as study:
+        run_stages(study, ["generate"])
+        run_stages(study, ["read", "force-feed"])
+        items = study.folder.table("items").filter(pl.col("item").str.starts_with("read-tuned"))
+        assert len(items) == 2
+        assert items["summary"].str.starts_with("0 answers read").any()
+
+
 # ------------------------------------------------------------------ refusals
 
 

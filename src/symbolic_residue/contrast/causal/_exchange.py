@@ -36,7 +36,7 @@ from torch import Tensor
 
 from symbolic_residue.contrast._examples import Example
 from symbolic_residue.contrast._rows import stable_seed
-from symbolic_residue.contrast.causal._ready import check_examples, EMITTING, fields, first_token, log_probability
+from symbolic_residue.contrast.causal._ready import check_examples, check_places, EMITTING, fields, first_token, log_probability
 from symbolic_residue.contrast.causal._tables import causal_frame
 from symbolic_residue.errors import ConfigError, ReadError
 from symbolic_residue.instrument import AttentionRead, Edit, Instrument, PatternReplace, Replace
@@ -84,7 +84,7 @@ def patch_models(
         examples: with the behaviour.
         labels: of each example, the bucket of every token (``segment(…)["full"]``); needed for places that are buckets.
         parts: some of residual, mlp, attention, qk, ov.
-        places: ``all``, ``emitting row``, and names of buckets. An example without rows of a bucket has no row in the table there.
+        places: ``all``, ``emitting row``, and names of buckets. An example without rows of a bucket has none in the table there: missing, not zero.
         layers: one by one; all where None, none where empty. Layers that lack a part are left out (refused where named).
         together: also all layers at once (not the residual stream).
         directions: ``tuned into base``, ``base into tuned``.
@@ -110,6 +110,7 @@ def patch_models(
         raise ConfigError(f"places={tuple(places)!r}.", todo="Name some, each once.")
     if labels is not None and len(labels) != len(examples):
         raise ConfigError(f"There are labels for {len(labels)} examples of {len(examples)}.")
+    check_places([place for place in places if place not in (ALL, EMITTING)], labels or ())
     plan = _plan(tuned, parts, layers, together)
     frames = []
     for number, example in enumerate(examples):
@@ -124,9 +125,6 @@ def patch_models(
         frames.append(frame)
         if on_example is not None:
             on_example(frame)
-    if places and not all(any(place == one for one in pl.concat(frames)["place"].unique()) for place in places):
-        there = set(pl.concat(frames)["place"].unique())
-        raise ConfigError(f"No example has rows of {', '.join(sorted(set(places) - there))}.", todo="Leave these places out.")
     return pl.concat(frames)
 
 
@@ -209,7 +207,7 @@ class _Side:
     def read(self, points: Sequence[str], layer: int | None) -> None:
         """Keep these points of a layer and the stream before it; with None those of all layers, from a forward of its own (the walk stays where it is)."""
         if layer is None:
-            trace = self.tool.run(self.walk.ids, reads=points, keep_logits=1)
+            trace = self.tool.run(self.walk.ids, reads=points, keep_logits=1) if points else {}
             self._plain = {name: trace[name] for name in points}
         else:
             names = [*points, f"resid_pre.{layer}"]

@@ -24,9 +24,9 @@ import polars as pl
 from symbolic_residue.contrast._examples import Example
 from symbolic_residue.contrast._rows import stable_seed
 from symbolic_residue.contrast.causal._emission import DIFFERENCE
-from symbolic_residue.contrast.causal._ready import check_examples, fields, first_token, log_probability
+from symbolic_residue.contrast.causal._ready import check_examples, check_places, fields, first_token, log_probability
 from symbolic_residue.contrast.causal._tables import causal_frame
-from symbolic_residue.errors import ConfigError, RecordError
+from symbolic_residue.errors import ConfigError
 from symbolic_residue.instrument import AttentionRead, collate, Edit, Instrument, LastRow, PatternScale
 from symbolic_residue.readout import check_same_architecture
 
@@ -59,7 +59,8 @@ def knock_out(
         tuned, base: the models; both read the same ids.
         examples: with the behaviour.
         labels: of each example, the bucket of every token (``segment(…)["full"]``).
-        regions: buckets whose keys lose weight. An example without keys of a region has no row in the table there.
+        regions: buckets whose keys lose weight. An example without keys of a region has no row in the table there: missing,
+            not zero.
         doses: shares of the region's weight that are taken, in (0, 1].
         layers: which; all where None.
         match: what the random keys have in common with the region.
@@ -91,6 +92,7 @@ def knock_out(
     chosen = tuple(having if layers is None else sorted(set(layers)))
     if len(labels) != len(examples):
         raise ConfigError(f"There are labels for {len(labels)} examples of {len(examples)}.")
+    check_places(regions, labels)
     frames = []
     for example, own in zip(examples, labels, strict=True):
         if example.event is not None and len(own) < example.event:
@@ -102,10 +104,7 @@ def knock_out(
         frames.append(_frame(example, found))
         if on_example is not None:
             on_example(frames[-1])
-    out = pl.concat(frames)
-    if lacking := sorted(set(regions) - set(out["part"].unique())):
-        raise RecordError(f"No example has keys of the region {', '.join(lacking)}.", todo="Leave it out.")
-    return out
+    return pl.concat(frames)
 
 
 Cells = dict[tuple[str, float], tuple[float, float | None]]

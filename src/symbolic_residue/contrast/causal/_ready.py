@@ -19,10 +19,11 @@ from torch import Tensor
 
 from symbolic_residue.contrast._examples import Example
 from symbolic_residue.contrast._rows import choose_rows, Rows
-from symbolic_residue.errors import InstrumentError, PromptError, RecordError
+from symbolic_residue.contrast._segment import BUCKETS
+from symbolic_residue.errors import ConfigError, InstrumentError, PromptError, RecordError
 from symbolic_residue.instrument import Batch, collate, Edit, Instrument
 
-__all__ = ["Group", "batches", "check_examples", "control_rows", "fields", "log_probabilities", "log_probability"]
+__all__ = ["Group", "batches", "check_examples", "check_places", "control_rows", "fields", "log_probabilities", "log_probability"]
 
 EMITTING = "emitting row"
 
@@ -73,6 +74,17 @@ def check_examples(examples: Sequence[Example], *instruments: Instrument) -> Non
                 raise InstrumentError(
                     f"Example {example.id!r} has {example.event} tokens before the behaviour; the context is {limit}."
                 )
+
+
+def check_places(places: Sequence[str], labels: Sequence[Sequence[str]]) -> None:
+    """Refuse names that are no bucket. A bucket that no example has (no system turn) is missing, not a mistake.
+
+    Raises:
+        ConfigError: a name that is neither in ``BUCKETS`` nor among the labels.
+    """
+    known = {*BUCKETS, *(name for own in labels for name in own)}
+    if strange := [place for place in places if place not in known]:
+        raise ConfigError(f"{strange[0]!r} is no bucket of these examples.", todo=f"There are: {', '.join(sorted(known))}.")
 
 
 def batches(examples: Sequence[Example], size: int) -> Iterator[Group]:

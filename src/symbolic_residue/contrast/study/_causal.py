@@ -106,7 +106,7 @@ def _follow_up(study: Study, analysis: str, examples: Sequence[Example]) -> pl.D
         )  # fmt: skip
     regions = plan.regions or (config.predicted.region,)
     return causal.knock_out(
-        tuned, base, examples, labels, regions, layers=plan.layers, draws=3 if plan.controls else 0, seed=config.seed
+        tuned, base, examples, labels, regions, layers=plan.layers or None, draws=3 if plan.controls else 0, seed=config.seed
     )
 
 
