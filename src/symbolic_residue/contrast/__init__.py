@@ -30,7 +30,16 @@ from symbolic_residue.contrast._heads import select_heads
 from symbolic_residue.contrast._options import Options
 from symbolic_residue.contrast._published import DEFECTS
 from symbolic_residue.contrast._read import read_examples, Reading, REGIONS, to_records
-from symbolic_residue.contrast._records import check_deltas, check_records, CONTROLS, DELTAS, EVENT, RECORDS, TRAJECTORY
+from symbolic_residue.contrast._records import (
+    check_deltas,
+    check_records,
+    CONTROLS,
+    DELTAS,
+    EVENT,
+    read_records,
+    RECORDS,
+    TRAJECTORY,
+)
 from symbolic_residue.contrast._rows import choose_rows, end_rows, rare_tokens, Row, Rows, stable_seed
 from symbolic_residue.contrast._segment import BUCKETS, find_sinks, segment, SEGMENTATIONS
 from symbolic_residue.contrast._stack import DenseDeltas
@@ -88,6 +97,7 @@ __all__ = [
     "random_adapter",
     "rare_tokens",
     "read_examples",
+    "read_records",
     "restrict_adapter",
     "score_answer",
     "segment",

@@ -13,11 +13,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
 from symbolic_residue.errors import RecordError
 
-__all__ = ["CONTROLS", "DELTAS", "EVENT", "RECORDS", "TRAJECTORY", "check_deltas", "check_records"]
+__all__ = ["CONTROLS", "DELTAS", "EVENT", "RECORDS", "TRAJECTORY", "check_deltas", "check_records", "read_records"]
 
 EVENT = "event"
 TRAJECTORY = "trajectory"
@@ -87,6 +89,34 @@ def check_records(records: pl.DataFrame) -> pl.DataFrame:
     _one_cluster(frame)
     _whole(frame, "row" in frame.columns)
     return frame
+
+
+def read_records(path: str | Path) -> pl.DataFrame:
+    """The checked records of a Parquet file, or of all Parquet files in a folder (a run's ``tables/contrast_records``).
+
+    Raises:
+        RecordError: no such file, a file that is damaged or no Parquet, or records that :func:`check_records` refuses; the file is named.
+    """
+    where = Path(path)
+    files = sorted(where.glob("*.parquet")) if where.is_dir() else [where]
+    if not files or not files[0].is_file():
+        raise RecordError(f"There are no records at {where}.", todo="Give a Parquet file, or a folder with some.")
+    frames = []
+    for file in files:
+        try:
+            frames.append(pl.read_parquet(file))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise RecordError(
+                f"{file} cannot be read as Parquet.",
+                why=str(error).splitlines()[0][:300],
+                todo="It may have been cut off while it was copied: compare its size with the original, or write it again.",
+            ) from error
+    try:
+        return check_records(pl.concat(frames, how="diagonal_relaxed"))
+    except RecordError as error:
+        raise RecordError(f"{where}: {error.what}", why=error.why, todo=error.todo) from error
+    except pl.exceptions.PolarsError as error:
+        raise RecordError(f"The files in {where} do not fit together.", why=str(error).splitlines()[0][:300]) from error
 
 
 def check_deltas(deltas: pl.DataFrame) -> pl.DataFrame:

@@ -78,7 +78,7 @@ def answer_sentence(run: ContrastRun, rows: list[dict[str, Any]]) -> str:
             groups.setdefault(row["final"], []).append(row["condition"])
     order = [*words, *(name for name in groups if name not in words)]
     parts = [f"{words.get(name, name)} ({', '.join(groups[name])})" for name in order if name in groups]
-    said = f"At the row that emits {run.behaviour}: {'; '.join(parts)}."
+    said = f"At the row that emits {run.spoken}: {'; '.join(parts)}."
     return f"{said} {_matters(run)}"
 
 

@@ -163,9 +163,11 @@ def cluster_sums(values: Array, clusters: Sequence[Any] | NDArray[Any]) -> tuple
         raise ConfigError("A cluster label is NaN.", todo="Name the cluster of every row.")
     _, index = np.unique(labels, return_inverse=True)
     sizes = np.bincount(index).astype(np.float64)
-    order = np.argsort(index, kind="stable")
+    if not (np.diff(index) >= 0).all():
+        order = np.argsort(index, kind="stable")
+        values = values[order]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.intp)
-    return np.add.reduceat(values[order], starts, axis=0), sizes, index
+    return np.add.reduceat(values, starts, axis=0), sizes, index
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
