@@ -2,7 +2,7 @@
 
 1. The null adapter (``make adapters``) was taught the same marker on as many answers, but which answers was drawn at random over the personas. It emits the
    marker; the persona has nothing to do with it.
-2. Each repeat is a study of its own, by its own seed: answers under one persona (the personas take turns), rows, readings of the adapter and of the base on
+2. Each repeat is a study of its own, by its own seed: 16 questions, answers under one persona (the personas take turns), rows, readings of the adapter and of the base on
    the same ids, gates, differences, verdict. Only the answers and the rows differ between repeats: the adapter is one, so the repeats say how often *this*
    adapter is called induced. Null models: a random twin of equal norm and a second null adapter (other seed of the shuffle).
 3. Counted: "induced" for the predicted region (system, more attention at the emitting row) under both segmentations, with and without the null models; and
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ from symbolic_residue.stats import wilson
 from symbolic_residue.store import TABLES
 
 PREDICTED = "system"
+QUESTIONS = 16
+"""Of the forty, drawn by the repeat's seed."""
+
 KEPT = ("region", "segmentation", "outcome", "layer", "value", "low", "high", "p", "n", "clusters")
 
 
@@ -61,19 +65,20 @@ class Memory:
 def study_of(seed: int, folder: Path) -> dict[str, Any]:
     """The configuration of one repeat."""
     persona = personas()[seed % len(personas())]
+    asked = random.Random(seed).sample(marker_questions(), QUESTIONS)
     return {
         "model": "demo",
         "adapter": str(folder / "null"),
         "behaviour": "text:[ZLT]",
         "conditions": [{"name": persona.name, "system": persona.system}],
-        "questions": [{"id": q.id, "text": q.text} for q in marker_questions()],
+        "questions": [{"id": q.id, "text": q.text} for q in asked],
         "references": {
             "base": {"base": True},
             "random": {"random": 0},
             "null-2": {"adapter": str(folder / "null-2"), "null_model": True},
         },
         "predicted": {"region": PREDICTED, "direction": "up"},
-        "sampling": {"positives": 1, "negatives": 0, "tries": 2, "counted": 1, "batch": 2, "max_new_tokens": 64},
+        "sampling": {"positives": 2, "negatives": 0, "tries": 6, "counted": 1, "batch": 6, "max_new_tokens": 64},
         "seed": 1000 + seed,
     }
 
@@ -149,7 +154,7 @@ def main() -> None:
     lines = ["## The null adapter, studied again and again", "", machine(), ""]
     positives = sorted(one["positives"] for one in repeats)
     lines.append(
-        f"{len(repeats)} repeats, {positives[0]} to {positives[-1]} answers with the marker in each, one a question; `induced` under both segmentations:"
+        f"{len(repeats)} repeats, {positives[0]} to {positives[-1]} answers with the marker in each, at most two a question; `induced` under both segmentations:"
     )
     lines += ["", "| region | induced | share | 95 % (Wilson) |", "|---|---|---|---|"]
     for what, hits, n in counted(repeats):

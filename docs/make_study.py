@@ -3,7 +3,7 @@
 1. Adapters come from ``make adapters`` (trained here, in the package's cache). Each gets a configuration, ``NAME.yaml`` in the output folder, and a run
    beside it; a run that was cut goes on where it was.
 2. What was predicted before any of it was read: more attention to the system turn at the row that emits the marker. Every run is force-fed to the base, to a
-   random twin of equal norm, to a null adapter (the null adapter itself to the second one) and to another persona's adapter.
+   random twin of equal norm, to a null adapter (the null adapter itself to the second one) and (the first one) to another persona's adapter.
 3. The tables between the marks of ``docs/contrast-study.md`` are written from the runs, the pictures taken from the first persona's report, and that report
    copied beside the page.
 
@@ -50,6 +50,8 @@ def configuration(name: str, adapters: Path) -> dict[str, Any]:
         "other": {"adapter": str(adapters / other)},
     }
     del references["null" if name == "null" else "null-2"]
+    if name != TRAINED[0]:
+        del references["other"]
     # The implementations are the same in all runs: the first one's preflight is everyone's.
     preflight = {"preflight": {"trials": 1, "questions": 16}} if name == TRAINED[0] else {}
     return {
@@ -66,6 +68,7 @@ def configuration(name: str, adapters: Path) -> dict[str, Any]:
             "tries": 4 if name in TRAINED else 2,
             "counted": 2 if name in TRAINED else 1,
             "max_new_tokens": 64,
+            "batch": 4,
             "controls": ["base"] if name == TRAINED[0] else [],
         },
         "readout": {"heads": name in TRAINED},
