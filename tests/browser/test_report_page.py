@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report.contrast_run import write_contrast
 from report.synthetic_run import write_run
 
 pytestmark = pytest.mark.browser
@@ -39,6 +40,7 @@ def reports(tmp_path_factory) -> dict[str, str]:
         "nasty": write_run(root / "nasty", nasty=True, failed=1, n_layers=6, n_heads=4),
         "several": write_run(root / "several", items=3, failed=2, status="interrupted", n_layers=4, n_heads=3),
     }
+    runs["contrast"] = write_contrast(root / "contrast", nasty=True)
     return {name: render_report(run).as_uri() for name, run in runs.items()}
 
 
@@ -63,7 +65,7 @@ def visit(browser, reports) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several"])
+@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_quiet_sealed_and_no_wider_than_the_screen(visit, reports, name, width):
     page = visit(name, width)
@@ -90,6 +92,16 @@ def test_the_verdict_and_its_four_cards_are_above_the_fold(visit):
         box = page.locator(selector).bounding_box()
         assert box["y"] + box["height"] <= 800
     assert page.locator(".sr-card").count() == 4
+
+
+def test_a_contrast_answers_above_the_fold(visit):
+    page = visit("contrast")
+    for selector in (".verdict", "table >> nth=0"):
+        box = page.locator(selector).bounding_box()
+        assert box["y"] + box["height"] <= 800
+    assert page.locator("figure svg").count() == page.locator("svg").count() > 20
+    page.get_by_role("link", name="Does it matter? Causal follow-ups").click()
+    assert page.locator("#causal").is_visible()
 
 
 def test_the_token_under_the_pointer_tells_its_numbers(visit):

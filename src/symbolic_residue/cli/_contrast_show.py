@@ -113,7 +113,11 @@ def _verdict(row: dict[str, Any]) -> str:
     ruled = [
         f"{stratum}{'+' if passed else '?' if passed is None else '−'}" for stratum, passed in sorted(row["rule_outs"].items())
     ]
-    nulls = [] if row["nulls"] is None else ["beyond null models" if row["beyond_nulls"] else "not beyond null models"]
+    nulls = (
+        ["no null model given"]
+        if row["nulls"] is None
+        else ["beyond null models" if row["beyond_nulls"] else "not beyond null models"]
+    )
     own = f"{row['tuned']} {_number(row['tuned_value'], signed=True)}, {row['reference']} {_number(row['reference_value'], signed=True)}"
     found = f"layer {row['layer']}: {_number(row['value'], signed=True)} {_interval(row)} ({own}), n = {row['n']}, {row['clusters']} questions"
     return f"against {row['reference']}, {row['segmentation']}: {row['outcome']}; {'; '.join([found, ' '.join(ruled) or 'no rule-outs', *nulls])}"

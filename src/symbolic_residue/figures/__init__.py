@@ -11,6 +11,13 @@ from symbolic_residue.figures._alignment import alignment_map
 from symbolic_residue.figures._compare import run_comparison
 from symbolic_residue.figures._contrast import contrast_differences, contrast_layers, contrast_strata, contrast_trajectory
 from symbolic_residue.figures._contrast_bars import contrast_rates, contrast_regions, contrast_shifts
+from symbolic_residue.figures._contrast_causal import (
+    contrast_components,
+    contrast_knock_out,
+    contrast_lens,
+    contrast_patching,
+    contrast_surgery,
+)
 from symbolic_residue.figures._curves import curves, layer_token_map, MOST_SERIES
 from symbolic_residue.figures._depth import attention_by_region, components, ov_strength
 from symbolic_residue.figures._export import to_png, to_svg
@@ -34,12 +41,17 @@ __all__ = [
     "blame_map",
     "cards_css",
     "components",
+    "contrast_components",
     "contrast_differences",
+    "contrast_knock_out",
     "contrast_layers",
+    "contrast_lens",
+    "contrast_patching",
     "contrast_rates",
     "contrast_regions",
     "contrast_shifts",
     "contrast_strata",
+    "contrast_surgery",
     "contrast_trajectory",
     "curves",
     "disruption_map",

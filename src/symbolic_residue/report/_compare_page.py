@@ -9,7 +9,7 @@ from markupsafe import Markup
 from symbolic_residue import figures
 from symbolic_residue.errors import WriteError
 from symbolic_residue.report._compare import Comparison
-from symbolic_residue.report._render import _environment, _file
+from symbolic_residue.report._templates import environment, read
 
 __all__ = ["render_comparison"]
 
@@ -23,11 +23,11 @@ def render_comparison(comparison: Comparison, path: Path | str) -> Path:
     names = " and ".join(run["name"] for run in comparison.runs)
     figure = figures.to_svg(figures.run_comparison(comparison.frame), label=f"Failure modes of {figures.visible(names)}")
     page = (
-        _environment()
+        environment()
         .get_template("compare.html.j2")
         .render(
             csp="default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
-            style=Markup(_file("report.css")),
+            style=Markup(read("report.css")),
             runs=comparison.runs,
             summary=comparison.summary,
             figure=Markup(figure),

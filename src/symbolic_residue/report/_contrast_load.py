@@ -73,6 +73,11 @@ class ContrastRun:
         return str(self.get("behaviour") or (rates[0]["behaviour"] if rates else "the behaviour"))
 
     @property
+    def spoken(self) -> str:
+        """The behaviour as a reader says it: a text without its prefix."""
+        return self.behaviour.removeprefix("text:") or self.behaviour
+
+    @property
     def tuned(self) -> str:
         """Name of the model that drew the answers."""
         verdicts = self.rows("contrast_verdicts")

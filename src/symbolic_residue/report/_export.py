@@ -9,8 +9,11 @@ from pathlib import Path
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.figures import to_png, to_svg
-from symbolic_residue.report._figure_set import item_figures
+from symbolic_residue.report._contrast_figures import contrast_figures
+from symbolic_residue.report._contrast_load import KIND, load_contrast
+from symbolic_residue.report._figure_set import Figure, item_figures
 from symbolic_residue.report._load import load_run
+from symbolic_residue.store import RunFolder
 
 __all__ = ["export_figures"]
 
@@ -18,7 +21,7 @@ _FORMATS = ("svg", "png")
 
 
 def export_figures(run_path: Path | str, formats: Sequence[str] = _FORMATS) -> list[Path]:
-    """Draw every figure of the items that the report shows in full (the first 30) and write them into ``figures/``.
+    """Draw every figure of the report (of items: the first 30, which it shows in full) and write them into ``figures/``.
 
     Args:
         run_path: a run folder.
@@ -34,15 +37,22 @@ def export_figures(run_path: Path | str, formats: Sequence[str] = _FORMATS) -> l
     unknown = [name for name in formats if name not in _FORMATS]
     if unknown or not formats:
         raise ConfigError(f"formats = {list(formats)}: figures are written as svg or png.")
-    run = load_run(run_path)
+    folder = RunFolder.open(run_path)
     written = []
-    for item in run.shown:
-        for figure in item_figures(run, item).values():
-            chart = figure.draw()
-            for form in dict.fromkeys(formats):
-                content = to_svg(chart, label=figure.label).encode() if form == "svg" else to_png(chart)
-                written.append(run.folder.write_file(f"figures/{_slug(item)}-{figure.name}.{form}", content))
+    for item, figure in _drawn(folder):
+        chart = figure.draw()
+        for form in dict.fromkeys(formats):
+            content = to_svg(chart, label=figure.label).encode() if form == "svg" else to_png(chart)
+            written.append(folder.write_file(f"figures/{_slug(item)}-{figure.name}.{form}", content))
     return written
+
+
+def _drawn(folder: RunFolder) -> list[tuple[str, Figure]]:
+    """The figures with what they belong to: an item, or the whole contrast."""
+    if folder.manifest.kind == KIND:
+        return [(KIND, figure) for figure in contrast_figures(load_contrast(folder)).values()]
+    run = load_run(folder.path)
+    return [(item, figure) for item in run.shown for figure in item_figures(run, item).values()]
 
 
 def _slug(item: str) -> str:

@@ -1,6 +1,6 @@
 """A run folder as one HTML page.
 
-1. Read the folder (``_load``); build each shown item's view from its tables; draw its figures as inline SVG.
+1. Read the folder (``_load``; a contrast has a page of its own, ``_contrast_page``); build each shown item's view from its tables; draw its figures (SVG).
 2. Fill the template. Autoescape is on, an undefined name is an error, and every string from the run passes through
    ``visible``: control and bidirectional characters arrive as escapes, markup arrives as text.
 3. The page asks for nothing outside itself, and says so: its content security policy allows inline styles, images in ``data:``,
@@ -13,17 +13,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from symbolic_residue import figures
 from symbolic_residue.report._across import across_sections
+from symbolic_residue.report._contrast_load import KIND, load_contrast
+from symbolic_residue.report._contrast_page import contrast_html
 from symbolic_residue.report._figure_set import item_figures, last_row_attention
 from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
 from symbolic_residue.report._prompt import prompt_view
@@ -31,6 +30,8 @@ from symbolic_residue.report._sections import flatten, head_rows, sensitivity_ro
 from symbolic_residue.report._sentence import ORDER, verdict_sentence
 from symbolic_residue.report._suite import suite_heads, suite_rows
 from symbolic_residue.report._tables import OTHER_ROWS, other_tables, score_rows
+from symbolic_residue.report._templates import environment, read
+from symbolic_residue.store import RunFolder
 
 __all__ = ["render_html", "render_report"]
 
@@ -43,19 +44,22 @@ def render_report(run_path: Path | str) -> Path:
     Raises:
         StoreError: no run folder, damaged, or not writable. MissingExtraError: the extra ``figures`` is not installed.
     """
+    folder = RunFolder.open(run_path)
+    if folder.manifest.kind == KIND:
+        return folder.write_file("report.html", contrast_html(load_contrast(folder)))
     run = load_run(run_path)
     return run.folder.write_file("report.html", render_html(run))
 
 
 def render_html(run: Run) -> str:
     """The page as text; see ``render_report``."""
-    script = _file("report.js")
+    script = read("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     counts = run.manifest["items"]
     counts["planned"] = counts["planned"] if counts["planned"] is not None else counts["done"] + counts["failed"]
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         csp=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        style=Markup(_file("report.css") + figures.cards_css()),
+        style=Markup(read("report.css") + figures.cards_css()),
         script=Markup(script),
         manifest=run.manifest,
         model=str(run.manifest["provenance"].get("model") or "model not recorded"),
@@ -72,6 +76,7 @@ def render_html(run: Run) -> str:
             for title, key in (("Provenance", "provenance"), ("Configuration", "config"), ("Versions", "versions"), ("Machine", "machine"))
         ],
         tables=[(name, frame.height, frame.columns) for name, frame in run.tables.items()],
+        loaded="heads",
     )  # fmt: skip
 
 
@@ -175,30 +180,3 @@ def _failed(run: Run) -> list[dict[str, Any]]:
     if "items" not in run.tables:
         return []
     return run.tables["items"].filter(pl.col("status") == "failed").select("item", "prompt", "error").to_dicts()
-
-
-def _file(name: str) -> str:
-    return files("symbolic_residue.report").joinpath("templates", name).read_text("utf-8")
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        loader=FunctionLoader(_file),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: figures.visible(value) if type(value) is str else value,
-    )
-    environment.filters.update(
-        number=figures.number,
-        signed=lambda value: figures.number(value, signed=True),
-        token=lambda text: figures.visible(str(text), spaces="all"),
-        ends=lambda text: figures.visible(str(text), spaces="ends"),
-        quoted=lambda text: figures.visible(str(text)),
-        sign=lambda outcome: figures.OUTCOME_SIGNS.get(outcome, "?"),
-    )
-    # Its spaces that do not break are meant, not a prompt's.
-    environment.globals["interval"] = lambda *args, **options: Markup(figures.interval_text(*args, **options))
-    return environment

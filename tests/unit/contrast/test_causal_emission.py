@@ -117,6 +117,14 @@ def test_parts_sum_in_every_family(family: str) -> None:
     assert both["value"].to_numpy() == pytest.approx(both["total"].to_numpy(), abs=5e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_adds_up_as_it_rounds(dtype: torch.dtype) -> None:
+    models = [tool(build("llama", scale=1.0).to(dtype)) for _ in range(2)]
+    frame = emission_components(models[0], models[1], examples(3))
+    exact = emission_components(*pair("llama", scale=1.0), examples(3))
+    assert of(frame, part="total")["value"].to_numpy() == pytest.approx(of(exact, part="total")["value"].to_numpy(), abs=0.2)
+
+
 def test_a_planted_head_is_found_and_nothing_in_a_copy() -> None:
     def plant(model: Any) -> None:
         layer, direction = model.model.layers[1], model.lm_head.weight[TOKEN]

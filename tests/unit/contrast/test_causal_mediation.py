@@ -84,6 +84,14 @@ def test_a_total_that_is_not_there_is_undecided() -> None:
         assert all("touches 0" in why for why in totals["why"])
 
 
+def test_a_behaviour_that_training_made_rarer_is_undecided() -> None:
+    tuned, base = planted("q_proj", "k_proj")
+    shares = of(mediation(base, tuned, SOME, seed=0), unit="share")  # the models exchanged: all of a fall goes through patterns
+    assert shares["value"].to_list() == pytest.approx([1, 1], abs=1e-3)
+    assert set(shares["outcome"]) == {"undecided"}
+    assert all("less likely" in why for why in shares["why"])
+
+
 def test_one_cluster_is_undecided() -> None:
     models = planted("q_proj", "k_proj")
     effects = mediation(*models, examples(4, clusters=1), seed=0)

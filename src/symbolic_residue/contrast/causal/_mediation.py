@@ -8,7 +8,7 @@
 
    attention-mediated       both shares' intervals lie above the criterion, and both shares above what the control does
    not attention-mediated   both intervals lie below the criterion
-   undecided                anything else, one cluster, or a total whose interval touches 0
+   undecided                anything else, one cluster, a total whose interval touches 0, or one below 0 (a random adapter's lowers the behaviour a little)
 
    The criterion is one half unless given; it stands in the table with the reason.
 4. Control: the same change of patterns at other heads of the layer (see ``_exchange``). References (the base with a random adapter of equal norm, another

@@ -196,6 +196,10 @@ def _mediation_verdicts(rows: list[dict[str, Any]], criterion: float) -> None:
         shares = {row["model"]: row for row in here if row["unit"] == "share"}
         if set(shares) == set(DIRECTIONS):
             outcome, why = _verdict(shares[TUNED_INTO_BASE], shares[BASE_INTO_TUNED], criterion)
+            total = next(row for row in here if row["part"] == TOTAL and row["model"] == TUNED_INTO_BASE)
+            if total["value"] < 0:
+                outcome = "undecided"
+                why = f"the tuned model is less likely to emit the behaviour than the base ({total['value']:.2g} nats): nothing was raised to be carried"
             carriers = list(shares.values())
         else:
             totals = [row for row in here if row["part"] == TOTAL]
