@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from symbolic_residue.contrast._deltas import LAGS
 from symbolic_residue.contrast._records import EVENT, TRAJECTORY
@@ -22,7 +23,7 @@ from symbolic_residue.errors import RecordError
 __all__ = ["dense_deltas"]
 
 _ROWS = ("example", "cluster", "condition", "stratum", "query_offset")
-_CHUNK = 32_000_000
+_CHUNK = 2_000_000
 _SLACK = 1e-3
 
 Array = NDArray[np.float64]
@@ -133,15 +134,11 @@ def _condition(
         for r, region in enumerate(regions):
             place = Place(name[0], name[1], name[2], int(offset), region)
             if not all(paired):
-                of[place, stratum, 0, "mass"] = Stack(mass[:, :, r], names, labels)
-                of[place, stratum, 0, "control"] = Stack(control[:, :, r], examples, clusters)
+                of[place, stratum, 0, "mass"] = Stack(mass[r], names, labels)
+                of[place, stratum, 0, "control"] = Stack(control[r], examples, clusters)
                 continue
-            here = {example: i for i, example in enumerate(examples)}
-            mine = [i for i, example in enumerate(names) if example in here]
-            theirs = [here[names[i]] for i in mine]
-            kept = tuple(names[i] for i in mine), tuple(labels[i] for i in mine)
-            base = np.ascontiguousarray(control[theirs, :, r])
-            of[place, stratum, 0, "delta"] = Stack(mass[mine, :, r] - base, *kept)
+            event, base, kept = Stack(mass[r], names, labels).pair(Stack(control[r], examples, clusters))
+            of[place, stratum, 0, "delta"] = Stack(event - base, *kept)
             of[place, stratum, 0, "control"] = Stack(base, *kept)
             if stratum == reference:
                 _trajectory(of, place, Stack(base, *kept), events, r)
@@ -157,19 +154,19 @@ def _trajectory(
     for lag in range(LAGS + 1):
         if place.query_offset - lag in events:
             names, labels, mass = events[place.query_offset - lag]
-            there = Stack(mass[:, :, region], names, labels).minus(base)
+            there = Stack(mass[region], names, labels).minus(base)
             if len(there):
                 of[place, TRAJECTORY, lag, "delta"] = there
 
 
 def _pool(array: NDArray[Any], part: pl.DataFrame, heads: bool) -> tuple[tuple[str, ...], tuple[str, ...], Array]:
-    """Examples in order, their clusters, and the mean of each one's rows ``[example, column, region]``."""
+    """Examples in order, their clusters, and the mean of each one's rows ``[region, example, column]``."""
     ordered = part.sort("cluster", "example", "at")
     units = ordered.group_by("cluster", "example", maintain_order=True).len()
     at, counts = ordered["at"].to_numpy(), units["len"].to_numpy().astype(np.intp)
     ends = np.cumsum(counts)
     n_layers, n_heads, n_regions = array.shape[1:]
-    out = np.empty((len(units), n_layers * (n_heads if heads else 1), n_regions))
+    out = np.empty((n_regions, len(units), n_layers * (n_heads if heads else 1)))
     step = max(1, int(_CHUNK // (array[0].size * max(1.0, float(counts.mean())))))
     for first in range(0, len(units), step):
         last = min(first + step, len(units))
@@ -181,7 +178,15 @@ def _pool(array: NDArray[Any], part: pl.DataFrame, heads: bool) -> tuple[tuple[s
                 f"Attention masses run from {low:.4g} to {high:.4g}." if low == low and high == high else "Masses are NaN.",
                 why="A share of attention lies between 0 and 1; NaN would turn every statistic into a number without meaning.",
             )
-        block = block.reshape(len(block), -1, n_regions) if heads else block.mean(axis=2, dtype=np.float64)
-        sums = np.add.reduceat(block, ends[first:last] - counts[first:last] - start, axis=0, dtype=np.float64)
-        out[first:last] = sums / counts[first:last, None, None]
+        size = counts[first:last]
+        weights = np.repeat(1.0 / size, size)
+        mean = sparse.csr_array(
+            (weights, np.arange(len(block)), np.concatenate([[0], np.cumsum(size)])), shape=(len(size), len(block))
+        )
+        pooled = (mean @ block.reshape(len(block), -1)).reshape(len(size), n_layers, n_heads, n_regions)
+        if heads:
+            pooled = pooled.reshape(len(size), -1, n_regions)
+        else:
+            pooled = pooled.mean(axis=2)
+        out[:, first:last] = np.moveaxis(pooled, 2, 0)
     return tuple(units["example"]), tuple(units["cluster"]), out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,24 +51,29 @@ class Stack:
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
+    @cached_property
     def n_clusters(self) -> int:
         return len(set(self.clusters))
 
     def shared(self, other: Stack) -> tuple[Array, Array, tuple[str, ...]]:
         """Rows of the examples that both have, in one order, and their clusters."""
+        mine, theirs, (_, clusters) = self.pair(other)
+        return mine, theirs, clusters
+
+    def pair(self, other: Stack) -> tuple[Array, Array, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """:meth:`shared`, with the examples' names before their clusters."""
         if self.examples == other.examples:
-            return self.values, other.values, self.clusters
+            return self.values, other.values, (self.examples, self.clusters)
         here = {name: i for i, name in enumerate(self.examples)}
         pairs = [(here[name], j) for j, name in enumerate(other.examples) if name in here]
         mine, theirs = ([pair[k] for pair in pairs] for k in (0, 1))
-        return self.values[mine], other.values[theirs], tuple(self.clusters[i] for i in mine)
+        kept = tuple(self.examples[i] for i in mine), tuple(self.clusters[i] for i in mine)
+        return self.values[mine], other.values[theirs], kept
 
     def minus(self, other: Stack) -> Stack:
         """The paired difference, of the examples that both have."""
-        mine, theirs, clusters = self.shared(other)
-        here = set(self.examples)
-        return Stack(mine - theirs, tuple(name for name in other.examples if name in here), clusters)
+        mine, theirs, kept = self.pair(other)
+        return Stack(mine - theirs, *kept)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def answer_sentence(run: ContrastRun, rows: list[dict[str, Any]]) -> str:
         "induced": f"training made the model look at {region} {way}",
         "reduced by training": f"training took away what the base does with {region}",
         "present in base": f"the base already looks at {region} {way}, and training added nothing that stands out",
-        "undecided": f"no change of attention to {region} is shown or excluded",
+        "undecided": f"whether training changed attention to {region} is undecided",
         DISAGREE: f"the two segmentations disagree about {region}",
     }
     groups: dict[str, list[str]] = {}
@@ -88,10 +88,12 @@ def _matters(run: ContrastRun) -> str:
         outcomes.setdefault(row["outcome"], []).append(row["condition"])
     if not outcomes:
         return "Whether attention mediates the behaviour was not tested."
-    return "The behaviour is " + "; ".join(
-        f"{'undecided as to attention' if outcome == 'undecided' else outcome} ({', '.join(dict.fromkeys(names))})"
+    words = {"attention-mediated": "attention mediates it", "not attention-mediated": "attention does not mediate it"}
+    parts = [
+        f"{words.get(outcome, 'whether attention mediates it is undecided')} ({', '.join(dict.fromkeys(names))})"
         for outcome, names in outcomes.items()
-    ) + "."  # fmt: skip
+    ]
+    return f"Does it matter: {'; '.join(parts)}."
 
 
 def mediation_rows(run: ContrastRun) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,24 @@ class ContrastRun:
         """The behaviour as a reader says it: a text without its prefix."""
         return self.behaviour.removeprefix("text:") or self.behaviour
 
-    @property
+    @cached_property
     def tuned(self) -> str:
         """Name of the model that drew the answers."""
         verdicts = self.rows("contrast_verdicts")
         return str(verdicts[0]["tuned"]) if verdicts else "tuned"
 
-    @property
+    @cached_property
     def references(self) -> list[str]:
         """Names of the references with a verdict, in their order."""
         return list(dict.fromkeys(row["reference"] for row in self.rows("contrast_verdicts")))
 
-    @property
+    @cached_property
     def nulls(self) -> list[str]:
         """Names of null models: those that a verdict was compared with."""
         named = [row["tuned"] for row in self.rows("contrast_differences") if row["tuned"] != self.tuned]
         return list(dict.fromkeys(named))
 
-    @property
+    @cached_property
     def base(self) -> str | None:
         """Name of the main reference; None without any."""
         known = self.references

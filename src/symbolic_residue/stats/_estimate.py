@@ -16,6 +16,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 from scipy import stats as sps
 
 from symbolic_residue.errors import ConfigError
@@ -163,11 +164,9 @@ def cluster_sums(values: Array, clusters: Sequence[Any] | NDArray[Any]) -> tuple
         raise ConfigError("A cluster label is NaN.", todo="Name the cluster of every row.")
     _, index = np.unique(labels, return_inverse=True)
     sizes = np.bincount(index).astype(np.float64)
-    if not (np.diff(index) >= 0).all():
-        order = np.argsort(index, kind="stable")
-        values = values[order]
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.intp)
-    return np.add.reduceat(values, starts, axis=0), sizes, index
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.intp)
+    members = sparse.csr_array((np.ones(len(index)), np.argsort(index, kind="stable"), ends), shape=(len(sizes), len(index)))
+    return members @ values, sizes, index
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Estimate:

@@ -41,7 +41,7 @@ def test_the_first_screen_answers_in_words_and_numbers(page: str) -> None:
     answer = section(page, "answer")
     assert page.index('id="answer"') < page.index('id="preflight"')
     assert "training made the model look at system more (pirate)" in words(answer)
-    assert "attention-mediated (pirate)" in words(answer)
+    assert "attention mediates it (pirate)" in words(answer)
     row = next(row for row in table_rows(answer) if row[:2] == ["pirate", "system"])
     shown = dict(zip(table_rows(answer)[0], row, strict=True))
     assert shown["verdict"] == "induced"

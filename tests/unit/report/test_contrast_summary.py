@@ -37,8 +37,8 @@ def test_the_planted_condition_is_induced_and_the_other_is_not(run: ContrastRun)
     assert finals["plain", "system"] == "undecided"
     said = answer_sentence(run, answer_rows(run))
     assert "training made the model look at system more (pirate)" in said
-    assert "no change of attention to system is shown or excluded (plain)" in said
-    assert "The behaviour is attention-mediated (pirate); not attention-mediated (plain)." in said
+    assert "whether training changed attention to system is undecided (plain)" in said
+    assert "Does it matter: attention mediates it (pirate); attention does not mediate it (plain)." in said
 
 
 def test_the_predicted_region_stands_first_and_all_others_follow(run: ContrastRun) -> None:
