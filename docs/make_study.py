@@ -74,10 +74,9 @@ def configuration(name: str, adapters: Path) -> dict[str, Any]:
         "readout": {"heads": name in TRAINED},
         **preflight,
         "causal": {
-            "analyses": [
-                *(["lens", "mediation", "surgery", "knock-out"] if name in TRAINED else ["mediation"]),
-                *(["components", "patch"] if name == TRAINED[0] else []),
-            ],
+            "analyses": ["lens", "mediation", "surgery", "knock-out", "components", "patch"]
+            if name == TRAINED[0]
+            else ["mediation", "surgery"],
             "places": ["emitting row"],
             "examples": 8,
         },
