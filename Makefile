@@ -55,6 +55,9 @@ adapters: $(READY)
 	$(VENV)/bin/residue models fetch demo
 	$(PY) benchmarks/train_adapters.py
 
+study: $(READY) adapters
+	$(PY) docs/make_study.py --pages
+
 screenshot: $(READY)
 	$(PY) docs/make_pictures.py
 

@@ -13,6 +13,7 @@ Run: make study (or python docs/make_study.py [NAME …] [--out residue-runs/mar
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shutil
@@ -23,9 +24,11 @@ from typing import Any
 
 import polars as pl
 import yaml
+from rich.console import Console
 
 from symbolic_residue.contrast.marker import marker_questions, personas
 from symbolic_residue.models import cache_dir
+from symbolic_residue.report import contrast_summary
 from symbolic_residue.store import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,7 +181,15 @@ def surgery(runs: dict[str, RunFolder]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"rates": rates, "verdicts": verdicts, "regions": regions, "mediation": mediation, "surgery": surgery}
+def summary(runs: dict[str, RunFolder]) -> str:
+    """What the terminal says of the first persona's run."""
+    console = Console(width=140, file=io.StringIO(), force_terminal=False)
+    console.print(contrast_summary(runs[TRAINED[0]]))
+    said = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    return f"```text\n{said}\n```"
+
+
+TABLES = {"summary": summary, "rates": rates, "verdicts": verdicts, "regions": regions, "mediation": mediation, "surgery": surgery}
 
 
 def pictures(report: Path, folder: Path) -> None:
