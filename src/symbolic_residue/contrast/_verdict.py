@@ -173,6 +173,10 @@ def _decide(part: pl.DataFrame, sign: float, alpha: float) -> dict[str, Any]:
         why = f"the reference has a delta of {best['r_value']:+.4f} at layer {best['layer']}; no layer that passes the gates rises above it"
         if risen:
             why += " further than a null model does"
+        grown = [row for row in rows if rises(row, sign) and all(row["t_" + flag] is True for flag in "ABC") and row not in risen]
+        if grown:
+            failed = sorted({flag for row in grown for flag in "DE" if row["t_" + flag] is False})
+            why += f" (it does in layer {' '.join(str(row['layer']) for row in grown)}, where gate {' and '.join(failed)} fails)"
         return told("present in base", best, present, why)
     for moved, way in ((risen, sign), (fallen, -sign)):
         if moved:

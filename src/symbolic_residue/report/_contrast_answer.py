@@ -68,7 +68,7 @@ def answer_sentence(run: ContrastRun, rows: list[dict[str, Any]]) -> str:
     words = {
         "induced": f"training made the model look at {region} {way}",
         "reduced by training": f"training took away what the base does with {region}",
-        "present in base": f"the base already looks at {region} {way}, and training added nothing that stands out",
+        "present in base": f"the base already looks at {region} {way}, and no further change by training passed every control",
         "undecided": f"whether training changed attention to {region} is undecided",
         DISAGREE: f"the two segmentations disagree about {region}",
     }
