@@ -8,7 +8,7 @@
 3. Counted: "induced" for the predicted region (system, more attention at the emitting row) under both segmentations, with and without the null models; and
    beside it any region. Wilson intervals; n counts repeats with a verdict.
 
-Run: python benchmarks/contrast_null.py [--repeats 20] [--write]. About a minute a repeat on one core; finished repeats are kept in the cache.
+Run: python benchmarks/contrast_null.py [--repeats 20] [--write]. About two minutes a repeat on one core; finished repeats are kept in the cache.
 """
 
 from __future__ import annotations
@@ -135,12 +135,13 @@ def counted(repeats: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="begin with this repeat (several processes may share the work)")
     parser.add_argument("--folder", type=Path, default=cache_dir() / "adapters", help="where make adapters put them")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     options = parser.parse_args()
     kept = options.folder / "null-repeats.jsonl"
     repeats = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.exists() else []
-    waiting = [seed for seed in range(options.repeats) if seed not in {one["seed"] for one in repeats}]
+    waiting = [seed for seed in range(options.first, options.repeats) if seed not in {one["seed"] for one in repeats}]
     if waiting:
         with Models(read_config(study_of(0, options.folder))) as models:
             for seed in waiting:
@@ -151,6 +152,7 @@ def main() -> None:
                 headline = [r["outcome"] for r in one["verdicts"] if r["region"] == PREDICTED]
                 sys.stdout.write(f"{seed}: {one['persona']}, {one['positives']} positives, {one['seconds']} s, {headline}\n")
                 sys.stdout.flush()
+    repeats.sort(key=lambda one: one["seed"])
     lines = ["## The null adapter, studied again and again", "", machine(), ""]
     positives = sorted(one["positives"] for one in repeats)
     lines.append(
