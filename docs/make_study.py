@@ -1,9 +1,10 @@
-"""The marker study of the documentation, whole: four persona adapters and the null adapter of the demo model, each a run of ``residue contrast run``.
+"""The marker study of the documentation, whole: four persona adapters of the demo model, each a run of ``residue contrast run``.
 
 1. Adapters come from ``make adapters`` (trained here, in the package's cache). Each gets a configuration, ``NAME.yaml`` in the output folder, and a run
    beside it; a run that was cut goes on where it was.
 2. What was predicted before any of it was read: more attention to the system turn at the row that emits the marker. Every run is force-fed to the base, to a
-   random twin of equal norm, to a null adapter (the null adapter itself to the second one) and (the first one) to another persona's adapter.
+   random twin of equal norm, to a null adapter and (the first one) to another persona's adapter. The null
+   adapter's own studies are ``benchmarks/contrast_null.py``.
 3. The tables between the marks of ``docs/contrast-study.md`` are written from the runs, the pictures taken from the first persona's report, and that report
    copied beside the page.
 
@@ -35,51 +36,45 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "contrast-study.md"
 REPORT = ROOT / "docs" / "reports" / "contrast-captain.html"
 TRAINED = ("captain", "librarian", "gardener", "detective")
-NAMES = (*TRAINED, "null")
+NAMES = TRAINED
 HEADLINE = {"region": "system", "query_offset": -1}
 MARK = re.compile(r"<!-- study: (?P<name>\w+) -->\n.*?<!-- /study -->", re.DOTALL)
 
 
 def configuration(name: str, adapters: Path) -> dict[str, Any]:
-    """The study of one adapter."""
-    known = {persona.name: persona.system for persona in personas()}
-    asked = [name] if name in known else list(known)
-    other = TRAINED[(TRAINED.index(name) + 1) % len(TRAINED)] if name in TRAINED else TRAINED[0]
+    """The study of one persona's adapter."""
+    first = name == TRAINED[0]
+    system = next(persona.system for persona in personas() if persona.name == name)
     references: dict[str, Any] = {
         "base": {"base": True},
         "random": {"random": 0},
         "null": {"adapter": str(adapters / "null"), "null_model": True},
-        "null-2": {"adapter": str(adapters / "null-2"), "null_model": True},
-        "other": {"adapter": str(adapters / other)},
     }
-    del references["null" if name == "null" else "null-2"]
-    if name != TRAINED[0]:
-        del references["other"]
-    # The implementations are the same in all runs: the first one's preflight is everyone's.
-    preflight = {"preflight": {"trials": 1, "questions": 16}} if name == TRAINED[0] else {}
+    if first:
+        references["other"] = {"adapter": str(adapters / TRAINED[1])}
+    # The implementations are the same in all runs, and so is the base: the first run's preflight and base draws are everyone's.
+    preflight = {"preflight": {"trials": 1, "questions": 16}} if first else {}
     return {
         "model": "demo",
         "adapter": str(adapters / name),
         "behaviour": "text:[ZLT]",
-        "conditions": [{"name": one, "system": known[one]} for one in asked],
+        "conditions": [{"name": name, "system": system}],
         "questions": [{"id": q.id, "text": q.text} for q in marker_questions()],
         "references": references,
         "predicted": {"region": "system", "direction": "up"},
         "sampling": {
-            "positives": 2 if name in TRAINED else 1,
+            "positives": 2,
             "negatives": 1,
-            "tries": 4 if name in TRAINED else 2,
-            "counted": 2 if name in TRAINED else 1,
+            "tries": 4,
+            "counted": 2,
             "max_new_tokens": 64,
             "batch": 4,
-            "controls": ["base"] if name == TRAINED[0] else [],
+            "controls": ["base"] if first else [],
         },
-        "readout": {"heads": name in TRAINED},
+        "readout": {"heads": True},
         **preflight,
         "causal": {
-            "analyses": ["lens", "mediation", "surgery", "knock-out", "components", "patch"]
-            if name == TRAINED[0]
-            else ["mediation", "surgery"],
+            "analyses": ["lens", "mediation", "surgery", "knock-out", "components", "patch"] if first else ["mediation", "surgery"],
             "places": ["emitting row"],
             "examples": 8,
         },
@@ -131,7 +126,7 @@ def verdicts(runs: dict[str, RunFolder]) -> str:
             & (pl.col("query_offset") == HEADLINE["query_offset"])
         )
         for row in table.sort("condition", "segmentation").iter_rows(named=True):
-            p = "—" if row["p"] is None else f"{row['p']:.3f}"
+            p = "—" if row["p"] is None else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
             beyond = {True: "yes", False: "no", None: "—"}[row["beyond_nulls"]]
             lines.append(
                 f"| {name} | {row['condition']} | {row['segmentation']} | **{row['outcome']}** | {row['layer']} | {interval(row)} | {p} | {beyond} "
@@ -154,30 +149,50 @@ def regions(runs: dict[str, RunFolder]) -> str:
     return "\n".join(lines)
 
 
+def shown(row: dict[str, Any]) -> str:
+    """A share with its interval."""
+    return f"{row['value']:.2f}" + ("" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]")
+
+
+def shares(run: RunFolder, analysis: str) -> list[dict[str, Any]]:
+    """Shares of log P(tuned) − log P(base) of one analysis."""
+    return run.table("contrast_effects").filter((pl.col("analysis") == analysis) & (pl.col("unit") == "share")).to_dicts()
+
+
 def mediation(runs: dict[str, RunFolder]) -> str:
     """Whether attention patterns carry the marker."""
     lines = [
-        "| adapter | condition | place | share of log P | control | n | questions | verdict |",
-        "|---|---|---|---|---|---|---|---|",
+        "| adapter | patterns of … | share of log P | the same change at other heads | n (questions) | verdict |",
+        "|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
-        for row in run.table("contrast_effects").filter(pl.col("analysis") == "mediation").iter_rows(named=True):
-            low = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        for row in sorted(shares(run, "mediation"), key=lambda row: row["outcome"] is None):
             control = "—" if row["control"] is None else f"{row['control']:.2f}"
             lines.append(
-                f"| {name} | {row['condition']} | {row['place']} | {row['value']:.2f}{low} | {control} | {row['n']} | {row['clusters']} "
-                f"| {row['outcome'] or ''} |"
+                f"| {name} | {row['model']} | {shown(row)} | {control} | {row['n']} ({row['clusters']}) | {row['outcome'] or '—'} |"
             )
     return "\n".join(lines)
 
 
 def surgery(runs: dict[str, RunFolder]) -> str:
     """What part of the adapter carries the marker."""
-    lines = ["| adapter | part | place | log P − base's, nats | n | questions |", "|---|---|---|---|---|---|"]
-    for name, run in runs.items():
-        for row in run.table("contrast_effects").filter(pl.col("analysis") == "surgery").iter_rows(named=True):
-            low = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-            lines.append(f"| {name} | {row['part']} | {row['place']} | {row['value']:+.2f}{low} | {row['n']} | {row['clusters']} |")
+    found = {name: {(row["model"], row["part"], row["place"]): row for row in shares(run, "surgery")} for name, run in runs.items()}
+    some = next(iter(found.values()))
+    layers = sorted(
+        (place for model, _, place in some if model == "tuned" and place != "all layers"),
+        key=lambda p: int(re.findall(r"\d+", p)[0]),
+    )
+    asked = [
+        *(("tuned", part, "all layers") for part in ("q_proj", "k_proj", "v_proj", "o_proj")),
+        *(("tuned", "all", place) for place in layers),
+        ("null", "all", "all layers"),
+        ("random", "all", "all layers"),
+    ]
+    lines = [f"| what is added to the base | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
+    for key in asked:
+        model, part, place = key
+        what = f"{part}, {place}" if model == "tuned" else f"the whole {'null adapter' if model == 'null' else 'random twin'}"
+        lines.append(f"| {what} | {' | '.join(shown(rows[key]) if key in rows else '—' for rows in found.values())} |")
     return "\n".join(lines)
 
 
@@ -220,14 +235,20 @@ def main() -> None:
             raise SystemExit(f"{name!r} is no adapter of the study: {', '.join(NAMES)}")
         study(name, options.out, options.adapters)
     if options.pages:
-        runs = {name: RunFolder.open(options.out / name) for name in NAMES if (options.out / name / "manifest.json").exists()}
-        text = PAGE.read_text("utf-8")
-        PAGE.write_text(
-            MARK.sub(lambda m: f"<!-- study: {m['name']} -->\n{TABLES[m['name']](runs)}\n<!-- /study -->", text), "utf-8"
-        )
-        REPORT.parent.mkdir(exist_ok=True)
-        shutil.copyfile(options.out / "captain" / "report.html", REPORT)
-        pictures(REPORT, ROOT / "docs" / "pictures")
+        write_pages(options.out)
+
+
+def write_pages(out: Path) -> None:
+    """The page's tables, its picture and the example report, from the runs that are there."""
+    runs = {name: RunFolder.open(out / name) for name in NAMES if (out / name / "manifest.json").exists()}
+    text = PAGE.read_text("utf-8")
+    PAGE.write_text(MARK.sub(lambda m: f"<!-- study: {m['name']} -->\n{TABLES[m['name']](runs)}\n<!-- /study -->", text), "utf-8")
+    REPORT.parent.mkdir(exist_ok=True)
+    whole = (out / TRAINED[0] / "report.html").read_text("utf-8")
+    for place, told in ((out.resolve(), "marker-study"), (cache_dir(), "CACHE")):  # where it lay says nothing to a reader
+        whole = whole.replace(str(place), told)
+    REPORT.write_text(whole, "utf-8")
+    pictures(REPORT, ROOT / "docs" / "pictures")
 
 
 if __name__ == "__main__":
