@@ -83,9 +83,9 @@ def test_no_difference_is_called_induced_in_at_most_one_of_twenty(kind: str) -> 
 
 @pytest.mark.scale
 @pytest.mark.parametrize("kind", list(SIZES))
-def test_the_same_over_four_thousand_studies(kind: str) -> None:
-    found = null_studies(SIZES[kind], 4000, seed=2)
-    assert found["outcome"].is_in(["induced", "reduced by training"]).sum() <= at_most(0.05, 4000)
+def test_the_same_over_twelve_hundred_more_studies(kind: str) -> None:
+    found = pl.concat([null_studies(SIZES[kind], 400, seed=seed) for seed in (2, 3, 4)])
+    assert found["outcome"].is_in(["induced", "reduced by training"]).sum() <= at_most(0.05, 1200)
 
 
 def test_what_any_tuning_moves_is_called_without_null_models_and_not_with_them() -> None:
