@@ -48,14 +48,14 @@ def model(name: str, values: list[np.ndarray], sizes: list[int]) -> DenseDeltas:
     return DenseDeltas(tuple((layer, None) for layer in range(values[0].shape[1])), of)
 
 
-def called(tuned: DenseDeltas, base: DenseDeltas, nulls: tuple[DenseDeltas, ...] = ()) -> pl.DataFrame:
-    ours, theirs = (gates(given, regions=["system"], options=FAST) for given in (tuned, base))
+def called(tuned: DenseDeltas, base: DenseDeltas, nulls: tuple[DenseDeltas, ...] = (), options: Options = FAST) -> pl.DataFrame:
+    ours, theirs = (gates(given, regions=["system"], options=options) for given in (tuned, base))
     found = verdict(
         ours,
         theirs,
-        diff_of_diffs(tuned, base, options=FAST),
-        nulls=[diff_of_diffs(null, base, options=FAST) for null in nulls],
-        options=FAST,
+        diff_of_diffs(tuned, base, options=options),
+        nulls=[diff_of_diffs(null, base, options=options) for null in nulls],
+        options=options,
     )
     return found.filter(pl.col("region") == "system")
 
@@ -65,10 +65,10 @@ def at_most(rate: float, n: int) -> int:
     return int(sps.binom.ppf(0.99, n, rate))
 
 
-def null_studies(sizes: list[int], n: int, seed: int) -> pl.DataFrame:
+def null_studies(sizes: list[int], n: int, seed: int, options: Options = FAST) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     tuned, base = ([8.0 + noise(rng, sizes) for _ in range(n)] for _ in range(2))
-    return called(model("tuned", tuned, sizes), model("base", base, sizes))
+    return called(model("tuned", tuned, sizes), model("base", base, sizes), options=options)
 
 
 @pytest.mark.parametrize("kind", list(SIZES))
@@ -84,7 +84,9 @@ def test_no_difference_is_called_induced_in_at_most_one_of_twenty(kind: str) -> 
 @pytest.mark.scale
 @pytest.mark.parametrize("kind", list(SIZES))
 def test_the_same_over_twelve_hundred_more_studies(kind: str) -> None:
-    found = pl.concat([null_studies(SIZES[kind], 400, seed=seed) for seed in (2, 3, 4)])
+    # All flips of up to 11 clusters. With 500 of 1,024, the same for every study, ten unequal clusters gave 7.0 % of 4,000: one draw of
+    # flips is not the average over draws.
+    found = pl.concat([null_studies(SIZES[kind], 400, seed=seed, options=Options(n_resamples=2048)) for seed in (2, 3, 4)])
     assert found["outcome"].is_in(["induced", "reduced by training"]).sum() <= at_most(0.05, 1200)
 
 
