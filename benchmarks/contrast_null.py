@@ -46,6 +46,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.items: dict[str, Mapping[str, pl.DataFrame]] = {}
+        self.kept: dict[str, Mapping[str, Any]] = {}
 
     def done_items(self) -> list[str]:
         return list(self.items)
@@ -58,8 +59,11 @@ class Memory:
         ]
         return pl.concat(frames) if frames else pl.DataFrame(schema=TABLES[name])
 
+    def tensors(self, name: str) -> dict[str, Any]:
+        return {item: tensors[name] for item, tensors in self.kept.items() if name in tensors}
+
     def write_item(self, item_id: str, tables: Mapping[str, pl.DataFrame], tensors: Mapping[str, Any] | None = None) -> None:
-        self.items[item_id] = dict(tables)
+        self.items[item_id], self.kept[item_id] = dict(tables), dict(tensors or {})
 
 
 def study_of(seed: int, folder: Path) -> dict[str, Any]:
