@@ -50,7 +50,7 @@ calibrate: $(READY)
 claims: $(READY)
 	$(PY) benchmarks/claims/run.py --write
 
-# The study's adapters of the demo model, into the package's cache: half an hour on one core. Those that are there are left as they are.
+# The study's adapters of the demo model, into the package's cache: forty minutes on one core. Those that are there are left as they are.
 adapters: $(READY)
 	$(VENV)/bin/residue models fetch demo
 	$(PY) benchmarks/train_adapters.py
