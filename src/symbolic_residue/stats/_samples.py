@@ -25,8 +25,8 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats._bootstrap import _counts, _tails, _too_few
 from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, finite_array, generator
+from symbolic_residue.stats._units import resample_counts, tails, too_few
 
 __all__ = ["detectable_effect", "two_sample_columns"]
 
@@ -88,18 +88,18 @@ def two_sample_columns(
     none = np.full_like(value, np.nan)
     if n < 2:
         return value, none, none
-    if _too_few(n, level):
+    if too_few(n, level):
         residual = (sums_x - size_x[:, None] * x.mean(axis=0)) / len(x) - (sums_y - size_y[:, None] * y.mean(axis=0)) / len(y)
         half = sps.t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1) * (residual**2).sum(axis=0))
         return value, value - half, value + half
     total = len(size_x)
-    counts = np.concatenate(list(_counts(rng, n_resamples, total, total)))
+    counts = np.concatenate(list(resample_counts(rng, n_resamples, total, total)))
     drawn_x, drawn_y = counts @ size_x, counts @ size_y
     good = (drawn_x > 0) & (drawn_y > 0)
     if good.mean() < 1 - _LOST:
         return value, none, none
     counts, drawn_x, drawn_y = counts[good], drawn_x[good][:, None], drawn_y[good][:, None]
-    low, high = np.quantile((counts @ sums_x) / drawn_x - (counts @ sums_y) / drawn_y, _tails(n, level), axis=0)
+    low, high = np.quantile((counts @ sums_x) / drawn_x - (counts @ sums_y) / drawn_y, tails(n, level), axis=0)
     return value, low, high
 
 
