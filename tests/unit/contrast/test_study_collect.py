@@ -79,6 +79,27 @@ def test_every_trial_is_kept_in_the_table_and_the_rate_is_of_the_first(whole: St
     assert kept["len"].max() == 3
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_no_answer_depends_on_what_it_is_drawn_beside(whole: Study, model: Path, adapter: Path, tmp_path: Path, batch: int) -> None:
+    """Drawn three at once, one at a time, or all at once: the same answers, rates and reading."""
+    sampling = whole.config.sampling.model_dump(mode="json") | {"batch": batch}
+    readout = {"heads": True, "batch": batch, "side": "right"}
+    with started(tmp_path / "run", model, adapter, sampling=sampling, readout=readout, references={"base": "base"}) as study:
+        assert run_stages(study, ["generate", "read"]) == ""
+        for table in ("contrast_examples", "contrast_rates"):
+            assert study.folder.table(table).equals(whole.folder.table(table)), table
+        asked = pl.col("kept") | pl.col("counted")
+        trials = [one.folder.table("contrast_trials").filter(asked) for one in (study, whole)]
+        assert trials[0].equals(trials[1])
+        keys = ["example", "layer", "head", "region", "segmentation", "stratum", "query_offset", "row"]
+        got, want = (
+            one.folder.table("contrast_records").filter(pl.col("model") == "tuned").sort(keys, nulls_last=True)
+            for one in (study, whole)
+        )
+        assert got.drop("mass").equals(want.drop("mass"))
+        assert float((got["mass"] - want["mass"]).abs().max()) < 1e-5  # pyright: ignore[reportArgumentType]
+
+
 def test_examples_come_back_as_they_were(whole: Study) -> None:
     frame, examples = whole.folder.table("contrast_examples"), saved_examples(whole)
     trials = whole.folder.table("contrast_trials").filter("kept")
