@@ -1,8 +1,9 @@
 """``residue contrast run CONFIG.yaml`` and its stages alone: a study of a tuned model beside its references, in a run folder.
 
 1. A new run opens the tuned model and renders every prompt before the folder is made: what cannot be asked leaves nothing behind.
-2. ``--resume DIR`` goes on with the first item that is not there. Another configuration is refused where answers were drawn that it would have drawn
-   otherwise (what changed is named); where only later stages change, their items are removed and made again.
+2. ``--resume DIR`` goes on with the first item that is not there. A field that the file does not name is the run's own, and batch sizes may change. Another
+   configuration is refused where answers were drawn that it would have drawn otherwise (what changed is named); where only later stages change, their
+   items are removed and made again.
 3. The weights must be those that the run was started with.
 4. A study that ends early for a reason (the behaviour is never shown; the attention implementation changes it) says why, and the exit code is 1.
 """
@@ -143,16 +144,22 @@ def go(
 
 
 def _config(config: Path | None, resume: Path | None) -> StudyConfig:
-    from symbolic_residue.contrast.study import load_config, read_config
+    from symbolic_residue.contrast.study import continued_config, load_config, read_config
     from symbolic_residue.store import RunFolder
 
-    if config is not None:
-        return load_config(config)
+    given = None if config is None else load_config(config)
+    if given is not None and resume is None:
+        return given
     if resume is None:
         raise ConfigError("There is no configuration.", todo="Give a YAML file (see examples/contrast.yaml), or --resume DIR.")
     manifest = RunFolder.open(resume).manifest
     _check_kind(resume, manifest)
-    return read_config(manifest.config)
+    if given is None:
+        return read_config(manifest.config)
+    study, kept = continued_config(manifest.config, given)
+    for name, value in kept.items():
+        typer.echo(f"{name}: {value!r} as the run was started; {config} does not name it.", err=True)
+    return study
 
 
 def _check_kind(path: Path, manifest: Any) -> None:

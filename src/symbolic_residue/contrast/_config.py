@@ -438,7 +438,8 @@ def read_config(data: Any, *, folder: str | os.PathLike[str] = ".") -> StudyConf
     data["questions"] = _questions(data.get("questions"), Path(folder)) if "questions" in data else None
     if data["questions"] is None:
         del data["questions"]
-    data["adapter"] = _place(data.get("adapter"), folder)
+    if "adapter" in data:
+        data["adapter"] = _place(data["adapter"], folder)
     if isinstance(data.get("model"), str):
         data["model"] = _model(data["model"], folder)
     if isinstance(data.get("references"), dict):

@@ -1,4 +1,4 @@
-"""Columns of the tables that the gates give."""
+"""Columns of the tables that the analysis gives."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from typing import Any
 
 import polars as pl
 
-__all__ = ["LAYERS", "PEAKS", "RULE_OUTS", "TRAJECTORIES", "WINDOWS", "conform"]
+__all__ = ["COLUMN", "LAYERS", "OF_MODEL", "OF_PAIR", "PEAKS", "PLACE", "RULE_OUTS", "TRAJECTORIES", "WINDOWS", "conform"]
+
+PLACE: dict[str, Any] = {"condition": pl.String, "region": pl.String, "segmentation": pl.String, "query_offset": pl.Int32}
+"""What one question is asked of, under whichever model."""
+OF_MODEL: dict[str, Any] = {"model": pl.String, **PLACE}
+OF_PAIR: dict[str, Any] = {"tuned": pl.String, "reference": pl.String, **PLACE}
+COLUMN: dict[str, Any] = {"layer": pl.Int32, "head": pl.Int32}
+"""What a place is judged by; ``head`` null: the mean over heads."""
 
 LAYERS: dict[str, Any] = {
-    "model": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
-    "layer": pl.Int32,
-    "head": pl.Int32,
+    **OF_MODEL,
+    **COLUMN,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -37,13 +39,8 @@ LAYERS: dict[str, Any] = {
     "detectable": pl.Float64,
 }
 RULE_OUTS: dict[str, Any] = {
-    "model": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
-    "layer": pl.Int32,
-    "head": pl.Int32,
+    **OF_MODEL,
+    **COLUMN,
     "stratum": pl.String,
     "value": pl.Float64,
     "low": pl.Float64,
@@ -54,13 +51,8 @@ RULE_OUTS: dict[str, Any] = {
     "passed": pl.Boolean,
 }
 TRAJECTORIES: dict[str, Any] = {
-    "model": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
-    "layer": pl.Int32,
-    "head": pl.Int32,
+    **OF_MODEL,
+    **COLUMN,
     "lag": pl.Int32,
     "value": pl.Float64,
     "low": pl.Float64,
@@ -69,11 +61,7 @@ TRAJECTORIES: dict[str, Any] = {
     "clusters": pl.Int64,
 }
 WINDOWS: dict[str, Any] = {
-    "model": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
+    **OF_MODEL,
     "head": pl.Int32,
     "first": pl.Int32,
     "last": pl.Int32,
@@ -85,11 +73,7 @@ WINDOWS: dict[str, Any] = {
     "F": pl.Boolean,
 }
 PEAKS: dict[str, Any] = {
-    "model": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
+    **OF_MODEL,
     "head": pl.Int32,
     "peak_layer": pl.Int32,
     "peak_value": pl.Float64,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from symbolic_residue.contrast._frames import COLUMN, OF_MODEL, PLACE
 from symbolic_residue.contrast._options import interval, Options
 from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
 from symbolic_residue.errors import RecordError
@@ -22,13 +23,8 @@ from symbolic_residue.stats import generator, max_t
 __all__ = ["select_heads"]
 
 HEADS: dict[str, Any] = {
-    "model": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
-    "layer": pl.Int32,
-    "head": pl.Int32,
+    **OF_MODEL,
+    **COLUMN,
     "rank": pl.Int64,
     "chosen_value": pl.Float64,
     "value": pl.Float64,
@@ -117,4 +113,4 @@ def select_heads(
 
 
 def _same(a: Place, b: Place) -> bool:
-    return (a.condition, a.segmentation, a.query_offset, a.region) == (b.condition, b.segmentation, b.query_offset, b.region)
+    return all(getattr(a, name) == getattr(b, name) for name in PLACE)

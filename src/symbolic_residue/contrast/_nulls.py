@@ -18,6 +18,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from symbolic_residue.contrast._frames import COLUMN, PLACE
 from symbolic_residue.contrast._options import interval, Options
 from symbolic_residue.contrast._stack import Stack
 from symbolic_residue.errors import RecordError
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["beyond_nulls"]
 
-_KEY = ("condition", "region", "segmentation", "query_offset")
 _SCHEMA: dict[str, Any] = {
-    "condition": pl.String, "region": pl.String, "segmentation": pl.String, "query_offset": pl.Int32, "layer": pl.Int32, "head": pl.Int32,
-    "nulls": pl.String,
+    **PLACE, **COLUMN, "nulls": pl.String,
     **{f"{way}_{name}": pl.Float64 for way in ("up", "down") for name in ("margin", "margin_low", "margin_high", "null_p")},
 }  # fmt: skip
 
@@ -58,7 +57,7 @@ def beyond_nulls(difference: DiffOfDiffs, nulls: Sequence[DiffOfDiffs], options:
         tests: list[tuple[Any, ...]] = []
         names: list[str] = []
         for null in nulls:
-            twins = [e for at, e in null.paired.items() if all(getattr(at, name) == getattr(place, name) for name in _KEY)]
+            twins = [e for at, e in null.paired.items() if all(getattr(at, name) == getattr(place, name) for name in PLACE)]
             if not twins:
                 continue
             mine, theirs, clusters = d.shared(twins[0])
@@ -94,7 +93,7 @@ def _rows(
         found[way] = (*(tests[weakest, k, at] for k in range(3)), tests[:, 3].max(axis=0))
     return [
         {
-            **{name: getattr(place, name) for name in _KEY}, "layer": layer, "head": head, "nulls": ", ".join(names),
+            **{name: getattr(place, name) for name in PLACE}, "layer": layer, "head": head, "nulls": ", ".join(names),
             **{
                 f"{way}_{name}": bound(values[i])
                 for way, of in found.items()

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from symbolic_residue.contrast._frames import OF_MODEL, PLACE
 from symbolic_residue.contrast._records import check_deltas
 from symbolic_residue.errors import RecordError
 
@@ -31,13 +32,11 @@ class Place:
 
     def fields(self) -> dict[str, Any]:
         """As columns."""
-        return {
-            "model": self.model,
-            "condition": self.condition,
-            "region": self.region,
-            "segmentation": self.segmentation,
-            "query_offset": self.query_offset,
-        }
+        return {name: getattr(self, name) for name in OF_MODEL}
+
+    def fields_of_pair(self, tuned: str, reference: str) -> dict[str, Any]:
+        """As columns of a comparison of two models."""
+        return {"tuned": tuned, "reference": reference, **{name: getattr(self, name) for name in PLACE}}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@
 2. Mean of d with its interval from cluster sign flips; p by flipping the signs of whole clusters, step-down max-T over the layers (and heads) of a place.
 3. An example that one of the two lacks is not compared: pairs are counted, and fewer than ``least`` of them are refused.
 4. Where the layers peak is compared by resampling clusters: in each draw the layer with the largest mean delta of either model, and their difference.
+   The place of a largest value is no mean: no sign of an example tells of it, so that no flip test can be inverted for it. The percentiles do not err by being
+   narrow: 95 % covered 98 to 100 % (400 studies each of 6, 12, 20 equal and unequal clusters, peaks alike or two layers apart, low and high), and are wide
+   where the peak is flat.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from symbolic_residue.contrast._frames import COLUMN, OF_PAIR
 from symbolic_residue.contrast._options import interval, Options
 from symbolic_residue.contrast._records import TRAJECTORY
 from symbolic_residue.contrast._stack import DenseDeltas, Place, Stack, stacks
@@ -24,15 +28,9 @@ from symbolic_residue.stats import bound, detectable_effect, generator, max_t
 __all__ = ["DiffOfDiffs", "diff_of_diffs", "peak_shift"]
 
 DIFFERENCES: dict[str, Any] = {
-    "tuned": pl.String,
-    "reference": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
+    **OF_PAIR,
     "stratum": pl.String,
-    "layer": pl.Int32,
-    "head": pl.Int32,
+    **COLUMN,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -45,12 +43,7 @@ DIFFERENCES: dict[str, Any] = {
     "detectable": pl.Float64,
 }
 SHIFTS: dict[str, Any] = {
-    "tuned": pl.String,
-    "reference": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
+    **OF_PAIR,
     "tuned_peak": pl.Int32,
     "reference_peak": pl.Int32,
     "shift": pl.Int32,
@@ -135,8 +128,7 @@ def diff_of_diffs(
         for i, (layer, head) in enumerate(mine.columns):
             rows.append(
                 {
-                    "tuned": names[0], "reference": names[1], "condition": place.condition, "region": place.region, "segmentation": place.segmentation,
-                    "query_offset": place.query_offset, "stratum": stratum, "layer": layer, "head": head, "value": value[i], "low": bound(low[i]),
+                    **place.fields_of_pair(*names), "stratum": stratum, "layer": layer, "head": head, "value": value[i], "low": bound(low[i]),
                     "high": bound(high[i]), "p": bound(p[i]), "n": len(a), "clusters": d.n_clusters, "unpaired": len(stack) + len(rival) - 2 * len(a),
                     "tuned_value": a[:, i].mean(), "reference_value": b[:, i].mean(), "detectable": bound(detectable[i]),
                 }
@@ -181,8 +173,7 @@ def peak_shift(
             agree = float(((tops[0] == peaks[0]) & (tops[1] == peaks[1])).mean())
         rows.append(
             {
-                "tuned": names[0], "reference": names[1], "condition": place.condition, "region": place.region, "segmentation": place.segmentation,
-                "query_offset": place.query_offset, "tuned_peak": peaks[0], "reference_peak": peaks[1], "shift": peaks[0] - peaks[1], "low": low, "high": high,
+                **place.fields_of_pair(*names), "tuned_peak": peaks[0], "reference_peak": peaks[1], "shift": peaks[0] - peaks[1], "low": low, "high": high,
                 "agree": agree, "n": len(a), "clusters": len(labels),
             }
         )  # fmt: skip

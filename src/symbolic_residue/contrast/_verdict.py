@@ -11,6 +11,8 @@ undecided             anything else; beside it the interval of d at the layer of
                       have seen there
 
 A gate within one model never gives "induced". Family-wise is over the layers (and heads) of one place, not over places.
+With both models the same process and every gate within them passed, a place is called induced or reduced in 5 % of studies and no more: ten unequal clusters
+gave 1,096 of 22,400, 4.9 % [4.6, 5.2] (the flips of ten allow p ≤ .05 in 4.9 %), exactly the studies in which max-T alone has p ≤ .05.
 Without null models the verdict says that none were given: any tuning moves attention.
 """
 
@@ -22,6 +24,7 @@ from typing import Any
 
 import polars as pl
 
+from symbolic_residue.contrast._frames import OF_PAIR, PLACE
 from symbolic_residue.contrast._gates import Gates
 from symbolic_residue.contrast._nulls import beyond_nulls
 from symbolic_residue.contrast._options import Options
@@ -33,12 +36,7 @@ __all__ = ["OUTCOMES", "verdict"]
 OUTCOMES = ("induced", "present in base", "reduced by training", "undecided")
 
 VERDICTS: dict[str, Any] = {
-    "tuned": pl.String,
-    "reference": pl.String,
-    "condition": pl.String,
-    "region": pl.String,
-    "segmentation": pl.String,
-    "query_offset": pl.Int32,
+    **OF_PAIR,
     "head": pl.Int32,
     "outcome": pl.String,
     "layer": pl.Int32,
@@ -103,7 +101,7 @@ def verdict(
                 f"The gates are of {', '.join(have)}, the differences of {name!r}.", todo="Give the gates of the same two models."
             )
     sign = 1.0 if chosen.direction == "up" else -1.0
-    key = ["condition", "region", "segmentation", "query_offset", "head"]
+    key = [*PLACE, "head"]
     flags = ["value", "p", "low", "high", "A", "B", "C", "D", "E", "F"]
     frame = difference.frame
     for gates, name, prefix in ((tuned, difference.tuned, "t_"), (reference, difference.reference, "r_")):

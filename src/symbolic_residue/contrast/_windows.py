@@ -7,14 +7,14 @@ from typing import Any
 
 import polars as pl
 
-from symbolic_residue.contrast._frames import WINDOWS
+from symbolic_residue.contrast._frames import OF_MODEL, WINDOWS
 
 __all__ = ["peaks_of", "windows_of"]
 
 
 def windows_of(layers: pl.DataFrame, *, flags: Sequence[str], run: int, sign: float) -> pl.DataFrame:
     """Maximal runs of ``run`` or more neighbouring layers in which all ``flags`` hold (columns as ``Gates.windows``)."""
-    key = ["model", "condition", "region", "segmentation", "query_offset", "head"]
+    key = [*OF_MODEL, "head"]
     rows = []
     for place, part in layers.sort(*key, "layer", nulls_last=False).group_by(key, maintain_order=True):
         fields = dict(zip(key, place, strict=True))
@@ -54,7 +54,7 @@ def _all(flags: Any) -> bool | None:
 
 def peaks_of(layers: pl.DataFrame, sign: float) -> pl.DataFrame:
     """The layer of the largest mean delta in the predicted direction, for each place (columns as ``Gates.peaks``)."""
-    key = ["model", "condition", "region", "segmentation", "query_offset", "head"]
+    key = [*OF_MODEL, "head"]
     best = (
         layers.with_columns(by=sign * pl.col("value"))
         .sort("by", "layer", descending=[True, False])

@@ -17,7 +17,7 @@ treats them so is too narrow. Whole clusters are drawn, and ``n`` of the estimat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,11 +26,9 @@ from scipy import stats as sps
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, Estimate, finite_array, generator
+from symbolic_residue.stats._units import CHUNK, column_sums, resample_counts, residuals, robust_se, tails, too_few
 
 __all__ = ["bootstrap_columns", "bootstrap_mean", "bootstrap_median", "bootstrap_ratio", "cluster_bootstrap"]
-
-_CHUNK = 4_000_000
-"""Most numbers held at once by the resampling loops (32 MB of float64)."""
 
 
 def bootstrap_mean(
@@ -105,18 +103,18 @@ def cluster_bootstrap(
     value = float(x.mean() if statistic == "mean" else np.median(x))
     if n < 2:
         return Estimate(value, math.nan, math.nan, n, level, f"none: one {_unit} has no spread")
-    if _too_few(n, level):
+    if too_few(n, level):
         if statistic == "median":
             return Estimate(
                 value, math.nan, math.nan, n, level, f"none: {n} {_unit}s cannot carry a {level:.0%} interval of a median"
             )
-        half = float(sps.t.ppf((1 + level) / 2, n - 1)) * _robust_se(sums[:, None], sizes)[0]
+        half = float(sps.t.ppf((1 + level) / 2, n - 1)) * robust_se(sums[:, None], sizes)[0]
         return Estimate(value, value - half, value + half, n, level, f"t ({n} {_unit}s are too few for a bootstrap)")
     if statistic == "mean":
-        resampled = np.concatenate([(c @ sums) / (c @ sizes) for c in _counts(rng, n_resamples, n, n)])
+        resampled = np.concatenate([(c @ sums) / (c @ sizes) for c in resample_counts(rng, n_resamples, n, n)])
     else:
-        resampled = np.concatenate([_weighted_median(x, c[:, index]) for c in _counts(rng, n_resamples, n, len(x))])
-    low, high = np.quantile(resampled, _tails(n, level))
+        resampled = np.concatenate([_weighted_median(x, c[:, index]) for c in resample_counts(rng, n_resamples, n, len(x))])
+    low, high = np.quantile(resampled, tails(n, level))
     name = "bootstrap" if _unit == "value" else "cluster bootstrap"
     return Estimate(value, float(low), float(high), n, level, f"{name} of the {statistic}, expanded percentile")
 
@@ -144,22 +142,18 @@ def bootstrap_columns(
     Raises:
         ConfigError: a matrix that is empty, not finite or has not two axes; labels or options that do not fit.
     """
-    x, level, n_resamples = finite_array(matrix, "matrix", (2,)), check_level(level), check_resamples(n_resamples)
-    rng = generator(seed)
-    sums, sizes, _ = cluster_sums(x, np.arange(len(x)) if clusters is None else clusters)
-    n, value = len(sums), x.mean(axis=0)
-    if n < 2:
-        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
-    if _too_few(n, level):
-        half = sps.t.ppf((1 + level) / 2, n - 1) * _robust_se(sums, sizes)
-        return value, value - half, value + half
-    counts = np.concatenate(list(_counts(rng, n_resamples, n, n)))
+    n_resamples, rng = check_resamples(n_resamples), generator(seed)
+    value, sums, sizes, few = column_sums(matrix, clusters, check_level(level))
+    if few is not None:
+        return value, *few
+    n = len(sums)
+    counts = np.concatenate(list(resample_counts(rng, n_resamples, n, n)))
     drawn = (counts @ sizes)[:, None]
     low, high = np.empty_like(value), np.empty_like(value)
-    step = max(1, _CHUNK // n_resamples)
-    for start in range(0, x.shape[1], step):
+    step = max(1, CHUNK // n_resamples)
+    for start in range(0, len(value), step):
         part = slice(start, start + step)
-        low[part], high[part] = np.quantile((counts @ sums[:, part]) / drawn, _tails(n, level), axis=0)
+        low[part], high[part] = np.quantile((counts @ sums[:, part]) / drawn, tails(n, level), axis=0)
     return value, low, high
 
 
@@ -203,53 +197,22 @@ def bootstrap_ratio(
     ratio = value[:-1] / value[-1]
     sums, sizes, _ = cluster_sums(both, labels)
     n = len(sums)
-    if not _too_few(n, level):
-        counts = np.concatenate(list(_counts(generator(seed), n_resamples, n, n)))
+    if not too_few(n, level):
+        counts = np.concatenate(list(resample_counts(generator(seed), n_resamples, n, n)))
         drawn = counts @ sums
         keep = drawn[:, -1] * value[-1] > 0  # a resample on the other side of 0 says nothing of the share; there are hardly any
-        bounds = np.quantile(drawn[keep, :-1] / drawn[keep, -1:], _tails(n, level), axis=0)
+        bounds = np.quantile(drawn[keep, :-1] / drawn[keep, -1:], tails(n, level), axis=0)
         return ratio, np.minimum(bounds[0], ratio), np.maximum(bounds[1], ratio)
     t = float(sps.t.ppf((1 + level) / 2, n - 1))
-    residual = _residuals(sums, sizes)
+    left = residuals(sums, sizes)
     factor = n / (n - 1) / sizes.sum() ** 2
-    var = factor * (residual**2).sum(axis=0)
-    cov = factor * (residual[:, :-1] * residual[:, -1:]).sum(axis=0)
+    var = factor * (left**2).sum(axis=0)
+    cov = factor * (left[:, :-1] * left[:, -1:]).sum(axis=0)
     a = value[-1] ** 2 - t**2 * var[-1]  # positive: the denominator's interval excludes 0
     b = value[:-1] * value[-1] - t**2 * cov
     c = value[:-1] ** 2 - t**2 * var[:-1]
     root = np.sqrt(np.maximum(b**2 - a * c, 0.0))
     return ratio, (b - root) / a, (b + root) / a
-
-
-def _residuals(sums: Array, sizes: Array) -> Array:
-    """Clusters' sums less what the pooled means would give them, ``[cluster, k]``."""
-    return sums - sizes[:, None] * (sums.sum(axis=0) / sizes.sum())
-
-
-def _too_few(n: int, level: float) -> bool:
-    """Whether no interval between quantiles of ``n`` units can have the coverage ``level``."""
-    return 1 - 2.0 ** (1 - n) < level
-
-
-def _tails(n: int, level: float) -> tuple[float, float]:
-    """Lower and upper probability of the expanded percentile interval."""
-    tail = float(sps.norm.cdf(math.sqrt(n / (n - 1)) * sps.t.ppf((1 - level) / 2, n - 1)))
-    return tail, 1 - tail
-
-
-def _robust_se(sums: Array, sizes: Array) -> Array:
-    """Cluster-robust standard error of the pooled mean, ``[k]``: sd of the clusters' summed residuals."""
-    n, total = len(sizes), sizes.sum()
-    return np.sqrt(n / (n - 1) * (_residuals(sums, sizes) ** 2).sum(axis=0)) / total
-
-
-def _counts(rng: np.random.Generator, n_resamples: int, n: int, width: int) -> Iterator[Array]:
-    """Counts of each of ``n`` units in each resample, ``[resample, n]``, in pieces fit for rows of ``width`` numbers."""
-    step = max(1, _CHUNK // max(n, width))
-    for start in range(0, n_resamples, step):
-        rows = min(step, n_resamples - start)
-        drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
 def _weighted_median(x: Array, weights: Array) -> Array:

@@ -8,8 +8,8 @@
 3. Coverage is exact where cluster sums are symmetric about the mean, however unequal the clusters and however their values hang together: for few or
    unequal clusters a bootstrap interval is too narrow (measured: 91 to 94 % of 95 % at 6 to 20 clusters, this one 94.7 to 97 %, both down to 92 %
    where clusters are skewed; ``tests/unit/stats/test_flip_interval.py``).
-4. All splits are listed where they are at most ``n_resamples``, else drawn. Where even the extreme split is too frequent (fewer than 6 clusters at 95 %) no
-   bound follows from flips, and the t interval with the cluster-robust variance is given.
+4. All splits are listed up to 12 clusters, or where the flips are at most ``n_resamples``; else drawn. Where even the extreme split is too frequent (fewer than
+   6 clusters at 95 %) no bound follows from flips, and the t interval with the cluster-robust variance is given.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as sps
 
-from symbolic_residue.stats._bootstrap import _robust_se, _too_few
-from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, finite_array, generator
+from symbolic_residue.stats._estimate import Array, check_level, check_resamples, generator
+from symbolic_residue.stats._units import CHUNK, column_sums, list_flips
 
 __all__ = ["flip_columns"]
-
-_CHUNK = 4_000_000
 
 
 def flip_columns(
@@ -42,7 +39,7 @@ def flip_columns(
     Args:
         matrix: ``[n, k]``: rows are the units, columns what was measured on each.
         seed: of the flips, where they are drawn.
-        n_resamples: number of flips; at most so many are also listed.
+        n_resamples: number of flips drawn where they are more and the clusters more than 12; else all are listed.
         level: nominal coverage of each interval by itself.
         clusters: the label of each row's cluster ``[n]``; rows are their own clusters when left out.
 
@@ -52,16 +49,12 @@ def flip_columns(
     Raises:
         ConfigError: a matrix that is empty, not finite or has not two axes; labels or options that do not fit.
     """
-    x, level, n_resamples = finite_array(matrix, "matrix", (2,)), check_level(level), check_resamples(n_resamples)
-    rng = generator(seed)
-    sums, sizes, _ = cluster_sums(x, np.arange(len(x)) if clusters is None else clusters)
-    n, value = len(sums), x.mean(axis=0)
-    if n < 2:
-        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
-    if _too_few(n, level):
-        half = sps.t.ppf((1 + level) / 2, n - 1) * _robust_se(sums, sizes)
-        return value, value - half, value + half
-    if n <= 62 and 2 ** (n - 1) <= n_resamples:
+    level, n_resamples, rng = check_level(level), check_resamples(n_resamples), generator(seed)
+    value, sums, sizes, few = column_sums(matrix, clusters, level)
+    if few is not None:
+        return value, *few
+    n = len(sums)
+    if list_flips(n, n_resamples):
         # The last cluster stays: the other half of the flips are the same splits. Number 0 is the flip that changes nothing.
         inside = ((np.arange(1, 2 ** (n - 1))[:, None] >> np.arange(n)) & 1).astype(np.float64)
         total, same = 2 ** (n - 1), 1
@@ -75,8 +68,8 @@ def flip_columns(
     rank = max(int(np.floor((1 - level) * total - same + 1e-9)), 0)
     weight = inside @ sizes
     low, high = np.empty_like(value), np.empty_like(value)
-    step = max(1, _CHUNK // len(inside))
-    for start in range(0, x.shape[1], step):
+    step = max(1, CHUNK // len(inside))
+    for start in range(0, len(value), step):
         part = slice(start, start + step)
         here = sums[:, part].T
         first = here @ inside.T

@@ -5,6 +5,10 @@
 2. A draw without a row of one sample has no difference; where more than one draw in twenty is such, no interval is given.
 3. The interval lies between the expanded percentiles of the smaller sample's number of clusters; with too few for these it is the t interval with
    the cluster-robust variance of the difference.
+   Flipping clusters, by which :mod:`symbolic_residue.stats._flip_interval` finds the interval of one mean, is no better here: the level that both samples
+   share is not known, so that the flips are of estimated residuals and the test is not exact. Over 72 designs (samples that share all, half or none of 6 to 20
+   clusters, equal and unequal, normal and skewed, 2,000 studies each) 95 % of it covered 94.4 % on average and 92.7 % at least, of the draws
+   95.7 % and 92.7 %: the draws stay.
 4. Detectable effect: the mean, in standard errors, at which the noncentral t with clusters − 1 degrees of freedom passes the two-sided critical value with
    the power asked, times the standard error, by leaving out one cluster at a time (unequal clusters make the usual one too small). A sign-flip test of
    few clusters needs more, for its p values are coarse: by the factors of ``_COARSE`` (simulated, normal clusters of one size); with too few flips for
@@ -25,8 +29,8 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats._bootstrap import _counts, _tails, _too_few
 from symbolic_residue.stats._estimate import Array, check_level, check_resamples, cluster_sums, finite_array, generator
+from symbolic_residue.stats._units import resample_counts, tails, too_few
 
 __all__ = ["detectable_effect", "two_sample_columns"]
 
@@ -88,18 +92,18 @@ def two_sample_columns(
     none = np.full_like(value, np.nan)
     if n < 2:
         return value, none, none
-    if _too_few(n, level):
+    if too_few(n, level):
         residual = (sums_x - size_x[:, None] * x.mean(axis=0)) / len(x) - (sums_y - size_y[:, None] * y.mean(axis=0)) / len(y)
         half = sps.t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1) * (residual**2).sum(axis=0))
         return value, value - half, value + half
     total = len(size_x)
-    counts = np.concatenate(list(_counts(rng, n_resamples, total, total)))
+    counts = np.concatenate(list(resample_counts(rng, n_resamples, total, total)))
     drawn_x, drawn_y = counts @ size_x, counts @ size_y
     good = (drawn_x > 0) & (drawn_y > 0)
     if good.mean() < 1 - _LOST:
         return value, none, none
     counts, drawn_x, drawn_y = counts[good], drawn_x[good][:, None], drawn_y[good][:, None]
-    low, high = np.quantile((counts @ sums_x) / drawn_x - (counts @ sums_y) / drawn_y, _tails(n, level), axis=0)
+    low, high = np.quantile((counts @ sums_x) / drawn_x - (counts @ sums_y) / drawn_y, tails(n, level), axis=0)
     return value, low, high
 
 

@@ -2,9 +2,9 @@
 
 1. Differences between a run and its matched control are symmetric about 0 if the stress does nothing: each could as well
    have had the other sign. The statistic is the size of their sum; its null is the same sum under all sign flips.
-2. All ``2^n`` flips are enumerated when they are no more than ``n_resamples``: the p value is then exact. Otherwise flips are
-   drawn, and the p value is ``(1 + count) / (1 + n_resamples)``, which is valid for any number of draws (Phipson & Smyth
-   2010) and never 0.
+2. All ``2^n`` flips are listed where n is at most 12, or they are no more than ``n_resamples``: the p value is then exact, the share of flips, the one that
+   changes nothing among them, that reach the observed size. Otherwise flips are drawn, and the p value is ``(1 + count) / (1 + n_resamples)``, which is
+   valid for any number of draws (Phipson & Smyth 2010) and never 0.
 3. Values that hang together (one prompt, one template) are flipped together: :func:`cluster_sign_flip`. Flipping them
    one by one finds effects in noise.
 4. Many quantities at once (heads, layers): :func:`max_t` flips all columns together and compares each with the largest,
@@ -32,11 +32,9 @@ from symbolic_residue.stats._estimate import (
     generator,
     wilson,
 )
+from symbolic_residue.stats._units import CHUNK, list_flips
 
 __all__ = ["auc", "cluster_sign_flip", "empirical_p", "max_t", "paired_permutation", "power_sign_flip", "sign_flip_test"]
-
-_CHUNK = 4_000_000
-"""Most numbers held at once by the resampling loops (32 MB of float64)."""
 
 _TIE = 1e-12
 """Sums that are equal on paper differ by rounding; within this share of the largest possible sum they count as equal."""
@@ -48,7 +46,7 @@ def sign_flip_test(values: ArrayLike, *, seed: int, n_resamples: int = 10_000) -
     Args:
         values: differences ``[n]``, or ``[n, k]`` for k tests of the same n units.
         seed: of the flips, where they are drawn.
-        n_resamples: number of flips; at most so many are also enumerated.
+        n_resamples: number of flips drawn where they are more and the units more than 12; else all are listed.
 
     Returns:
         p value: a float for ``[n]``, an array ``[k]`` for ``[n, k]``.
@@ -63,7 +61,7 @@ def sign_flip_test(values: ArrayLike, *, seed: int, n_resamples: int = 10_000) -
     flips, exact = _flips(len(columns), seed, n_resamples, columns.shape[1])
     for signs in flips:
         count += np.count_nonzero(np.abs(signs @ columns) >= observed, axis=0)
-    p = count / 2.0 ** len(columns) if exact else (1 + count) / (1 + n_resamples)
+    p = count / 2.0 ** (len(columns) - 1) if exact else (1 + count) / (1 + n_resamples)
     return float(p[0]) if x.ndim == 1 else p
 
 
@@ -88,7 +86,7 @@ def cluster_sign_flip(values: ArrayLike, clusters: Sequence[Any] | NDArray[Any],
         values: ``[n]`` or ``[n, k]``.
         clusters: the label of each row's cluster, ``[n]``.
         seed: of the flips, where they are drawn.
-        n_resamples: number of flips; at most so many are also enumerated.
+        n_resamples: number of flips drawn where they are more and the units more than 12; else all are listed.
 
     Raises:
         ConfigError: labels that do not match, values empty or not finite, an option out of range.
@@ -112,7 +110,7 @@ def max_t(
     Args:
         values: differences ``[n, k]``.
         seed: of the flips, where they are drawn.
-        n_resamples: number of flips; at most so many are also enumerated.
+        n_resamples: number of flips drawn where they are more and the units more than 12; else all are listed.
         clusters: the label of each row's cluster ``[n]``, whose rows are flipped together.
 
     Returns:
@@ -136,7 +134,7 @@ def max_t(
         # The largest statistic among this column and all weaker ones: what the step-down compares with.
         largest = np.maximum.accumulate(np.abs(signs @ x)[:, ::-1], axis=1)[:, ::-1]
         count += np.count_nonzero(largest >= observed, axis=0)
-    p = count / 2.0 ** len(x) if exact else (1 + count) / (1 + n_resamples)
+    p = count / 2.0 ** (len(x) - 1) if exact else (1 + count) / (1 + n_resamples)
     p = np.maximum.accumulate(p)
     adjusted = np.empty_like(p)
     adjusted[order] = p
@@ -245,11 +243,12 @@ def power_sign_flip(
 
 
 def _flips(n: int, seed: int, n_resamples: int, width: int) -> tuple[Iterator[Array], bool]:
-    """Sign rows ``[flip, n]`` of -1 and 1 in pieces, and whether they are all ``2^n`` of them."""
+    """Sign rows ``[flip, n]`` of -1 and 1 in pieces, and whether they are all flips: the half in which the last unit stays, for a flip and its opposite
+    are as large."""
     rng, n_resamples = generator(seed), check_resamples(n_resamples)
-    exact = 2**n <= n_resamples
-    total = 2**n if exact else n_resamples
-    step = max(1, _CHUNK // max(n, width))
+    exact = list_flips(n, n_resamples)
+    total = 2 ** (n - 1) if exact else n_resamples
+    step = max(1, CHUNK // max(n, width))
 
     def pieces() -> Iterator[Array]:
         for start in range(0, total, step):

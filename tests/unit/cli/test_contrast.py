@@ -199,7 +199,11 @@ def test_a_changed_configuration(place: Path, whole: Path, tmp_path: Path, capsy
     assert not RunFolder.open(path).table("contrast_layers")["low"].equals(RunFolder.open(whole).table("contrast_layers")["low"])
     assert RunFolder.open(path).manifest.config["analysis"]["alpha"] == 0.2
     # back again, and one reference more: what is there is not read again
-    write_config(place / "changed.yaml", small(place, references={"base": "base", "random": {"random": 3}, "twin": {"random": 4}}))
+    back = {"n_resamples": 200, "alpha": 0.05}
+    write_config(
+        place / "changed.yaml",
+        small(place, analysis=back, references={"base": "base", "random": {"random": 3}, "twin": {"random": 4}}),
+    )
     assert main(["contrast", "run", changed, "--resume", str(path), "--no-report"]) == 0
     more = RunFolder.open(path).table("contrast_records")
     assert set(more["model"]) == {"tuned", "base", "random", "twin"}
@@ -208,6 +212,38 @@ def test_a_changed_configuration(place: Path, whole: Path, tmp_path: Path, capsy
         .sort(more.columns)
         .equals(RunFolder.open(whole).table("contrast_records").sort(more.columns))
     )
+    assert validate(path) == []
+
+
+def test_a_run_goes_on_in_other_batches_and_with_the_defaults_it_was_started_with(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped amid its answers. The file then names other batches, and leaves out a field whose default the run did not have."""
+    path, write, config = tmp_path / "run", RunFolder.write_item, tmp_path / "study.yaml"
+    given = small(place)
+    given["readout"] = {"heads": True}
+    write_config(config, given)
+
+    def interrupted(self: RunFolder, item: str, *args: Any) -> None:
+        if item == "gen-plain/q03":
+            raise KeyboardInterrupt
+        write(self, item, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_item", interrupted)
+        assert main(["contrast", "run", str(config), "--out", str(path)]) == 130
+    later = {**given, "readout": {"heads": True, "batch": 1}}
+    later["sampling"] = {name: value for name, value in given["sampling"].items() if name != "tries"} | {"batch": 7}
+    write_config(config, later)  # today's default of tries is 16; the run has 8
+    capsys.readouterr()
+    assert main(["contrast", "run", str(config), "--resume", str(path), "--no-report"]) == 0
+    assert f"sampling.tries: 8 as the run was started; {config} does not name it." in capsys.readouterr().err
+    same_tables(path, whole, but=tuple(name for name in CONTRAST if name not in ("contrast_examples", "contrast_rates")))
+    asked = pl.col("kept") | pl.col("counted")
+    trials = [RunFolder.open(one).table("contrast_trials").filter(asked) for one in (path, whole)]
+    assert trials[0].equals(trials[1])
+    saved = RunFolder.open(path).manifest.config
+    assert (saved["sampling"]["tries"], saved["sampling"]["batch"], saved["readout"]["batch"]) == (8, 7, 1)
     assert validate(path) == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from symbolic_residue.contrast.study import load_config, read_config, STAGES
-from symbolic_residue.contrast.study._study import changes, STAGE_OF
+from symbolic_residue.contrast.study._resume import changes, continued_config, FREE, STAGE_OF
 from symbolic_residue.errors import ConfigError, PromptFileError
 
 DATA: dict[str, Any] = {
@@ -135,9 +135,53 @@ def test_a_change_drops_what_depends_on_it_and_nothing_else() -> None:
     assert left(references={"base": "base", "twin": {"random": 2}}) == items[:5]
     assert left(rows={"n": 3}) == items[:3]
     assert left(preflight={"trials": 5}) == items[1:]
+    free = {"sampling": {"batch": 3}, "readout": {"batch": 1, "side": "right"}}
+    assert left(**free) == items  # how much is done at once changes nothing
+    with pytest.raises(ConfigError, match=r"tries was 16 and is 17\."):  # … and is not named beside what does
+        left(sampling={"batch": 3, "tries": 17})
     with pytest.raises(ConfigError, match=r"sampling\.tries was 16 and is 17"):
         left(sampling={"tries": 17})
     assert left(done=["preflight"], sampling={"tries": 17}) == []  # nothing was drawn yet
+
+
+def test_what_the_file_does_not_name_is_as_the_run_was_started() -> None:
+    """A run from a version with other defaults goes on: only what the file names is new."""
+    saved = read_config(DATA).model_dump(mode="json")
+    saved["sampling"] |= {"tries": 12, "batch": 1}
+    saved["analysis"]["alpha"] = 0.01
+    saved["dtype"] = "float64"
+    saved["preflight"] = {"margin": 0.2, "trials": 3}
+    assert saved != read_config(DATA).model_dump(mode="json")
+    config, kept = continued_config(saved, read_config({**DATA, "sampling": {"batch": 5}, "preflight": {"trials": 4}}))
+    assert (config.dtype, config.sampling.tries, config.sampling.batch, config.analysis.alpha) == ("float64", 12, 5, 0.01)
+    assert config.preflight is not None
+    assert (config.preflight.margin, config.preflight.trials, config.preflight.required) == (0.2, 4, True)
+    assert kept == {"sampling.tries": 12, "analysis": saved["analysis"], "dtype": "float64", "preflight.margin": 0.2}
+    _, goes = changes(
+        read_config(saved).model_dump(mode="json"), config.model_dump(mode="json"), ["preflight", "gen-c/q", "read-base/c/q"]
+    )
+    assert [goes(item) for item in ("preflight", "gen-c/q", "read-base/c/q")] == [True, False, False]
+    # what is named wins, defaults that are named too, and lists and references are the file's
+    named = {
+        "sampling": {"tries": 16},
+        "dtype": "float32",
+        "preflight": None,
+        "references": {"base": "base"},
+        "conditions": [{"name": "none"}],
+    }
+    config, kept = continued_config(saved, read_config({**DATA, **named}))
+    assert (config.dtype, config.sampling.tries, config.preflight) == ("float32", 16, None)
+    assert list(config.references) == ["base"]
+    assert len(config.conditions) == 1
+    with pytest.raises(ConfigError, match="counted"):
+        continued_config(saved, read_config({**DATA, "sampling": {"counted": 14}}))
+    same, kept = continued_config(read_config(DATA).model_dump(mode="json"), read_config(DATA))
+    assert (same, kept) == (read_config(DATA), {})
+
+
+def test_free_fields_are_fields() -> None:
+    config = read_config(DATA)
+    assert all(field in type(getattr(config, section)).model_fields for section, field in FREE)
 
 
 def test_the_example_names_every_field() -> None:

@@ -19,7 +19,7 @@ from symbolic_residue.contrast.study import equivalence, Models, read_config, ru
 from symbolic_residue.contrast.study._read import Plan
 from symbolic_residue.errors import AdapterError, ConfigError, NonFiniteWeightsError, PromptError, RecordError, TemplateError
 from symbolic_residue.instrument import Instrument, open_model
-from symbolic_residue.stats import wilson
+from symbolic_residue.stats import clustered_wilson
 from symbolic_residue.store import RunFolder, validate
 
 
@@ -65,9 +65,10 @@ def test_every_trial_is_kept_in_the_table_and_the_rate_is_of_the_first(whole: St
     assert len(mine.filter(~pl.col("kept"))) > 0  # surplus is seen
     for row in rates.to_dicts():
         part = trials.filter((pl.col("model") == row["model"]) & (pl.col("condition") == row["condition"]) & (pl.col("trial") < 4))
-        estimate = wilson(int(part["positive"].sum()), 16)
-        assert (row["hits"], row["n"]) == (part["positive"].sum(), 16)
+        estimate = clustered_wilson(part["positive"].to_list(), part["question"].to_list())
+        assert (row["hits"], row["n"], row["clusters"]) == (part["positive"].sum(), 16, 4)
         assert (row["low"], row["high"]) == (estimate.low, estimate.high)
+        assert 4 <= row["n_effective"] <= 16  # four answers to each of four questions
     base = trials.filter(pl.col("model") == "base")
     assert base["trial"].max() == 3
     assert not base["kept"].any()
@@ -76,6 +77,27 @@ def test_every_trial_is_kept_in_the_table_and_the_rate_is_of_the_first(whole: St
     kept = mine.filter("kept").group_by("condition", "question").agg(pl.col("positive").sum(), pl.len())
     assert kept["positive"].max() == 2
     assert kept["len"].max() == 3
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_no_answer_depends_on_what_it_is_drawn_beside(whole: Study, model: Path, adapter: Path, tmp_path: Path, batch: int) -> None:
+    """Drawn three at once, one at a time, or all at once: the same answers, rates and reading."""
+    sampling = whole.config.sampling.model_dump(mode="json") | {"batch": batch}
+    readout = {"heads": True, "batch": batch, "side": "right"}
+    with started(tmp_path / "run", model, adapter, sampling=sampling, readout=readout, references={"base": "base"}) as study:
+        assert run_stages(study, ["generate", "read"]) == ""
+        for table in ("contrast_examples", "contrast_rates"):
+            assert study.folder.table(table).equals(whole.folder.table(table)), table
+        asked = pl.col("kept") | pl.col("counted")
+        trials = [one.folder.table("contrast_trials").filter(asked) for one in (study, whole)]
+        assert trials[0].equals(trials[1])
+        keys = ["example", "layer", "head", "region", "segmentation", "stratum", "query_offset", "row"]
+        got, want = (
+            one.folder.table("contrast_records").filter(pl.col("model") == "tuned").sort(keys, nulls_last=True)
+            for one in (study, whole)
+        )
+        assert got.drop("mass").equals(want.drop("mass"))
+        assert float((got["mass"] - want["mass"]).abs().max()) < 1e-5  # pyright: ignore[reportArgumentType]
 
 
 def test_examples_come_back_as_they_were(whole: Study) -> None:
@@ -197,7 +219,9 @@ def test_a_behaviour_never_shown_ends_the_study_with_its_rates(model: Path, adap
         assert not any(item.startswith("read-") for item in study.folder.done_items())
         rate = study.folder.table("contrast_rates").row(0, named=True)
         assert (rate["hits"], rate["low"]) == (0, 0.0)
-        assert 0 < rate["high"] < 0.25
+        # No hit says nothing of how answers hang together: they count as one a question, and 0 of 4 is at most 49 %.
+        assert rate["n_effective"] == rate["clusters"] == 4
+        assert rate["high"] == pytest.approx(1.96**2 / (4 + 1.96**2), abs=1e-3)
 
 
 def test_a_stage_without_what_it_needs_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:

@@ -196,11 +196,12 @@ def test_cluster_labels_must_match():
 
 
 def test_large_samples_are_chunked_alike(monkeypatch):
-    from symbolic_residue.stats import _bootstrap
+    from symbolic_residue.stats import _bootstrap, _units
 
     x = draw(0).normal(size=(50, 7))
     whole = stats.bootstrap_columns(x, seed=3, n_resamples=500)
-    monkeypatch.setattr(_bootstrap, "_CHUNK", 1000)
+    for module in (_bootstrap, _units):
+        monkeypatch.setattr(module, "CHUNK", 1000)
     for a, b in zip(whole, stats.bootstrap_columns(x, seed=3, n_resamples=500), strict=True):
         assert np.allclose(a, b)
 

@@ -75,6 +75,24 @@ def test_by_brute_force() -> None:
     assert (value[0], low[0], high[0]) == pytest.approx((x.mean(), lows[0], highs[-1]))
 
 
+def test_up_to_twelve_clusters_nothing_is_drawn() -> None:
+    rng = np.random.default_rng(6)
+    labels = np.repeat(np.arange(12), [1, 3, 2, 5, 1, 4, 2, 6, 1, 2, 3, 7])
+    x = rng.normal(0.4, 1.0, size=(len(labels), 2))
+    value, low, high = flip_columns(x, clusters=labels, seed=0, n_resamples=100)
+    for seed in (1, 2):
+        again = flip_columns(x, clusters=labels, seed=seed, n_resamples=100)
+        assert np.array_equal(again, (value, low, high))
+    for column in range(2):
+        for end, inward in ((low[column], 1e-6), (high[column], -1e-6)):
+            assert cluster_sign_flip(x[:, column] - end - inward, labels, seed=0, n_resamples=100) > 0.05
+            assert cluster_sign_flip(x[:, column] - end + inward, labels, seed=0, n_resamples=100) <= 0.05
+    # With one more cluster they are drawn, and the seed matters.
+    more, others = np.concatenate([x, x[:2] + 1]), np.concatenate([labels, [12, 12]])
+    drawn = [flip_columns(more, clusters=others, seed=seed, n_resamples=100)[1][0] for seed in range(4)]
+    assert len(set(drawn)) > 1
+
+
 @given(st.integers(0, 10**6), st.integers(6, 30), st.floats(-5, 5), st.floats(0.1, 10))
 @settings(max_examples=40, deadline=None)
 def test_shift_scale_and_order(seed: int, n: int, shift: float, scale: float) -> None:

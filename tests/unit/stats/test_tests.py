@@ -29,10 +29,33 @@ def test_sign_flip_is_exact(x):
 
 
 def test_drawn_flips_agree_with_all_flips():
-    x = draw(1).normal(0.4, 1, size=12)
-    exact = stats.sign_flip_test(x, seed=0, n_resamples=5000)
+    x = draw(1).normal(0.4, 1, size=13)
+    exact = stats.sign_flip_test(x, seed=0, n_resamples=9000)
     drawn = stats.sign_flip_test(x, seed=0, n_resamples=4000)
-    assert 2**12 > 4000 and drawn == pytest.approx(exact, abs=0.02)
+    assert 2**13 > 4000 and drawn == pytest.approx(exact, abs=0.02)
+
+
+def test_up_to_twelve_units_every_flip_is_listed_however_few_draws_are_asked_for():
+    x = draw(7).normal(0.4, 1, size=(12, 3))
+    flips = np.array(list(itertools.product([-1, 1], repeat=12)))
+    brute = np.mean(np.abs(flips @ x) >= np.abs(x.sum(axis=0)) - 1e-9, axis=0)
+    for seed in (0, 1):
+        assert stats.sign_flip_test(x, seed=seed, n_resamples=100) == pytest.approx(brute)
+        assert stats.max_t(x, seed=seed, n_resamples=100) == pytest.approx(brute_max_t(x))
+    assert stats.cluster_sign_flip(np.repeat(x, 3, axis=0), np.repeat(range(12), 3), seed=0, n_resamples=100) == pytest.approx(
+        brute
+    )
+    # The flip that changes nothing and its opposite always count.
+    assert stats.sign_flip_test(np.ones(12), seed=0, n_resamples=100) == 2 / 2**12
+
+
+def test_drawn_flips_count_the_one_that_changes_nothing():
+    x = np.arange(1.0, 41.0)
+    assert stats.sign_flip_test(x, seed=0, n_resamples=200) == pytest.approx(1 / 201)
+    assert stats.max_t(x[:, None], seed=0, n_resamples=200) == pytest.approx(1 / 201)
+    assert stats.sign_flip_test(x, seed=3, n_resamples=200) == stats.sign_flip_test(x, seed=3, n_resamples=200)
+    y = draw(9).normal(size=40)
+    assert len({stats.sign_flip_test(y, seed=seed, n_resamples=200) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize("n", [8, 25])
@@ -206,5 +229,5 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
 
     x = draw(8).normal(0.2, 1, size=(10, 6))
     whole, family = stats.sign_flip_test(x, seed=3), stats.max_t(x, seed=3)
-    monkeypatch.setattr(_tests, "_CHUNK", 100)
+    monkeypatch.setattr(_tests, "CHUNK", 100)
     assert np.array_equal(whole, stats.sign_flip_test(x, seed=3)) and np.array_equal(family, stats.max_t(x, seed=3))

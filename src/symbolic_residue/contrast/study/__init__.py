@@ -11,8 +11,9 @@ from symbolic_residue.contrast._config import AnalysisConfig, load_config, read_
 from symbolic_residue.contrast.study._analyse import judge, Judged
 from symbolic_residue.contrast.study._generate import check_prompts, saved_examples
 from symbolic_residue.contrast.study._preflight import equivalence
+from symbolic_residue.contrast.study._resume import changes, continued_config
 from symbolic_residue.contrast.study._run import run_stages
-from symbolic_residue.contrast.study._study import changes, Folder, items_row, Models, STAGES, Study
+from symbolic_residue.contrast.study._study import Folder, items_row, Models, STAGES, Study
 from symbolic_residue.contrast.study._summary import verdict_rows
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "StudyConfig",
     "changes",
     "check_prompts",
+    "continued_config",
     "equivalence",
     "items_row",
     "judge",

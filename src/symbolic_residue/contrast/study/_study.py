@@ -2,14 +2,12 @@
 
 1. A stage is a list of *items*; each is measured and written as a whole, so a study that was killed goes on with the first item that is not there.
 2. Models are opened by their names in the tables and let go when another is asked for (a causal follow-up keeps two).
-3. Every configuration field belongs to the first stage that it acts on (:data:`STAGE_OF`). A change of a later stage's field drops the items of that
-   stage and of those after it; answers that were drawn are never thrown away: a change that would do so is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,46 +22,10 @@ from symbolic_residue.contrast._examples import Condition, Question
 from symbolic_residue.errors import AdapterError, ConfigError
 from symbolic_residue.instrument import Instrument, open_model
 
-__all__ = ["STAGES", "Folder", "Measured", "Models", "Stopped", "Study", "changes", "end_ids", "items_row"]
+__all__ = ["STAGES", "Folder", "Measured", "Models", "Stopped", "Study", "end_ids", "items_row"]
 
 STAGES = ("preflight", "generate", "read", "force-feed", "analyse", "causal")
 """Stages 0 to 5 by name; the report is stage 6."""
-
-STAGE_OF = {
-    "preflight": 0,
-    **dict.fromkeys(
-        (
-            "model",
-            "adapter",
-            "dtype",
-            "device",
-            "chat",
-            "behaviour",
-            "conditions",
-            "questions",
-            "sampling",
-            "sink_threshold",
-            "seed",
-        ),
-        1,
-    ),
-    "rows": 2,
-    "readout": 2,
-    "references": 3,
-    "predicted": 4,
-    "analysis": 4,
-    "causal": 5,
-}
-"""Configuration field → the first stage that it acts on."""
-
-_PREFIXES = {
-    0: ("preflight",),
-    1: ("gen-", "rate-", "rates"),
-    2: (f"read-{TUNED}/",),
-    3: ("read-",),
-    4: ("analysis/",),
-    5: ("causal-", "effects"),
-}
 
 
 class Folder(Protocol):
@@ -271,60 +233,6 @@ class Study:
                 why="A stage works from what the stages before it have saved.",
                 todo=f"Run: residue contrast run --resume {self.folder.path} --until {stage}",
             )
-
-
-def changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], done: Sequence[str], *, moved: Collection[str] = ()
-) -> tuple[list[str], Callable[[str], bool]]:
-    """What differs between two configurations of one study, and which items have to go.
-
-    Args:
-        old: of the folder, as JSON holds it; ``new`` the one given.
-        done: items of the folder.
-        moved: references whose files are others than they were.
-
-    Returns:
-        The fields that differ, and whether an item has to be measured anew.
-
-    Raises:
-        ConfigError: a field of stage 1 differs, and answers were drawn already.
-    """
-    odd = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    first = [name for name in odd if STAGE_OF.get(name, 1) == 1]
-    if first and any(_stage(item) == 1 for item in done):
-        told = "; ".join(_told(old.get(name), new.get(name), name) for name in first)
-        raise ConfigError(
-            "The configuration is another one.",
-            why=f"{told}. The answers of this run were drawn without that change.",
-            todo="Use another folder, or the configuration that the run was started with.",
-        )
-    before, after = (side.get("references") or {} for side in (old, new))
-    models = {name for name in {*before, *after} if before.get(name) != after.get(name)} | {*moved}
-    stages = {STAGE_OF.get(name, 1) for name in odd} | ({3} if moved else set())
-    least = min((stage for stage in stages if stage > 0), default=9)
-
-    def goes(item: str) -> bool:
-        stage = _stage(item)
-        if stage == 0:
-            return 0 in stages or least <= 1
-        if stage == 3 and least == 3:
-            return item.removeprefix("read-").partition("/")[0] in models
-        return stage >= least
-
-    return odd, goes
-
-
-def _stage(item: str) -> int:
-    return next((stage for stage, starts in _PREFIXES.items() if item.startswith(starts)), 1)
-
-
-def _told(old: Any, new: Any, where: str) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return "; ".join(
-            _told(old.get(k), new.get(k), f"{where}.{k}") for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)
-        )
-    shown = [text if len(text) <= 60 else f"{text[:57]}…" for text in (repr(old), repr(new))]
-    return f"{where} was {shown[0]} and is {shown[1]}" if shown[0] != shown[1] else f"{where} differs"
 
 
 def adapter_sha256(folder: str) -> str:
