@@ -1,7 +1,7 @@
 """Several next tokens at one position in one sequence: decoded, and how the model attends to them."""
 
 from symbolic_residue.parallel._config import ParallelConfig, Pruning
-from symbolic_residue.parallel._decode import decode, Grown, grow
+from symbolic_residue.parallel._decode import decode, grow, Grown
 from symbolic_residue.parallel._layout import Layout
 from symbolic_residue.parallel._rotary import check_rotary, PositionWatch
 from symbolic_residue.parallel._schedule import Schedule

@@ -1,6 +1,7 @@
 """From the rows of one set to the next set: how rows are combined, and which tokens enter.
 
-1. Each row's distribution is ``softmax`` of its logits, in float64. With weights w (the siblings' probabilities, summing to 1): ``top`` is the first row, ``last``
+1. Each row's distribution is ``softmax`` of its logits, in float64. With weights w (the siblings' probabilities, summing to 1): ``top`` is the first row,
+   ``last``
    the last, ``mixture`` Σ w_i p_i, ``geometric`` the normalised Π p_i^{w_i}.
 2. The set is every token with p ≥ τ by falling probability (equal ones by id), the argmax if there is none, cut at ``max_siblings``.
 3. Disagreement of the rows: Σ w_i KL(p_i ‖ Σ w_j p_j), the weighted Jensen–Shannon divergence, nats.

@@ -12,7 +12,8 @@ from symbolic_residue.parallel._schedule import Schedule
 __all__ = ["FOLLOWS", "Follow", "ParallelConfig", "Pruning"]
 
 Follow = Literal["top", "mixture", "geometric", "last"]
-"""What predicts the next step: the top sibling's row; the rows' distributions averaged by the siblings' probabilities, arithmetically or geometrically; the last row."""
+"""What predicts the next step: the top sibling's row; the rows' distributions averaged by the siblings' probabilities, arithmetically or geometrically;
+the last row."""
 
 FOLLOWS: tuple[Follow, ...] = get_args(Follow)
 Rule = Literal["absolute", "relative"]
@@ -79,7 +80,8 @@ class ParallelConfig:
         max_siblings: at most so many tokens a set, the most probable ones.
         max_keys: stop before the cache would hold more tokens (prompt included); None: four times the model's context.
         bias: added to siblings' attention scores as later rows see them.
-        stop_ids: tokens that end a sequence; None takes the model's own, ``()`` none. As the most probable token one ends the sequence; as a sibling it is recorded as
+        stop_ids: tokens that end a sequence; None takes the model's own, ``()`` none. As the most probable token one ends the sequence; as a sibling it is
+        recorded as
             an ending and never fed.
         pruning: retroactive pruning, or None.
 

@@ -1,10 +1,13 @@
 """Multi-path decoding: every token above a threshold enters the same sequence.
 
 1. The prompt is read once, at positions 0 … n − 1. Its last row gives the first distribution.
-2. Step s: the set of the distribution (``_choose``), placed by the scheme (``_layout``), is fed in one forward of as many rows as it has tokens, onto the cache.
-3. The rows of the set give the next distribution (``follow``). Several prompts run side by side; sets of different sizes are padded with rows that nobody sees.
+2. Step s: the set of the distribution (``_choose``), placed by the scheme (``_layout``), is fed in one forward of as many rows as it has tokens, onto the
+   cache.
+3. The rows of the set give the next distribution (``follow``). Several prompts run side by side; sets of different sizes are padded with rows that nobody
+   sees.
 4. Positions are read back from the model's own rotary input after every forward (``_rotary``).
-5. Retroactive pruning (``_prune``) takes tokens out when the rows after them have looked: hidden by the mask from the next step on, or deleted from the cache, what came
+5. Retroactive pruning (``_prune``) takes tokens out when the rows after them have looked: hidden by the mask from the next step on, or deleted from the
+   cache, what came
    after them being read again without them.
 6. It ends at the last step, at an end-of-text token that leads, or when the set would leave the context, the key limit, or memory; the tree so far is kept.
 """
@@ -134,7 +137,9 @@ def grow(
     if attention is not None and attention.rows is not None:
         raise ConfigError("Attention is read at every row of a set.", todo="Leave rows out of AttentionRead.")
     if attention is not None and "received" in attention.stats:
-        raise ConfigError("'received' sums over rows.", todo="Read weights (AttentionRead(rows=…, weights=True) is made here when pruning).")
+        raise ConfigError(
+            "'received' sums over rows, and each row of a set reads for itself.", todo="Leave it out of the statistics."
+        )
     size = instrument.parts.d_model
     if embedding is not None and (tuple(embedding.shape) != (size,) or not bool(torch.isfinite(embedding).all())):
         raise ConfigError(f"A sibling embedding is a finite vector of {size} numbers, not {tuple(embedding.shape)}.")
@@ -152,7 +157,9 @@ def _check_prompts(instrument: Instrument, prompts: Sequence[Sequence[int]]) -> 
         raise PromptError(f"A token id is outside of the model's 0 to {vocab - 1}.")
     longest = max(map(len, prompts))
     if limit is not None and longest >= limit:
-        raise PromptError(f"A prompt of {longest} tokens leaves no room in the model's context of {limit}.", todo="Shorten the text.")
+        raise PromptError(
+            f"A prompt of {longest} tokens leaves no room in the model's context of {limit}.", todo="Shorten the text."
+        )
 
 
 @dataclass
@@ -209,7 +216,11 @@ class _Decoding:
                 try:
                     trace = self._feed(width)
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+                    if (
+                        isinstance(error, RuntimeError)
+                        and not isinstance(error, torch.OutOfMemoryError)
+                        and "memory" not in str(error)
+                    ):
                         raise
                     self.layout = before[0]
                     self._end_all("out of memory")
@@ -259,7 +270,8 @@ class _Decoding:
         sequence.base = base
         path = [*sequence.prompt, *(step.top.id for step in sequence.steps)][-_ANCHOR:]
         tokens = tuple(
-            PathToken(t, self._reads(path, t), p, position, slot + i) for i, ((t, p), position) in enumerate(zip(fed, positions, strict=True))
+            PathToken(t, self._reads(path, t), p, position, slot + i)
+            for i, ((t, p), position) in enumerate(zip(fed, positions, strict=True))
         )
         stats = StepStats(threshold, chosen.above, sum(chosen.probabilities), chosen.entropy, disagreement(logits, weights))
         return TreeStep(number, tokens, stats, endings)
@@ -267,7 +279,9 @@ class _Decoding:
     def _place(self, number: int, sets: list[TreeStep | None]) -> int:
         """The sets as new slots of the layout; how many columns they take."""
         tokens = [[] if one is None else list(one.tokens) for one in sets]
-        self.layout = self.layout.with_set(number, [[t.id for t in row] for row in tokens], [[t.position for t in row] for row in tokens])
+        self.layout = self.layout.with_set(
+            number, [[t.id for t in row] for row in tokens], [[t.position for t in row] for row in tokens]
+        )
         return max(map(len, tokens))
 
     def _feed(self, width: int) -> Trace:

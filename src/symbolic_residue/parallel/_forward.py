@@ -56,9 +56,7 @@ def call_model(
     seen = layout.visible(mode, rows) if visible is None else visible
     # One row that sees everything needs no mask, and runs as fast as ordinary decoding.
     plain = ids.shape[1] == 1 and cache is not None and not bias and not any(parts.windows) and bool(seen.all())
-    call["attention_mask"] = (
-        None if plain else additive(seen, layout, parts, rows=rows, bias=bias, dtype=model_dtype(instrument))
-    )
+    call["attention_mask"] = None if plain else additive(seen, layout, parts, rows=rows, bias=bias, dtype=model_dtype(instrument))
     if cache is not None:
         call |= {instrument.cache_name: cache, "use_cache": True}
     else:

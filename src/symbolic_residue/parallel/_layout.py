@@ -2,7 +2,8 @@
 
 1. A *slot* is a place in the key-value cache. The prompt's tokens take the first ones, then each step's set takes one for each of its tokens, in falling
    probability. Several sequences stand side by side; a sequence with a smaller set has padding slots in that step.
-2. A row of the prompt sees the prompt up to itself. A row of step s sees the prompt, every token of earlier steps that is not gone by step s, itself, and of its
+2. A row of the prompt sees the prompt up to itself. A row of step s sees the prompt, every token of earlier steps that is not gone by step s, itself, and
+   of its
    own set: nobody (``isolated``), the more probable ones (``causal``), all (``visible``).
 3. A sliding window counts in *positions*: a key is seen if the row's position minus the key's is less than the window. Between whole positions of an
    ordinary sequence that is the window of the model.
@@ -182,7 +183,9 @@ def additive(
         seen = visible
         if window is not None:
             near = positions[:, :, None] - layout.position[:, None, :] < window
-            own = torch.arange(layout.n_slots, device=visible.device)[rows][:, None] == torch.arange(layout.n_slots, device=visible.device)
+            own = torch.arange(layout.n_slots, device=visible.device)[rows][:, None] == torch.arange(
+                layout.n_slots, device=visible.device
+            )
             seen = seen & (near | own[None])
         return added.masked_fill(~seen, floor)[:, None]
 

@@ -2,9 +2,11 @@
 
 1. Multi-path decoding needs positions that are angles: tokens may then share one, or stand between two. Learned positions are rows of a table, ALiBi counts
    keys, recurrent layers count tokens: these are refused with the reason.
-2. ``PositionWatch`` stands at the inputs of the model's own rotary modules and keeps the position ids that they got. What a result says about positions is read from
+2. ``PositionWatch`` stands at the inputs of the model's own rotary modules and keeps the position ids that they got. What a result says about positions is
+   read from
    there, not from what was asked for.
-3. ``check_rotary`` runs a few tokens three times: the rotary modules must receive exactly what was asked (also fractions); all positions shifted by a half must
+3. ``check_rotary`` runs a few tokens three times: the rotary modules must receive exactly what was asked (also fractions); all positions shifted by a half
+   must
    change nothing (only differences count); one position moved must change something.
 """
 

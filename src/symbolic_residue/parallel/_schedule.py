@@ -1,9 +1,11 @@
 """Thresholds that change from step to step.
 
-1. A constant: ``0.1``. 2. A line from one value to another over the whole run: ``linear:0.3,0.05``. 3. A Bézier curve whose control values are given (two or more; the
+1. A constant: ``0.1``. 2. A line from one value to another over the whole run: ``linear:0.3,0.05``. 3. A Bézier curve whose control values are given (two
+   or more; the
 first and last are reached): ``bezier:0.3,0.1,0.05``. 4. Steps: ``step:0.3,10=0.1,20=0.05`` (0.3, from step 10 on 0.1, …).
 
-The curve's parameter is the step over the last step, so a line is a Bézier curve of two values. Bernstein form of Bézier curves: B(u) = Σ C(n, i) uⁱ (1 − u)ⁿ⁻ⁱ vᵢ.
+The curve's parameter is the step over the last step, so a line is a Bézier curve of two values. Bernstein form of Bézier curves: B(u) = Σ C(n, i) uⁱ (1 −
+u)ⁿ⁻ⁱ vᵢ.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Schedule:
     def __str__(self) -> str:
         if self.kind == "constant":
             return f"{self.values[0]:g}"
-        parts = [f"{v:g}" if not s else f"{s}={v:g}" for v, s in zip(self.values, self.starts or (0,) * len(self.values), strict=True)]
+        parts = [
+            f"{v:g}" if not s else f"{s}={v:g}" for v, s in zip(self.values, self.starts or (0,) * len(self.values), strict=True)
+        ]
         return f"{self.kind}:{','.join(parts)}"
 
     def at(self, step: int, steps: int) -> float:

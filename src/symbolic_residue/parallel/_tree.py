@@ -162,7 +162,8 @@ class Tree:
     def key_map(self) -> list[dict[str, Any]]:
         """A row for every slot: ``slot step rank position token text`` (step −1: the prompt)."""
         rows: list[dict[str, Any]] = [
-            {"slot": i, "step": PROMPT, "rank": 0, "position": float(i), "token": token, "text": None} for i, token in enumerate(self.prompt)
+            {"slot": i, "step": PROMPT, "rank": 0, "position": float(i), "token": token, "text": None}
+            for i, token in enumerate(self.prompt)
         ]
         for step in self.steps:
             rows += [
@@ -199,7 +200,9 @@ class Tree:
             )
             return cls(prompt=tuple(held.pop("prompt")), steps=steps, **held)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"This is no token tree ({type(error).__name__}: {error}).", todo="Give what Tree.to_json wrote.") from None
+            raise RecordError(
+                f"This is no token tree ({type(error).__name__}: {error}).", todo="Give what Tree.to_json wrote."
+            ) from None
 
     def with_steps(self, steps: Sequence[TreeStep]) -> Tree:
         """The same tree with other steps."""

@@ -8,7 +8,7 @@ from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.instrument import AttentionRead, Instrument
 from symbolic_residue.models import wrap
-from symbolic_residue.parallel import decode, Grown, grow, ParallelConfig, Pruning, Tree
+from symbolic_residue.parallel import decode, grow, Grown, ParallelConfig, Pruning, Tree
 from symbolic_residue.parallel._forward import call_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma3", "gemma2", "gpt_neox", "phi3", "smollm3", "gpt_oss", "cohere2")
@@ -70,9 +70,7 @@ def test_several_prompts_equal_each_alone() -> None:
 @pytest.mark.parametrize("removal", ["mask", "recompute"])
 def test_pruned_tokens_are_gone(removal: str) -> None:
     ins = instrument("llama", torch.float64)
-    config = ParallelConfig(
-        threshold=0.03, max_steps=8, max_siblings=5, pruning=Pruning("relative", 0.9, removal=removal), **FREE
-    )
+    config = ParallelConfig(threshold=0.03, max_steps=8, max_siblings=5, pruning=Pruning("relative", 0.9, removal=removal), **FREE)
     logits: list[torch.Tensor] = []
     tree = decode(ins, [PROMPT], config, on_step=lambda s: logits.append(s.trace.logits[0]))[0]
     gone = [t for s in tree.steps for t in s.tokens if t.gone is not None]
