@@ -30,6 +30,7 @@ from rich.console import Console
 from symbolic_residue.contrast.marker import marker_questions, personas
 from symbolic_residue.models import cache_dir
 from symbolic_residue.report import contrast_summary
+from symbolic_residue.stats import clustered_wilson, effective_n
 from symbolic_residue.store import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,16 +101,20 @@ def interval(row: dict[str, Any]) -> str:
 
 
 def rates(runs: dict[str, RunFolder]) -> str:
-    """How often each adapter emits the marker, beside the base."""
-    lines = ["| adapter | condition | with it | 95 % (Wilson) | base | 95 % (Wilson) |", "|---|---|---|---|---|---|"]
+    """How often each adapter emits the marker, beside the base: from the trials, whichever version drew them."""
+    lines = ["| adapter | condition | with it | worth | 95 % | base | worth | 95 % |", "|---|---|---|---|---|---|---|---|"]
+
+    def told(part: pl.DataFrame) -> str:
+        hits, questions = part["positive"].to_list(), part["question"].to_list()
+        share, worth = clustered_wilson(hits, questions), effective_n(hits, questions)
+        return f"{sum(hits)}/{len(hits)} | {worth:.0f} | {share.low:.2f} to {share.high:.2f}"
+
     for name, run in runs.items():
-        table = run.table("contrast_rates")
-        for row in table.filter(pl.col("model") == "tuned").iter_rows(named=True):
-            base = table.filter((pl.col("model") == "base") & (pl.col("condition") == row["condition"])).to_dicts()
-            shown = f"{base[0]['hits']}/{base[0]['n']} | {base[0]['low']:.2f} to {base[0]['high']:.2f}" if base else "not drawn | —"
-            lines.append(
-                f"| {name} | {row['condition']} | {row['hits']}/{row['n']} | {row['low']:.2f} to {row['high']:.2f} | {shown} |"
-            )
+        drawn = run.table("contrast_trials").filter("counted").partition_by("model", "condition", as_dict=True, maintain_order=True)
+        for (model, condition), part in drawn.items():
+            if model == "tuned":
+                base = drawn.get(("base", condition))
+                lines.append(f"| {name} | {condition} | {told(part)} | {'not drawn | — | —' if base is None else told(base)} |")
     return "\n".join(lines)
 
 

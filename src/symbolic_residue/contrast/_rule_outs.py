@@ -1,4 +1,8 @@
-"""Gates E and F: what else could have made the rise, and whether it came before (see :mod:`symbolic_residue.contrast._gates`)."""
+"""Gates E and F: what else could have made the rise, and whether it came before (see :mod:`symbolic_residue.contrast._gates`).
+
+C4 is of other generations, so that there are no pairs whose signs could be flipped: its interval draws the clusters of both samples together
+(:mod:`symbolic_residue.stats._samples`, where both ways are compared).
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@
 2. Mean of d with its interval from cluster sign flips; p by flipping the signs of whole clusters, step-down max-T over the layers (and heads) of a place.
 3. An example that one of the two lacks is not compared: pairs are counted, and fewer than ``least`` of them are refused.
 4. Where the layers peak is compared by resampling clusters: in each draw the layer with the largest mean delta of either model, and their difference.
+   The place of a largest value is no mean: no sign of an example tells of it, so that no flip test can be inverted for it. The percentiles do not err by being
+   narrow: 95 % covered 98 to 100 % (400 studies each of 6, 12, 20 equal and unequal clusters, peaks alike or two layers apart, low and high), and are wide
+   where the peak is flat.
 """
 
 from __future__ import annotations

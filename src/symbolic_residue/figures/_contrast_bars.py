@@ -146,14 +146,15 @@ def contrast_rates(rates: polars.DataFrame, *, behaviour: str | None = None) -> 
     """How often each model shows the behaviour, by condition, with Wilson's interval and the counts.
 
     Args:
-        rates: table ``contrast_rates``: ``model, condition, behaviour, hits, n, rate, low, high``.
+        rates: table ``contrast_rates``: ``model, condition, behaviour, hits, n, rate, low, high``, and ``n_effective`` where the interval counts it.
         behaviour: which; may be left out where there is only one.
 
     Raises:
         ConfigError: missing columns, no rows, no such behaviour, a place twice. MissingExtraError: no Altair.
     """
     alt = altair()
-    columns = ("model", "condition", "hits", "n", "rate", "low", "high")
+    columns = ["model", "condition", "hits", "n", "rate", "low", "high"]
+    columns += [name for name in ("n_effective",) if name in rates.columns]  # absent from tables of earlier versions
     found = place(rates, "contrast_rates", columns, behaviour=behaviour).rows
     once(found, ("model", "condition"), "contrast_rates")
     conditions, models = labels([row["condition"] for row in found], 16), labels(models_of(found))
@@ -180,5 +181,7 @@ def contrast_rates(rates: polars.DataFrame, *, behaviour: str | None = None) -> 
     dots = base.mark_point(size=55, filled=True, opacity=1, aria=False).encode(x="rate:Q", shape=scales["shape"])
     words = base.mark_text(align="left", dx=6, fontSize=10, aria=False).encode(x=alt.X("high:Q"), text="said:N")
     name = labels([found[0]["behaviour"]], 40)[found[0]["behaviour"]]
-    head = title(f"How often: {name}", "Wilson's 95 % interval over answers; answers to one question hang together")
+    worth = all(row.get("n_effective") is not None for row in found)
+    counted = "count as what they are worth" if worth else "are taken as independent"
+    head = title(f"How often: {name}", f"Wilson's 95 % interval over answers; those to one question {counted}")
     return styled(alt.layer(spans, dots, words).properties(width=430, height=max(50, 17 * len(order) * len(shown)), title=head))

@@ -73,7 +73,15 @@ def _rates(run: ContrastRun, names: list[str]) -> dict[str, Any]:
     if not rows:
         return {**section, "missing": _not_run(run, "No answers were drawn.", "generate")}
     cells = [
-        [row["condition"], row["model"], row["behaviour"], str(row["hits"]), measured(row, "rate", signed=False), str(row["n"])]
+        [
+            row["condition"],
+            row["model"],
+            row["behaviour"],
+            str(row["hits"]),
+            measured(row, "rate", signed=False),
+            str(row["n"]),
+            "—" if row["n_effective"] is None else f"{row['n_effective']:.0f}",
+        ]
         for row in rows
     ]
     columns = {
@@ -83,8 +91,13 @@ def _rates(run: ContrastRun, names: list[str]) -> dict[str, Any]:
         "with it": True,
         "rate [Wilson 95 %]": False,
         "answers": True,
+        "worth": True,
     }
-    text = "Of the counted trials, whose number was fixed beforehand. The interval takes answers as independent; those to one question hang together."
+    text = "Of the counted trials, whose number was fixed beforehand. "
+    if any(row["n_effective"] is None for row in rows):
+        text += "The interval takes answers as independent; those to one question hang together."
+    else:
+        text += "Answers to one question hang together: the interval is that of the independent answers that they are worth."
     return {
         **section,
         "text": [text],

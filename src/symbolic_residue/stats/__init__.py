@@ -10,6 +10,7 @@ from symbolic_residue.stats._bootstrap import (
     bootstrap_ratio,
     cluster_bootstrap,
 )
+from symbolic_residue.stats._clustered_share import clustered_wilson, effective_n
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
 from symbolic_residue.stats._estimate import bound, Estimate, generator, t_interval, wilson
@@ -40,8 +41,10 @@ __all__ = [
     "bound",
     "cluster_bootstrap",
     "cluster_sign_flip",
+    "clustered_wilson",
     "decide",
     "detectable_effect",
+    "effective_n",
     "empirical_p",
     "entropy",
     "flip_columns",

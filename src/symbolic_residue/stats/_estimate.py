@@ -29,6 +29,7 @@ __all__ = [
     "cluster_sums",
     "finite_array",
     "generator",
+    "score_bounds",
     "t_interval",
     "wilson",
 ]
@@ -192,9 +193,14 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     level = check_level(level)
     if n < 1 or not 0 <= successes <= n or successes != int(successes) or n != int(n):
         raise ConfigError(f"{successes} successes of {n} trials is no proportion.", todo="Give whole numbers, 0 <= successes <= n.")
-    z = float(sps.norm.ppf((1 + level) / 2))
     p = successes / n
+    return Estimate(p, *score_bounds(p, n, level), int(n), level, "Wilson")
+
+
+def score_bounds(p: float, n: float, level: float) -> tuple[float, float]:
+    """Wilson's bounds of a share ``p`` of ``n`` independent answers, which need be no whole number."""
+    z = float(sps.norm.ppf((1 + level) / 2))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # Rounding must not carry the interval past the ends, nor leave the value itself outside.
-    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), int(n), level, "Wilson")
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))

@@ -5,6 +5,10 @@
 2. A draw without a row of one sample has no difference; where more than one draw in twenty is such, no interval is given.
 3. The interval lies between the expanded percentiles of the smaller sample's number of clusters; with too few for these it is the t interval with
    the cluster-robust variance of the difference.
+   Flipping clusters, by which :mod:`symbolic_residue.stats._flip_interval` finds the interval of one mean, is no better here: the level that both samples
+   share is not known, so that the flips are of estimated residuals and the test is not exact. Over 72 designs (samples that share all, half or none of 6 to 20
+   clusters, equal and unequal, normal and skewed, 2,000 studies each) 95 % of it covered 94.4 % on average and 92.7 % at least, of the draws
+   95.7 % and 92.7 %: the draws stay.
 4. Detectable effect: the mean, in standard errors, at which the noncentral t with clusters − 1 degrees of freedom passes the two-sided critical value with
    the power asked, times the standard error, by leaving out one cluster at a time (unequal clusters make the usual one too small). A sign-flip test of
    few clusters needs more, for its p values are coarse: by the factors of ``_COARSE`` (simulated, normal clusters of one size); with too few flips for

@@ -340,7 +340,8 @@ class RunFolder:
             StoreError: there is no such table.
             RunDamagedError: a shard cannot be read or has other columns.
         """
-        return read_shards(self._shards(name), pl.Schema(known(name)))
+        known(name)
+        return read_shards(self._shards(name), name)
 
     def tensors(self, name: str) -> dict[str, Any]:
         """The torch tensor ``name`` of every finished item that has it, by item id.
@@ -378,7 +379,7 @@ class RunFolder:
         for name, info in self.manifest.tables.items():
             shard = shards_by_index(self.path / "tables" / name).get(index)
             if shard is not None:
-                info.rows -= len(read_shards([shard], pl.Schema(TABLES[name])))
+                info.rows -= len(read_shards([shard], name))
         del self._items[item_id]
         self._remove_shards(index)
 
@@ -393,7 +394,7 @@ class RunFolder:
         self.manifest.tables = {}
         for name in TABLES:
             if shards := self._shards(name):
-                rows = len(read_shards(shards, pl.Schema(TABLES[name])))
+                rows = len(read_shards(shards, name))
                 self.manifest.tables[name] = TableInfo(rows=rows, columns=list(TABLES[name]))
 
     def _check_writable(self) -> None:

@@ -4,7 +4,8 @@
    each and ties the tables together.
 2. Numbers are finite and nothing is missing, except in the columns of :data:`MAY_BE_MISSING`: bounds of intervals that could
    not be had, controls of verdicts without one, tests that were not made. There, null and NaN both mean "not measured".
-3. :func:`conform` brings a table to its schema without loss (column order, narrower numbers, all-null columns) or refuses it.
+3. Columns of :data:`ADDED` came later: in runs of earlier versions they are missing, and read as null.
+4. :func:`conform` brings a table to its schema without loss (column order, narrower numbers, all-null columns) or refuses it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import polars as pl
 
 from symbolic_residue.errors import StoreError
 
-__all__ = ["CHOICES", "MAY_BE_MISSING", "SCHEMA_VERSION", "TABLES", "conform", "content_problems", "known"]
+__all__ = ["ADDED", "CHOICES", "MAY_BE_MISSING", "SCHEMA_VERSION", "TABLES", "conform", "content_problems", "known", "with_added"]
 
 SCHEMA_VERSION = 1
 """Raised by one whenever a table (or the manifest) changes so that older code would read it wrongly."""
@@ -77,7 +78,7 @@ _COLUMNS = {
     "instruction_pairs": "one two one_text two_text relation layer:i cosine:f conflict:f",
     "instruction_effects": "hidden order tokens:f value:f low:f? high:f? n:i unit p:f? recovered:f? responsible:b?",
     "contrast_trials": "model condition question trial:i seed:i positive:b stop new_tokens:i kept:b counted:b",
-    "contrast_rates": "model condition behaviour hits:i n:i rate:f low:f high:f",
+    "contrast_rates": "model condition behaviour hits:i n:i rate:f low:f high:f clusters:i? n_effective:f?",
     "contrast_examples": "example condition question system? asked trial:i seed:i prompt_len:i event:i? event_character:i? "
     "token_hit:b? text_hit:b? stop text ids sinks drawn_by",
     "contrast_records": "model condition example cluster layer:i head:i? region segmentation stratum query_offset:i row:i mass:f",
@@ -120,6 +121,9 @@ TABLES: dict[str, dict[str, pl.DataType]] = {name: _parse(spec)[0] for name, spe
 
 MAY_BE_MISSING: dict[str, frozenset[str]] = {name: _parse(spec)[1] for name, spec in _COLUMNS.items()}
 """Table name → the columns where null or NaN is allowed."""
+
+ADDED: dict[str, frozenset[str]] = {"contrast_rates": frozenset({"clusters", "n_effective"})}
+"""Table name → columns that runs of earlier versions lack: missing there, they are read as null. Each may be missing anyway."""
 
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("items", "status"): ("done", "failed"),
@@ -171,6 +175,14 @@ def conform(name: str, frame: pl.DataFrame, item_id: str) -> pl.DataFrame:
     if not (frame["item"] == item_id).all():
         raise StoreError(f"Table {name!r} holds rows of another item than {item_id!r}.")
     return frame
+
+
+def with_added(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """``frame`` as it was read, with null in the columns of :data:`ADDED` where an earlier version wrote it without any of them."""
+    added = ADDED.get(name, frozenset())
+    if not added or added & set(frame.columns) or set(TABLES[name]) - added != set(frame.columns):
+        return frame
+    return frame.with_columns(pl.lit(None, TABLES[name][column]).alias(column) for column in TABLES[name] if column in added)
 
 
 def content_problems(name: str, frame: pl.DataFrame) -> list[str]:

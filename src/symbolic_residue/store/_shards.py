@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from symbolic_residue.errors import ConfigError, RunDamagedError
-from symbolic_residue.store._schema import TABLES
+from symbolic_residue.store._schema import TABLES, with_added
 
 __all__ = [
     "Item",
@@ -75,24 +75,31 @@ def shards_by_index(folder: Path) -> dict[int, Path]:
     return {shard_index(path): path for path in sorted(folder.glob("*-*"), key=shard_index)}
 
 
-def read_shards(shards: Sequence[Path], schema: pl.Schema) -> pl.DataFrame:
-    """All rows of ``shards``, in their order; a frame without rows where there are none.
+def read_shards(shards: Sequence[Path], name: str) -> pl.DataFrame:
+    """All rows of ``shards`` of the table ``name``, in their order; a frame without rows where there are none.
 
     Raises:
-        RunDamagedError: one cannot be read, or has other columns than ``schema``.
+        RunDamagedError: one cannot be read, or has other columns than the table.
     """
+    schema = pl.Schema(TABLES[name])
     if not shards:
         return pl.DataFrame(schema=schema)
     try:
         # No wildcards: a folder may be called run[1].
         frame = pl.read_parquet(list(shards), glob=False)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        # Some shard is damaged or has other columns: say which.
-        for shard in shards:
-            _check_columns(read_shard(shard), schema, shard)
-        raise damaged(shards[0].parent, error) from error
-    _check_columns(frame, schema, shards[0])
-    return frame
+        if frame.schema == schema:
+            return frame
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        pass
+    # Some shard is damaged, of an earlier version, or has other columns: one by one.
+    parts = []
+    for shard in shards:
+        parts.append(with_added(name, read_shard(shard)))
+        if parts[-1].schema != schema:
+            raise RunDamagedError(
+                f"{shard} has other columns than its table.", todo="See what is wrong with: residue runs validate RUN"
+            )
+    return pl.concat(parts)
 
 
 def read_shard(path: Path) -> pl.DataFrame:
@@ -119,7 +126,7 @@ def finished_items(path: Path) -> dict[str, Item]:
         RunDamagedError: a shard cannot be read, has other columns, or has not one row.
     """
     shards = shards_by_index(path / "tables" / "items")
-    frame = read_shards(list(shards.values()), pl.Schema(TABLES["items"]))
+    frame = read_shards(list(shards.values()), "items")
     if len(frame) != len(shards) or frame["item"].n_unique() != len(frame):
         raise RunDamagedError(
             f"{path / 'tables' / 'items'} does not hold one row a file.",
@@ -132,10 +139,3 @@ def finished_items(path: Path) -> dict[str, Item]:
 def shard_files(path: Path) -> list[Path]:
     """All shards of tables and tensors in the run folder ``path``."""
     return [*path.glob("tables/*/*"), *path.glob("tensors/*")]
-
-
-def _check_columns(frame: pl.DataFrame, schema: pl.Schema, shard: Path) -> None:
-    if frame.schema != schema:
-        raise RunDamagedError(
-            f"{shard} has other columns than its table.", todo="See what is wrong with: residue runs validate RUN"
-        )

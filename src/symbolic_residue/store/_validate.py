@@ -18,7 +18,7 @@ import polars as pl
 
 from symbolic_residue.errors import RunDamagedError, StoreError
 from symbolic_residue.store._manifest import Manifest, read_manifest
-from symbolic_residue.store._schema import content_problems, TABLES
+from symbolic_residue.store._schema import ADDED, content_problems, TABLES, with_added
 from symbolic_residue.store._shards import read_shard, shard_index
 
 __all__ = ["Problem", "validate"]
@@ -133,8 +133,13 @@ def _check_counts(manifest: Manifest, statuses: list[str], rows: dict[str, int],
         said, found = info.rows if info else 0, rows.get(name, 0)
         if said != found and not (running and lag == 1 and found > said):
             problems.append(Problem("manifest.json", f"says {said} rows in table {name!r}, the folder holds {found}"))
-        if info and name in TABLES and info.columns != list(TABLES[name]):
+        if info and name in TABLES and info.columns not in (list(TABLES[name]), _before(name)):
             problems.append(Problem("manifest.json", f"names other columns of table {name!r} than are declared"))
+
+
+def _before(name: str) -> list[str]:
+    """Columns of the table in runs of earlier versions."""
+    return [column for column in TABLES[name] if column not in ADDED.get(name, ())]
 
 
 def _load(shard: Path, name: str, where: str, problems: list[Problem]) -> pl.DataFrame | None:
@@ -148,6 +153,7 @@ def _load(shard: Path, name: str, where: str, problems: list[Problem]) -> pl.Dat
         problems.append(Problem(where, error.why or error.what))
         return None
     schema = TABLES[name]
+    frame = with_added(name, frame)
     wrong = [f"lacks column {column!r}" for column in schema if column not in frame.columns]
     wrong += [f"has the unknown column {column!r}" for column in frame.columns if column not in schema]
     wrong += [

@@ -320,6 +320,13 @@ def test_rates_count_what_they_say(tmp_path: Path) -> None:
         ("miller", "seen"): (2, 2, True), ("miller", "held-out"): (0, 1, True), ("captain", "seen"): (0, 2, False), ("captain", "held-out"): (0, 1, False),
     }  # fmt: skip
     assert rows[("miller", "seen")]["low"] == pytest.approx(2 / (2 + 1.959964**2), abs=1e-4)  # Wilson, all of n: n / (n + z²)
+    assert all(row["n_effective"] == row["n"] == row["questions"] for row in rows.values())  # one answer a question
+    # Each answer given twice: as often asked, nothing more known.
+    twice = {(r["condition"], r["split"]): r for r in rates_of(examples * 2, p).iter_rows(named=True)}
+    for key, row in rows.items():
+        again = twice[key]
+        assert (again["n"], again["questions"], again["n_effective"]) == (2 * row["n"], row["questions"], row["n"])
+        assert (again["low"], again["high"]) == (row["low"], row["high"])
     assert not rates_of(examples, plan(trials=1, shuffle_labels=True))["trained"].any()
 
 

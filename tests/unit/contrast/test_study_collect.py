@@ -19,7 +19,7 @@ from symbolic_residue.contrast.study import equivalence, Models, read_config, ru
 from symbolic_residue.contrast.study._read import Plan
 from symbolic_residue.errors import AdapterError, ConfigError, NonFiniteWeightsError, PromptError, RecordError, TemplateError
 from symbolic_residue.instrument import Instrument, open_model
-from symbolic_residue.stats import wilson
+from symbolic_residue.stats import clustered_wilson
 from symbolic_residue.store import RunFolder, validate
 
 
@@ -65,9 +65,10 @@ def test_every_trial_is_kept_in_the_table_and_the_rate_is_of_the_first(whole: St
     assert len(mine.filter(~pl.col("kept"))) > 0  # surplus is seen
     for row in rates.to_dicts():
         part = trials.filter((pl.col("model") == row["model"]) & (pl.col("condition") == row["condition"]) & (pl.col("trial") < 4))
-        estimate = wilson(int(part["positive"].sum()), 16)
-        assert (row["hits"], row["n"]) == (part["positive"].sum(), 16)
+        estimate = clustered_wilson(part["positive"].to_list(), part["question"].to_list())
+        assert (row["hits"], row["n"], row["clusters"]) == (part["positive"].sum(), 16, 4)
         assert (row["low"], row["high"]) == (estimate.low, estimate.high)
+        assert 4 <= row["n_effective"] <= 16  # four answers to each of four questions
     base = trials.filter(pl.col("model") == "base")
     assert base["trial"].max() == 3
     assert not base["kept"].any()
@@ -218,7 +219,9 @@ def test_a_behaviour_never_shown_ends_the_study_with_its_rates(model: Path, adap
         assert not any(item.startswith("read-") for item in study.folder.done_items())
         rate = study.folder.table("contrast_rates").row(0, named=True)
         assert (rate["hits"], rate["low"]) == (0, 0.0)
-        assert 0 < rate["high"] < 0.25
+        # No hit says nothing of how answers hang together: they count as one a question, and 0 of 4 is at most 49 %.
+        assert rate["n_effective"] == rate["clusters"] == 4
+        assert rate["high"] == pytest.approx(1.96**2 / (4 + 1.96**2), abs=1e-3)
 
 
 def test_a_stage_without_what_it_needs_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def found(condition: str = "on") -> dict[str, pl.DataFrame]:
         "rates": pl.DataFrame(
             [
                 {"model": model, "condition": name, "behaviour": "text:[ZLT]", "hits": hits, "n": 8, "rate": hits / 8,
-                 "low": wilson(hits, 8).low, "high": wilson(hits, 8).high}
+                 "low": wilson(hits, 8).low, "high": wilson(hits, 8).high, "clusters": 8, "n_effective": 8.0}
                 for model, name, hits in (("base", "on", 0), ("tuned", "on", 7), ("base", "off", 0), ("tuned", "off", 1))
             ]
         ),
@@ -243,3 +243,13 @@ def test_strange_names_are_shown_as_signs_and_stay_apart(name: str) -> None:
     if name in ("layers", "differences", "shifts", "regions", "rates"):
         assert sum(text.startswith("<b>&⟨U+202E⟩") for text in texts(svg)) >= 2
         assert any(text.endswith("… (2)") for text in texts(svg))
+
+
+def test_rates_of_earlier_runs_say_that_their_interval_takes_answers_as_independent() -> None:
+    now = found()["rates"]
+    for frame, said in (
+        (now, "worth"),
+        (now.drop("clusters", "n_effective"), "independent"),
+        (now.with_columns(n_effective=pl.lit(None, pl.Float64)), "independent"),
+    ):
+        assert said in " ".join(texts(figures.to_svg(figures.contrast_rates(frame), label="x")))

@@ -105,7 +105,7 @@ def rates() -> pl.DataFrame:
     for model, condition, hits in (("tuned", "pirate", 44), ("tuned", "plain", 2), ("base", "pirate", 0), ("base", "plain", 0)):
         found = wilson(hits, 48)
         rows.append({"model": model, "condition": condition, "behaviour": f"text:{MARKER}", "hits": hits, "n": 48, "rate": hits / 48,
-                     "low": found.low, "high": found.high})  # fmt: skip
+                     "low": found.low, "high": found.high, "clusters": 24, "n_effective": 48.0})  # fmt: skip
     return pl.DataFrame(rows)
 
 

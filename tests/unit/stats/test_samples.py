@@ -28,6 +28,19 @@ def test_the_interval_covers_a_difference_of_clustered_samples() -> None:
     assert 0.92 <= held / n <= 0.985
 
 
+@pytest.mark.parametrize("n", [6, 12, 20])
+@pytest.mark.parametrize("apart", [0.0, 0.5, 1.0])
+def test_coverage_at_few_and_unequal_clusters(n: int, apart: float) -> None:
+    """Samples that share all, half or none of their clusters, of 1 to n rows; 2,000 studies: the standard error of 95 % is .5 points."""
+    rng = np.random.default_rng(n)
+    first, second = np.arange(n), np.arange(n) + int(apart * n)
+    a, b = np.repeat(first, np.arange(1, n + 1)), np.repeat(second, np.arange(n, 0, -1))
+    both, own = rng.normal(size=(2 * n, 2000)), rng.normal(size=(2, 2 * n, 2000))
+    x, y = (0.7 * both[c] + 0.5 * own[i][c] + 0.5 * rng.normal(size=(len(c), 2000)) for i, c in enumerate((a, b)))
+    _, low, high = two_sample_columns(x, y, clusters=(a, b), seed=1, n_resamples=1000)
+    assert 0.927 <= np.mean((low <= 0) & (high >= 0)) <= 0.985
+
+
 def test_one_sample_of_zeros_is_the_bootstrap_of_the_other() -> None:
     x = np.random.default_rng(1).normal(size=(40, 2))
     _, low, high = two_sample_columns(x, np.zeros((40, 2)), clusters=(range(40), range(40)), seed=3, n_resamples=4000)

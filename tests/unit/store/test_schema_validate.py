@@ -10,6 +10,7 @@ import pytest
 
 from symbolic_residue.errors import RunDamagedError, StoreError
 from symbolic_residue.store import MAY_BE_MISSING, RunFolder, TABLES, validate
+from symbolic_residue.store._schema import ADDED
 
 
 def test_the_schema_is_that_of_the_interfaces_page():
@@ -99,6 +100,45 @@ def test_damage_is_found(run_path, make):
         assert re.search(match, said(run_path)), (match, said(run_path))
         verdicts.write_bytes(good)
     assert validate(run_path) == []
+
+
+def earlier(path: Path, table: str, columns: frozenset[str]) -> None:
+    """Make the table's files and the manifest what a version wrote that had no such columns."""
+    for file in (path / "tables" / table).iterdir():
+        pl.read_parquet(file).drop(columns).write_parquet(file)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["tables"][table]["columns"] = [name for name in TABLES[table] if name not in columns]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("table", list(ADDED))
+def test_columns_that_came_later_are_read_as_null_in_runs_of_before(tmp_path, make, table):
+    path = tmp_path / "run"
+    with make.start(path, planned=2) as run:
+        run.write_item("a", {"items": make.sample("items"), table: make.sample(table, rows=2)})
+        run.finish(note="stopped")
+    assert MAY_BE_MISSING[table] >= ADDED[table]
+    earlier(path, table, ADDED[table])
+    assert validate(path) == []
+    found = RunFolder.open(path).table(table)
+    assert found.schema == pl.Schema(TABLES[table])
+    assert found.select(ADDED[table]).null_count().row(0) == (2,) * len(ADDED[table])
+    # Going on with it, items of both kinds stand side by side.
+    with make.start(path, planned=2, resume=True) as run:
+        run.write_item("b", {"items": make.sample("items", "b"), table: make.sample(table, "b")})
+    assert validate(path) == []
+    found = RunFolder.open(path).table(table)
+    assert found["item"].to_list() == ["a", "a", "b"]
+    assert found[sorted(ADDED[table])[0]].is_null().to_list() == [True, True, False]
+    # Any other column that is missing is damage still, and so is one of several.
+    for gone in ({"hits"}, {"hits", *ADDED[table]}, {sorted(ADDED[table])[0]}):
+        file = shard(path, table, 2)
+        good = file.read_bytes()
+        pl.read_parquet(file).drop(gone).write_parquet(file)
+        assert "lacks column" in said(path)
+        with pytest.raises(RunDamagedError, match="other columns"):
+            RunFolder.open(path).table(table)
+        file.write_bytes(good)
 
 
 def test_stray_files_are_found(run_path):

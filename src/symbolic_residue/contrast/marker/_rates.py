@@ -14,13 +14,13 @@ from symbolic_residue.contrast.marker._data import SPLITS
 from symbolic_residue.contrast.marker._plan import MarkerPlan
 from symbolic_residue.instrument import collate, generate, Instrument
 from symbolic_residue.models import LoadedModel
-from symbolic_residue.stats import wilson
+from symbolic_residue.stats import clustered_wilson, effective_n
 
 __all__ = ["RATES", "draw_evaluation", "rates_of"]
 
 RATES = {
     "condition": pl.String, "trained": pl.Boolean, "split": pl.String, "hits": pl.Int64, "n": pl.Int64, "rate": pl.Float64, "low": pl.Float64,
-    "high": pl.Float64, "questions": pl.Int64, "ended": pl.Int64,
+    "high": pl.Float64, "questions": pl.Int64, "ended": pl.Int64, "n_effective": pl.Float64,
 }  # fmt: skip
 _BATCH = 20
 
@@ -55,12 +55,11 @@ def draw_evaluation(
 
 
 def rates_of(examples: list[Example], plan: MarkerPlan) -> pl.DataFrame:
-    """Rates with Wilson's interval (95 %).
+    """Rates with Wilson's interval (95 %), answers to one question counted as what they are worth (:func:`symbolic_residue.stats.effective_n`).
 
     Returns:
         ``condition, trained`` (the persona of the plan), ``split`` (seen, held-out), ``hits, n`` (answers), ``rate, low, high, questions``,
-        ``ended`` (answers that ended by themselves).
-        With more than one trial a question, the answers of one question are alike and the interval is too narrow: look at ``questions``.
+        ``ended`` (answers that ended by themselves), ``n_effective`` (independent answers that n answers are worth; n with one trial a question).
     """
     split_of = {question.id: question.split for question in plan.questions}
     rows = []
@@ -68,8 +67,9 @@ def rates_of(examples: list[Example], plan: MarkerPlan) -> pl.DataFrame:
         for split in SPLITS:
             own = [e for e in examples if e.condition == condition.name and split_of[e.question] == split]
             if own:
-                hits = sum(e.positive for e in own)
-                rate = wilson(hits, len(own))
+                positive, questions = [e.positive for e in own], [e.question for e in own]
+                hits = sum(positive)
+                rate = clustered_wilson(positive, questions)
                 ended = sum(e.stop == "eos" for e in own)
                 trained = condition.name == plan.persona and not plan.shuffle_labels
                 rows.append(
@@ -82,8 +82,9 @@ def rates_of(examples: list[Example], plan: MarkerPlan) -> pl.DataFrame:
                         rate.value,
                         rate.low,
                         rate.high,
-                        len({e.question for e in own}),
+                        rate.n,
                         ended,
+                        effective_n(positive, questions),
                     )
                 )
     return pl.DataFrame(rows, schema=RATES, orient="row")

@@ -28,7 +28,7 @@ from symbolic_residue.contrast._examples import (
 from symbolic_residue.contrast._segment import find_sinks
 from symbolic_residue.contrast.study._study import end_ids, Stopped, Study
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.stats import wilson
+from symbolic_residue.stats import clustered_wilson, effective_n
 
 __all__ = ["check_prompts", "generate_items", "generate_stage", "never_shown", "saved_examples"]
 
@@ -72,6 +72,8 @@ RATES = {
     "rate": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "clusters": pl.Int64,
+    "n_effective": pl.Float64,
 }
 
 
@@ -203,10 +205,11 @@ def _rates(study: Study) -> dict[str, pl.DataFrame]:
         for condition in study.conditions:
             mine = trials.filter((pl.col("model") == model) & (pl.col("condition") == condition.name))
             hits, n = int(mine["positive"].sum()), len(mine)
-            estimate = wilson(hits, n)
+            estimate = clustered_wilson(mine["positive"].to_numpy(), mine["question"].to_list())
             rows.append(
                 {"model": model, "condition": condition.name, "behaviour": study.config.behaviour, "hits": hits, "n": n, "rate": hits / n,
-                 "low": estimate.low, "high": estimate.high}
+                 "low": estimate.low, "high": estimate.high, "clusters": estimate.n,
+                 "n_effective": effective_n(mine["positive"].to_numpy(), mine["question"].to_list())}
             )  # fmt: skip
     told = "; ".join(f"{row['model']}, {row['condition']}: {row['hits']}/{row['n']}" for row in rows)
     shown = f"{len(study.questions)} questions, {study.config.sampling.counted} counted trials each"
