@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from symbolic_residue.contrast._records import check_records, DELTAS, EVENT, TRAJECTORY
+from symbolic_residue.contrast._codes import key_codes, plain
+from symbolic_residue.contrast._records import DELTAS, encoded_records, EVENT, TRAJECTORY
 from symbolic_residue.errors import RecordError
 
 __all__ = ["LAGS", "deltas", "missing"]
@@ -38,7 +39,8 @@ def deltas(records: pl.DataFrame, *, reference: str = "C1") -> pl.DataFrame:
         RecordError: records that cannot be trusted (see :func:`check_records`), no event rows, or controls of an example that has no event although
         its stratum is paired.
     """
-    frame = check_records(records)
+    frame = encoded_records(records)
+    stratum_type = frame.schema["stratum"]
     event = frame.filter(pl.col("stratum") == EVENT).drop("stratum")
     if not len(event):
         raise RecordError(
@@ -47,10 +49,16 @@ def deltas(records: pl.DataFrame, *, reference: str = "C1") -> pl.DataFrame:
             todo=f"Their stratum is {EVENT!r}.",
         )
     event = event.select([*_PLACE, "query_offset", "mass"])
+    rows = frame.filter(pl.col("stratum") != EVENT)
     controls = (
-        frame.filter(pl.col("stratum") != EVENT)
-        .group_by([*_PLACE, "stratum", "query_offset"])
-        .agg(pl.col("mass").mean().alias("control"), pl.len().cast(pl.Int32).alias("control_rows"))
+        rows.with_columns(key_codes(rows, [*_PLACE, "stratum", "query_offset"]))
+        .group_by("code")
+        .agg(
+            pl.col([*_PLACE, "stratum", "query_offset"]).first(),
+            pl.col("mass").mean().alias("control"),
+            pl.len().cast(pl.Int32).alias("control_rows"),
+        )
+        .drop("code")
     )
     has_event = event.select("model", "condition", "example").unique().with_columns(has=pl.lit(True))
     controls = controls.join(has_event, on=["model", "condition", "example"], how="left").with_columns(
@@ -75,12 +83,14 @@ def deltas(records: pl.DataFrame, *, reference: str = "C1") -> pl.DataFrame:
         parts.append(_unpaired(others, mass=None))
         parts.append(
             _unpaired(
-                event.filter(pl.col("query_offset").is_in(offsets.implode())).with_columns(stratum=pl.lit(stratum)), control=None
+                event.filter(pl.col("query_offset").is_in(offsets.implode())).with_columns(stratum=pl.lit(stratum, stratum_type)),
+                control=None,
             )
         )
-    parts.append(_trajectory(event, paired.filter(pl.col("stratum") == reference)))
+    parts.append(_trajectory(event, paired.filter(pl.col("stratum").cast(pl.String) == reference)))
     keys = ["model", "condition", "segmentation", "region", "query_offset", "stratum", "lag", "cluster", "example", "layer", "head"]
-    return pl.concat(parts).sort(keys, nulls_last=False)
+    found = pl.concat(parts)
+    return plain(found[key_codes(found, keys).arg_sort()])
 
 
 def missing(table: pl.DataFrame) -> pl.DataFrame:
@@ -118,6 +128,6 @@ def _trajectory(event: pl.DataFrame, reference: pl.DataFrame) -> pl.DataFrame:
     joined = base.join(rows, on=_PLACE, how="inner", nulls_equal=True).with_columns(lag=pl.col("query_offset") - pl.col("at"))
     return (
         joined.filter((pl.col("lag") >= 0) & (pl.col("lag") <= LAGS))
-        .with_columns(delta=pl.col("mass") - pl.col("control"), stratum=pl.lit(TRAJECTORY))
+        .with_columns(delta=pl.col("mass") - pl.col("control"), stratum=pl.lit(TRAJECTORY, reference.schema["stratum"]))
         .select(list(DELTAS))
     )

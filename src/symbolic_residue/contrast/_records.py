@@ -17,6 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
+from symbolic_residue.contrast._codes import encoded, key_codes, plain
 from symbolic_residue.errors import RecordError
 
 __all__ = ["CONTROLS", "DELTAS", "EVENT", "RECORDS", "TRAJECTORY", "check_deltas", "check_records", "read_records"]
@@ -68,18 +69,21 @@ def check_records(records: pl.DataFrame) -> pl.DataFrame:
     Raises:
         RecordError: what the module's step 5 refuses; the offending value is named.
     """
-    frame = _columns(records, RECORDS, extra=("row",))
+    return plain(encoded_records(records))
+
+
+def encoded_records(records: pl.DataFrame) -> pl.DataFrame:
+    """:func:`check_records` with texts as :func:`encoded`; the categories of ``stratum`` include ``event`` and ``trajectory``."""
+    frame = encoded(_columns(records, RECORDS, extra=("row",)), {"stratum": (EVENT, TRAJECTORY)})
     _finite(frame, "mass")
     low, high = frame.select(low=pl.col("mass").min(), high=pl.col("mass").max()).row(0)
     if low < -_SLACK or high > 1 + _SLACK:
         raise RecordError(f"Attention mass runs from {low:.4g} to {high:.4g}.", why="A share of attention lies between 0 and 1.")
     unit = [name for name in _KEYS if name != "cluster"] + [name for name in ("row",) if name in frame.columns]
-    doubled = frame.group_by(unit).len().filter(pl.col("len") > 1)
-    events = (
-        frame.filter(pl.col("stratum") == EVENT).group_by([name for name in unit if name != "row"]).len().filter(pl.col("len") > 1)
-    )
-    if len(events) or ("row" in frame.columns and len(doubled)):
-        bad = (events if len(events) else doubled).sort(unit[:3]).row(0, named=True)
+    events = _doubled(frame.filter(pl.col("stratum") == EVENT), [name for name in unit if name != "row"])
+    doubled = _doubled(frame, unit) if "row" in frame.columns else None
+    if events is not None or doubled is not None:
+        bad = next(found for found in (events, doubled) if found is not None).sort(unit[:3]).row(0, named=True)
         raise RecordError(
             f"Example {bad['example']!r} of {bad['model']!r} has {bad['len']} records of one kind (layer {bad['layer']}, region {bad['region']!r}, "
             f"stratum {bad['stratum']!r}, offset {bad['query_offset']}).",
@@ -131,7 +135,7 @@ def check_deltas(deltas: pl.DataFrame) -> pl.DataFrame:
     for name in ("mass", "control", "control_rows"):
         if name not in given.columns:
             given = given.with_columns(pl.lit(None, DELTAS[name]).alias(name))
-    frame = _columns(given, DELTAS)
+    frame = encoded(_columns(given, DELTAS), {})
     for name in ("mass", "control", "delta"):
         bad = frame.filter(pl.col(name).is_nan() | pl.col(name).is_infinite())
         if len(bad):
@@ -140,8 +144,8 @@ def check_deltas(deltas: pl.DataFrame) -> pl.DataFrame:
     if len(loose):
         raise RecordError(f"{len(loose)} delta records hold no number.", todo="Leave them out, or find where they come from.")
     key = [name for name in _KEYS if name != "cluster"] + ["lag"]
-    doubled = frame.group_by(key).len().filter(pl.col("len") > 1)
-    if len(doubled):
+    doubled = _doubled(frame, key)
+    if doubled is not None:
         bad = doubled.sort(key[:3]).row(0, named=True)
         raise RecordError(
             f"Example {bad['example']!r} of {bad['model']!r} has {bad['len']} deltas of one kind (layer {bad['layer']}, region {bad['region']!r}, "
@@ -149,7 +153,7 @@ def check_deltas(deltas: pl.DataFrame) -> pl.DataFrame:
             why="Counted twice, it would weigh twice.",
         )
     _one_cluster(frame)
-    return frame
+    return plain(frame)
 
 
 def _columns(records: pl.DataFrame, schema: dict[str, pl.DataType], extra: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -193,11 +197,18 @@ def _not_finite(bad: pl.DataFrame, name: str) -> RecordError:
     )
 
 
+def _doubled(frame: pl.DataFrame, unit: list[str]) -> pl.DataFrame | None:
+    """What is there more than once, with its count ``len``; None where nothing is."""
+    if key_codes(frame, unit).n_unique() == len(frame):
+        return None
+    return plain(frame.group_by(unit).len().filter(pl.col("len") > 1))
+
+
 def _one_cluster(frame: pl.DataFrame) -> None:
     bad = frame.group_by("model", "condition", "example").agg(pl.col("cluster").n_unique().alias("n")).filter(pl.col("n") > 1)
     if len(bad):
-        example = bad.sort("example")["example"][0]
-        raise RecordError(f"Example {example!r} is in {bad['n'][0]} clusters.", why="An example is resampled with one cluster.")
+        at = bad.sort("example").row(0, named=True)
+        raise RecordError(f"Example {at['example']!r} is in {at['n']} clusters.", why="An example is resampled with one cluster.")
 
 
 def _whole(frame: pl.DataFrame, rows: bool) -> None:
