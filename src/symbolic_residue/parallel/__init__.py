@@ -2,6 +2,7 @@
 
 from symbolic_residue.parallel._config import ParallelConfig, Pruning
 from symbolic_residue.parallel._decode import decode, grow, Grown
+from symbolic_residue.parallel._embedding import fit_sibling_embedding, SiblingEmbedding
 from symbolic_residue.parallel._layout import Layout
 from symbolic_residue.parallel._rotary import check_rotary, PositionWatch
 from symbolic_residue.parallel._schedule import Schedule
@@ -16,10 +17,12 @@ __all__ = [
     "PositionWatch",
     "Pruning",
     "Schedule",
+    "SiblingEmbedding",
     "StepStats",
     "Tree",
     "TreeStep",
     "check_rotary",
     "decode",
+    "fit_sibling_embedding",
     "grow",
 ]
