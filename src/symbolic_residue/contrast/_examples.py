@@ -6,7 +6,7 @@
    256 new tokens. So a trial's tokens depend on nothing that ran before it, and a run that was cut goes on where it was.
 3. Trials run in batches until there are ``positives`` answers with the behaviour and ``negatives`` without, or ``tries`` trials. Trials are counted
    in their order; what a batch drew beyond the last one needed is not kept, so the kept answers do not depend on the batch. The first ``counted`` trials
-   are drawn in any case: a rate over them does not depend on when drawing stopped.
+   are drawn in any case: a rate over them does not depend on when drawing stopped. The prompt is run once for all batches.
 4. Kept with each: ids, where the answer starts, the behaviour's first token, token and text hit, why it stopped, its text.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from symbolic_residue.contrast._behaviour import answer_text, Behaviour
 from symbolic_residue.contrast._rows import stable_seed
 from symbolic_residue.errors import ConfigError, PromptError, RecordError
-from symbolic_residue.instrument import collate, generate, Instrument
+from symbolic_residue.instrument import collate, generate, Instrument, LastRow
 from symbolic_residue.prompts import build_prompt, Prompt
 
 __all__ = [
@@ -171,12 +171,14 @@ def generate_examples(
     kept: list[Example] = []
     have = {True: 0, False: 0}
     want = {True: plan.positives, False: plan.negatives}
+    begun = _begun(instrument, prompt)
     trial = 0
     while trial < plan.counted or (trial < plan.tries and any(have[side] < want[side] for side in want)):
         batch = range(trial, min(trial + plan.batch, plan.tries))
         seeds = [stable_seed(condition.name, question.id, t, seed=seed) for t in batch]
+        asked = collate([prompt] * len(batch)) if begun is None else begun.select([0] * len(batch))
         drawn = generate(
-            instrument, collate([prompt] * len(batch)), max_new_tokens=plan.max_new_tokens, temperature=plan.temperature, top_p=plan.top_p,
+            instrument, asked, max_new_tokens=plan.max_new_tokens, temperature=plan.temperature, top_p=plan.top_p,
             seed=seeds, keep="none",
         )  # fmt: skip
         if drawn.partial:
@@ -196,6 +198,15 @@ def generate_examples(
         if on_batch is not None:
             on_batch(trial)
     return kept
+
+
+def _begun(instrument: Instrument, prompt: Prompt) -> LastRow | None:
+    """The prompt, run; None where it is a single token."""
+    if len(prompt) < 2:
+        return None
+    row = LastRow(instrument, collate([prompt]))
+    row.run(keep=True)
+    return row
 
 
 def score_answer(tokenizer: Any, behaviour: Behaviour, prompt: Prompt, ids: Sequence[int], **fields: Any) -> Example:

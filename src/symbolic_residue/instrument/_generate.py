@@ -1,6 +1,7 @@
 """Generation under observation: tokens one by one, each with the readouts of the forward that chose it.
 
-1. **Prefill.** The left-padded prompts run once and fill a key-value cache. Their last row chooses the first new token: that is step 0.
+1. **Prefill.** The left-padded prompts run once and fill a key-value cache. Their last row chooses the first new token: that is step 0. Where a ``LastRow``
+   is given instead, its prompts have run already, and only decode forwards remain: so one prompt is run once for any number of batches.
 2. **Decode.** Step ``s`` feeds the token of step ``s − 1`` and reads its row, position ``width − 1 + s`` of the padded sequence. The last token is never
    fed, so there are as many rows as new tokens, and each row is the one that chose its token. They equal the same rows of one forward over the final
    sequence (tested).
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, EditError, InstrumentError, PromptError
 from symbolic_residue.instrument._batch import Batch
-from symbolic_residue.instrument._cached import Decoder
+from symbolic_residue.instrument._cached import Decoder, LastRow
 from symbolic_residue.instrument._edits import Edit, PatternReplace, Positions
 from symbolic_residue.instrument._generation import Collector, continuation, frozen, Generation, Keep, KEEPS, last_row, Step, Stop
 from symbolic_residue.instrument._instrument import Instrument
@@ -40,7 +41,7 @@ When = Literal["always", "prompt", "generated"]
 
 def generate(
     instrument: Instrument,
-    inputs: Batch | Tensor,
+    inputs: Batch | Tensor | LastRow,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -61,7 +62,8 @@ def generate(
 
     Args:
         instrument: the model's instrument.
-        inputs: left-padded prompts, or ids ``[batch, query]`` of equal length.
+        inputs: left-padded prompts, or ids ``[batch, query]`` of equal length; or prompts that have run already (``row.select([0] * 4)``: four times
+            the first one), of which nothing can be read or edited any more.
         max_new_tokens: at most so many, at least 1.
         temperature: 0 takes the most probable token; above, ``softmax(logits / temperature)`` is drawn from.
         top_k: draw among the k most probable tokens.
@@ -111,7 +113,7 @@ def generate(
 
 def stream(
     instrument: Instrument,
-    inputs: Batch | Tensor,
+    inputs: Batch | Tensor | LastRow,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -161,6 +163,7 @@ class _Plan:
     prefill_edits: Sequence[Edit]
     decode_edits: Sequence[Edit]
     prompt_rows: bool
+    begun: LastRow | None
 
     @property
     def tokenizer(self) -> Any:
@@ -170,7 +173,7 @@ class _Plan:
 
 def _plan(
     instrument: Instrument,
-    inputs: Batch | Tensor,
+    inputs: Batch | Tensor | LastRow,
     max_new_tokens: int,
     temperature: float,
     top_k: int | None,
@@ -188,7 +191,8 @@ def _plan(
         raise ConfigError(f"max_new_tokens={max_new_tokens!r} is no whole number from 1 up.")
     if instrument.model.training:
         raise InstrumentError("The model is in training mode.", why="Dropout would change its tokens.", todo="Call model.eval().")
-    batch = _checked_batch(instrument, inputs)
+    begun = inputs if isinstance(inputs, LastRow) else None
+    batch = _checked_batch(instrument, inputs.batch if isinstance(inputs, LastRow) else inputs)
     sampler = Sampler.make(len(batch.ids), temperature, top_k, top_p, seed)
     texts = (stop_texts,) if isinstance(stop_texts, str) else tuple(stop_texts)
     if not all(isinstance(text, str) and text for text in texts):
@@ -214,7 +218,27 @@ def _plan(
         prefill_edits,
         decode_edits,
         prompt_rows,
+        _checked_begun(instrument, begun, bool(reads or prefill_edits or prompt_rows or prefill_read is not None)),
     )
+
+
+def _checked_begun(instrument: Instrument, begun: LastRow | None, asked: bool) -> LastRow | None:
+    """Prompts that have run: of this model, whole, and with nothing left to be done in them."""
+    if begun is None:
+        return None
+    if begun.instrument.model is not instrument.model:
+        raise InstrumentError("The prompts were run by another model.", todo="Give the instrument that ran them.")
+    if asked:
+        raise ConfigError(
+            "Prompts that have run already cannot be read or edited.",
+            why="Their last row chooses the first new token.",
+            todo="Give the prompts themselves, or edits with when='generated'.",
+        )
+    if begun.hides:
+        raise ConfigError(
+            "Tokens are hidden from the prompts' last row.", why="A generation would see them.", todo="Use LastRow.decoder."
+        )
+    return begun
 
 
 def _checked_batch(instrument: Instrument, inputs: Batch | Tensor) -> Batch:
@@ -367,9 +391,13 @@ class _State:
 
 def _steps(plan: _Plan) -> Generator[Step, None, None]:
     instrument, state, width = plan.instrument, _State(plan), plan.batch.ids.shape[1]
-    with instrument.recording(reads=plan.reads, attention=plan.prefill_read, edits=plan.prefill_edits, prompt=width) as traces:
-        decoder = Decoder(instrument, plan.batch)
-    trace = traces.pop()
+    if plan.begun is not None:
+        decoder = plan.begun.continued()
+        trace = Trace(logits=decoder.logits[:, None])
+    else:
+        with instrument.recording(reads=plan.reads, attention=plan.prefill_read, edits=plan.prefill_edits, prompt=width) as traces:
+            decoder = Decoder(instrument, plan.batch)
+        trace = traces.pop()
     step = state.advance(0, decoder.logits, trace if plan.prompt_rows else last_row(trace))
     fed = torch.where(step.running, step.ids, 0)
     yield step

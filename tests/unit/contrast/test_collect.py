@@ -39,7 +39,7 @@ from symbolic_residue.contrast import (
     TokenBehaviour,
 )
 from symbolic_residue.errors import ConfigError, PromptError, RecordError
-from symbolic_residue.instrument import Instrument
+from symbolic_residue.instrument import collate, generate, Instrument
 from symbolic_residue.models import wrap
 
 TOKENIZER = tiny_tokenizer()
@@ -260,6 +260,24 @@ def test_answers_do_not_depend_on_the_batch_and_are_counted_in_order() -> None:
     for example in found:
         assert example.event is None or example.event == example.prompt_len + 5
         check_example(TOKENIZER, example, condition_prompt(TOKENIZER, TOLD, ASKED), vocab=384)
+
+
+def test_the_prompt_runs_once_for_all_batches() -> None:
+    """And the answers are those of a prompt that runs with every batch."""
+    tool, rows, alone = instrument(), list[int](), list[list[int]]()
+    prompt = condition_prompt(TOKENIZER, TOLD, ASKED)
+    never = CallableBehaviour("never", lambda ids, text: None)
+    plan = Sampling(positives=1, negatives=1, tries=12, max_new_tokens=12, batch=4)
+    hook = tool.model.register_forward_pre_hook(lambda _, args, call: rows.append(call["input_ids"].numel()), with_kwargs=True)
+    drawn: list[Example] = []
+    generate_examples(tool, TOLD, ASKED, never, sampling=plan, seed=4, on_trial=lambda one, _: drawn.append(one))
+    hook.remove()
+    assert len(drawn) == 12
+    assert rows[0] + rows[1] == len(prompt)  # all tokens but the last, and the last
+    assert max(rows[2:]) == 4
+    for one in drawn:
+        alone.append(generate(tool, collate([prompt]), max_new_tokens=12, temperature=1.0, top_p=0.95, seed=[one.seed]).ids[0])
+    assert [list(one.answer) for one in drawn] == alone
 
 
 @pytest.mark.parametrize("before", ["", "The river ", "één ä\n\n", "<b>“’"])

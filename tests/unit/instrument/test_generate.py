@@ -23,6 +23,7 @@ from symbolic_residue.instrument import (
     Generation,
     HeadScale,
     Instrument,
+    LastRow,
     PatternReplace,
     Positions,
     Scale,
@@ -532,3 +533,48 @@ def test_the_result_says_what_was_asked(llama: Instrument) -> None:
     assert made.sequences() == [[*prompts([9])[0], *made.ids[0]]]
     with pytest.raises(ReadError, match="was not read"):
         made["z.0"]
+
+
+# ------------------------------------------------------------------ prompts that have run already
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_prompt_that_has_run_goes_on_to_the_same_tokens(instrument: Instrument, kept: bool) -> None:
+    """Every family: what follows a prompt that ran once, alone, is what follows it in a batch; again and again from the same start."""
+    options = {"max_new_tokens": NEW, "temperature": 1.0, "top_p": 0.95, "stop_ids": ()}
+    prompt = prompts()[0]
+    row = LastRow(instrument, collate([prompt]))
+    if kept:
+        row.run(keep=True)
+    for seeds in ([3, 4, 5], [6, 7]):
+        want = generate(instrument, collate([prompt] * len(seeds)), seed=seeds, **options)
+        got = generate(instrument, row.select([0] * len(seeds)), seed=seeds, **options)
+        assert got.ids == want.ids
+        assert got.prompts == want.prompts
+        torch.testing.assert_close(got.log_probs, want.log_probs, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(got.entropy, want.entropy, atol=2e-4, rtol=1e-3)
+    assert len({tuple(ids) for ids in got.ids}) > 1
+    untouched(instrument)
+
+
+def test_prompts_of_several_lengths_that_have_run(llama: Instrument) -> None:
+    batch = collate(prompts(), pad_id=3)
+    want = generate(llama, batch, max_new_tokens=NEW, stop_ids=())
+    row = LastRow(llama, batch)
+    row.run(keep=True)
+    assert generate(llama, row, max_new_tokens=NEW, stop_ids=()).ids == want.ids
+    edit = [Add("resid_post.0", rows=(-1,), value=5.0)]
+    got = generate(llama, row, max_new_tokens=NEW, stop_ids=(), edits=edit, when="generated")
+    assert got.ids == generate(llama, batch, max_new_tokens=NEW, stop_ids=(), edits=edit, when="generated").ids
+
+
+def test_a_prompt_that_has_run_is_neither_read_nor_edited(llama: Instrument) -> None:
+    row = LastRow(llama, collate(prompts()[:1]))
+    edit = [Add("resid_post.0", rows=(-1,), value=5.0)]
+    for options in ({"reads": ("z.*",)}, {"edits": edit}, {"prompt_rows": True}, {"attention": AttentionRead(stats=("lse",))}):
+        with pytest.raises(ConfigError, match="cannot be read or edited"):
+            generate(llama, row, max_new_tokens=2, **options)  # type: ignore[arg-type]
+    with pytest.raises(InstrumentError, match="another model"):
+        generate(make("llama"), row, max_new_tokens=2)
+    with pytest.raises(ConfigError, match="hidden"):
+        generate(llama, LastRow(llama, collate(prompts()[:1]), shared=[5], hidden=[(1, 3)]), max_new_tokens=2)

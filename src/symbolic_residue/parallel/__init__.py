@@ -1,0 +1,25 @@
+"""Several next tokens at one position in one sequence: decoded, and how the model attends to them."""
+
+from symbolic_residue.parallel._config import ParallelConfig, Pruning
+from symbolic_residue.parallel._decode import decode, grow, Grown
+from symbolic_residue.parallel._layout import Layout
+from symbolic_residue.parallel._rotary import check_rotary, PositionWatch
+from symbolic_residue.parallel._schedule import Schedule
+from symbolic_residue.parallel._tree import Ending, PathToken, StepStats, Tree, TreeStep
+
+__all__ = [
+    "Ending",
+    "Grown",
+    "Layout",
+    "ParallelConfig",
+    "PathToken",
+    "PositionWatch",
+    "Pruning",
+    "Schedule",
+    "StepStats",
+    "Tree",
+    "TreeStep",
+    "check_rotary",
+    "decode",
+    "grow",
+]
