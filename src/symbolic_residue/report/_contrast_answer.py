@@ -63,13 +63,17 @@ def answer_sentence(run: ContrastRun, rows: list[dict[str, Any]]) -> str:
     """The verdict on the predicted region over all conditions, in one sentence or two; empty without verdicts."""
     if not rows:
         return ""
-    region, direction = rows[0]["region"], run.predicted[1]
+    region, direction, reference = rows[0]["region"], run.predicted[1], rows[0]["reference"]
     way = "less" if direction == "down" else "more"
+    differs = "training changed" if run.untrained(reference) else f"the tuned model differs from {reference} in"
     words = {
         "induced": f"training made the model look at {region} {way}",
         "reduced by training": f"training took away what the base does with {region}",
         "present in base": f"the base already looks at {region} {way}, and no further change by training passed every control",
-        "undecided": f"whether training changed attention to {region} is undecided",
+        "beyond reference": f"the tuned model looks at {region} {way} than {reference}",
+        "short of reference": f"the tuned model does not look at {region} {way} as {reference} does",
+        "present in reference": f"{reference} looks at {region} {way} too, and no further difference passed every control",
+        "undecided": f"whether {differs} attention to {region} is undecided",
         DISAGREE: f"the two segmentations disagree about {region}",
     }
     groups: dict[str, list[str]] = {}
@@ -79,6 +83,8 @@ def answer_sentence(run: ContrastRun, rows: list[dict[str, Any]]) -> str:
     order = [*words, *(name for name in groups if name not in words)]
     parts = [f"{words.get(name, name)} ({', '.join(groups[name])})" for name in order if name in groups]
     said = f"At the row that emits {run.spoken}: {'; '.join(parts)}."
+    if not run.untrained(reference):
+        said += f" ({reference} is not the model before training: this says nothing about what training did.)"
     return f"{said} {_matters(run)}"
 
 

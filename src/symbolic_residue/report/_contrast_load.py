@@ -107,6 +107,13 @@ class ContrastRun:
         others = [name for name in known if name not in self.nulls]
         return next(iter([*own, *(name for name in known if name == "base"), *others, *known]), None)
 
+    def untrained(self, reference: str) -> bool:
+        """Whether a reference is the model before training: by its kind; in records that others made, one that is no null model."""
+        configured = self.get("references")
+        if isinstance(configured, dict) and isinstance(configured.get(reference), dict):
+            return bool(configured[reference].get("base") or configured[reference].get("model"))
+        return reference not in self.nulls and reference not in (self.get("nulls") or [])
+
     @property
     def predicted(self) -> tuple[str | None, str]:
         """Region and direction (``up`` or ``down``) said before looking."""

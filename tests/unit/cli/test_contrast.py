@@ -76,9 +76,11 @@ def test_a_study_from_one_file(whole: Path, capsys: pytest.CaptureFixture[str]) 
     said = json.loads(capsys.readouterr().out)
     assert {row["segmentation"] for row in said["verdicts"]} == {"full", "content"}
     assert {row["reference"] for row in said["verdicts"]} == {"base", "random"}
-    assert all(row["outcome"] in ("undecided", "present in base", "induced", "reduced by training") for row in said["verdicts"])
-    by_base = next(row for row in said["verdicts"] if row["reference"] == "base")
-    assert by_base["nulls"] == "random"
+    by_base = ("undecided", "present in base", "induced", "reduced by training")
+    by_twin = ("undecided", "present in reference", "beyond reference", "short of reference")
+    assert all(row["outcome"] in (by_base if row["reference"] == "base" else by_twin) for row in said["verdicts"])
+    first = next(row for row in said["verdicts"] if row["reference"] == "base")
+    assert first["nulls"] == "random"
     assert said["rates"][0]["n"] == 16
     assert main(["contrast", "report", str(whole)]) == 0
     text = capsys.readouterr().out

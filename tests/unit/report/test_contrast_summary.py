@@ -41,6 +41,21 @@ def test_the_planted_condition_is_induced_and_the_other_is_not(run: ContrastRun)
     assert "Does it matter: attention mediates it (pirate); attention does not mediate it (plain)." in said
 
 
+def test_against_a_null_model_alone_nothing_is_said_about_training(run: ContrastRun) -> None:
+    config = {**run.config, "references": {"random": {"random": 3}}}
+    words = {"induced": "beyond reference", "reduced by training": "short of reference", "present in base": "present in reference"}
+    verdicts = run.tables["contrast_verdicts"].with_columns(pl.col("outcome").replace(words), reference=pl.lit("random"))
+    alone = ContrastRun(
+        run.folder, {**run.manifest, "config": config}, {**run.tables, "contrast_verdicts": verdicts}, run.items, run.sizes
+    )
+    said = answer_sentence(alone, answer_rows(alone)).partition(" Does it matter")[0]
+    assert "the tuned model looks at system more than random (pirate)" in said
+    assert "whether the tuned model differs from random in attention to system is undecided (plain)" in said
+    assert "says nothing about what training did" in said
+    assert "training made" not in said
+    assert "says nothing" not in answer_sentence(run, answer_rows(run))
+
+
 def test_the_predicted_region_stands_first_and_all_others_follow(run: ContrastRun) -> None:
     rows = answer_rows(run)
     assert [row["region"] for row in rows[:2]] == ["system", "system"]

@@ -3,10 +3,12 @@
 1. One item is one condition: for every model the gates of every region, under both segmentations and both offsets; for every reference the difference
    from the tuned model on the same ids, the verdict, and how far the peak moved; with single heads, those chosen on half of the questions. Where there are
    null models, the verdict against any other reference says whether the difference is larger than theirs from that reference.
-2. A condition without answers that show the behaviour, or with too few to compare, is said and has no verdict. What a gate could not be evaluated for
+2. Only against the model before training does a verdict speak of training. Against any other reference (a null model, another adapter, another system text) the
+   same rules have the words of :data:`WORDS`, which compare and claim nothing about training.
+3. A condition without answers that show the behaviour, or with too few to compare, is said and has no verdict. What a gate could not be evaluated for
    stands in the item's text, a line each.
-3. Strata that could not be filled are counted: for C1, C2, C3 and C5 examples without such rows; for C4 answers without the behaviour that were cut.
-4. A verdict rests on a reference. Without one there are gates only.
+4. Strata that could not be filled are counted: for C1, C2, C3 and C5 examples without such rows; for C4 answers without the behaviour that were cut.
+5. A verdict rests on a reference. Without one there are gates only.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from symbolic_residue.contrast.study._read import read_items
 from symbolic_residue.contrast.study._study import Stopped, Study
 from symbolic_residue.errors import RecordError
 
-__all__ = ["Judged", "analyse_items", "analyse_stage", "judge"]
+__all__ = ["WORDS", "Judged", "analyse_items", "analyse_stage", "judge"]
+
+WORDS = {"induced": "beyond reference", "reduced by training": "short of reference", "present in base": "present in reference"}
+"""Outcome against the model before training → the word for the same against any other reference."""
 
 _LEAST = 2
 """Fewest examples of a condition."""
@@ -82,6 +87,7 @@ def analyse_stage(study: Study) -> None:
             analysis=config.analysis,
             references=list(config.references),
             nulls=[key for key, one in config.references.items() if one.is_null],
+            untrained=[key for key, one in config.references.items() if one.kind in ("base", "model")],
             answers=(len(mine) - mine["event"].null_count(), mine["event"].null_count()),
         )
         row = study.row(prompt=f"condition {name}", summary=f"{name}: {judged.summary}", text="\n".join(judged.notes) or None)
@@ -97,6 +103,7 @@ def judge(
     analysis: AnalysisConfig | None = None,
     references: Sequence[str] | None = None,
     nulls: Sequence[str] = (),
+    untrained: Sequence[str] | None = None,
     tuned: str = TUNED,
     answers: tuple[int, int] | None = None,
 ) -> Judged:
@@ -108,6 +115,7 @@ def judge(
         analysis: protocol and number of heads.
         references: names of the models that ``tuned`` is compared with; default: all others in the table.
         nulls: which of the references are null models.
+        untrained: which are the model before training; default: all that are no null models.
         tuned: the model that drew the answers.
         answers: kept answers with and without the behaviour, so that what has no rows at all is counted; default: as the records have them.
 
@@ -141,7 +149,9 @@ def judge(
     if plan.protocol == "published":
         out.notes.append("The published protocol gives no verdict: its gates look at one model, and pass on either side of zero.")
     else:
-        _compare(out, by_model, found, tuned, others, [name for name in nulls if name in by_model], options)
+        known = [name for name in nulls if name in by_model]
+        before = [name for name in others if (name not in known if untrained is None else name in untrained)]
+        _compare(out, by_model, found, tuned, others, known, before, options)
     if not heads.is_empty():
         _heads(out, heads, tuned, others, options, plan.top_heads)
     out.notes = list(dict.fromkeys(out.notes))
@@ -167,6 +177,7 @@ def _compare(
     tuned: str,
     others: Sequence[str],
     nulls: Sequence[str],
+    untrained: Sequence[str],
     options: Options,
 ) -> None:
     frames: dict[str, list[pl.DataFrame]] = {"differences": [], "verdicts": [], "shifts": []}
@@ -177,7 +188,8 @@ def _compare(
                 diff_of_diffs(by_model[null], by_model[name], stratum=options.reference, options=options)
                 for null in ([] if name in nulls else nulls)
             ]
-            frames["verdicts"].append(verdict(found[tuned], found[name], difference, nulls=theirs, options=options))
+            said = verdict(found[tuned], found[name], difference, nulls=theirs, options=options)
+            frames["verdicts"].append(said if name in untrained else _compared(said, name in nulls))
             frames["differences"] += [difference.frame, *(one.frame for one in theirs)]
             frames["shifts"].append(peak_shift(by_model[tuned], by_model[name], stratum=options.reference, options=options))
         except RecordError as error:
@@ -185,6 +197,12 @@ def _compare(
     for table, some in frames.items():
         if some:
             out.tables[f"contrast_{table}"] = pl.concat(some)
+
+
+def _compared(verdicts: pl.DataFrame, null: bool) -> pl.DataFrame:
+    """The verdict against a reference that is not the model before training: no word about training, nor about null models where it is one itself."""
+    why = pl.col("why").str.replace("; no null model was given", "", literal=True) if null else pl.col("why")
+    return verdicts.with_columns(pl.col("outcome").replace(WORDS), why)
 
 
 def _heads(out: Judged, heads: pl.DataFrame, tuned: str, others: Sequence[str], options: Options, top: int) -> None:
