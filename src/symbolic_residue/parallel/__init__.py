@@ -3,6 +3,7 @@
 from symbolic_residue.parallel._capture import Capture
 from symbolic_residue.parallel._config import ParallelConfig, Pruning
 from symbolic_residue.parallel._decode import decode, grow, Grown
+from symbolic_residue.parallel._embedding import fit_sibling_embedding, SiblingEmbedding
 from symbolic_residue.parallel._layout import Layout
 from symbolic_residue.parallel._library import check_pruning, generate, make_config
 from symbolic_residue.parallel._rotary import check_rotary, PositionWatch
@@ -20,12 +21,14 @@ __all__ = [
     "PositionWatch",
     "Pruning",
     "Schedule",
+    "SiblingEmbedding",
     "StepStats",
     "Tree",
     "TreeStep",
     "check_pruning",
     "check_rotary",
     "decode",
+    "fit_sibling_embedding",
     "generate",
     "grow",
     "make_config",

@@ -28,7 +28,7 @@ from symbolic_residue.instrument import AttentionRead, Trace
 from symbolic_residue.parallel._choose import choose, combine, disagreement
 from symbolic_residue.parallel._config import ParallelConfig
 from symbolic_residue.parallel._forward import call_model
-from symbolic_residue.parallel._layout import Layout, place
+from symbolic_residue.parallel._layout import Layout, place, seats_of
 from symbolic_residue.parallel._prune import Looks
 from symbolic_residue.parallel._rotary import check_rotary, PositionWatch
 from symbolic_residue.parallel._tree import Ending, PathToken, StepStats, Stop, Tree, TreeStep
@@ -289,9 +289,9 @@ class _Decoding:
     def _place(self, number: int, sets: list[TreeStep | None]) -> int:
         """The sets as new slots of the layout; how many columns they take."""
         tokens = [[] if one is None else list(one.tokens) for one in sets]
-        self.layout = self.layout.with_set(
-            number, [[t.id for t in row] for row in tokens], [[t.position for t in row] for row in tokens]
-        )
+        positions = [[t.position for t in row] for row in tokens]
+        seats = [seats_of(self.config.scheme, row) for row in positions]
+        self.layout = self.layout.with_set(number, [[t.id for t in row] for row in tokens], positions, seats)
         return max(map(len, tokens))
 
     def _feed(self, width: int) -> Trace:
