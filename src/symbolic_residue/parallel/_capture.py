@@ -1,9 +1,10 @@
 """Attention of every step's rows, kept beside a map of its keys.
 
-1. A step with k tokens gives a tensor ``[layer, head, query, key]``: the queries are the set's tokens in falling probability, the keys every token of the sequence
-   so far, the set's own last. Columns of padding (other sequences' larger sets) are left out.
-2. The key map has a row for every key of every step: its *physical* column in the model's cache, its slot in the *cache* counting real tokens of this sequence (the
-   key's place in the tensor), its position as the model's rotary module got it, and its token. Pruning by recompute moves slots, so each step has its own rows.
+1. A step with k tokens gives a tensor ``[layer, head, query, key]``: the queries are the set's tokens in falling probability, the keys every token of the
+   sequence so far, the set's own last. Columns of padding (other sequences' larger sets) are left out.
+2. The key map has a row for every key of every step: its *physical* column in the model's cache, its slot in the *cache* counting real tokens of this
+   sequence (the key's place in the tensor), its position as the model's rotary module got it, and its token. Pruning by recompute moves slots, so each step
+   has its own rows.
 """
 
 from __future__ import annotations

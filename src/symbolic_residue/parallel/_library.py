@@ -49,7 +49,9 @@ def make_config(options: Mapping[str, Any]) -> ParallelConfig:
             raise ConfigError(f"There is no option {name}.", todo=f"Options: {', '.join(_FIELDS)}.")
     if rules and prune is None:
         raise ConfigError(
-            f"prune_{next(iter(rules))} has nothing to act on.", why="Nothing is pruned.", todo="Give prune=relative or absolute, too."
+            f"prune_{next(iter(rules))} has nothing to act on.",
+            why="Nothing is pruned.",
+            todo="Give prune=relative or absolute, too.",
         )
     if prune is not None and "pruning" in given:
         raise ConfigError("prune and pruning say the same.", todo="Give one of them.")
