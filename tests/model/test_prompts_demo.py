@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from symbolic_residue.errors import PromptError
-from symbolic_residue.prompts import build_prompt, find_span
+from symbolic_residue.prompts import build_prompt, find_span, parallel_prompts
 
 pytestmark = pytest.mark.model
 
@@ -75,3 +75,9 @@ def test_plain_text_has_no_bos_and_the_first_word_is_the_sink(demo) -> None:
 def test_typed_control_tokens_are_refused(demo) -> None:
     with pytest.raises(PromptError, match="<repo_name>"):
         build_prompt(demo.tokenizer, "a <repo_name> b", chat=True)
+
+
+def test_parallel_prompts_are_short(demo) -> None:
+    """8 to 40 tokens: a tree of thirty steps is most of its sequence."""
+    lengths = {p.id: len(build_prompt(demo.tokenizer, p.prompt).ids) for p in parallel_prompts()}
+    assert all(8 <= n <= 40 for n in lengths.values()), {k: n for k, n in lengths.items() if not 8 <= n <= 40}

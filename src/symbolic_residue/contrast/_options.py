@@ -27,7 +27,7 @@ class Options:
         share: gate A's least share of examples in that direction.
         alpha: of gate B's family-wise p; intervals have the level 1 − alpha.
         run: fewest layers of a window.
-        seed: of bootstrap and flips; ``n_resamples`` of each.
+        seed: of what is drawn: flips of more than 12 clusters (of fewer all are listed), and clusters for C4 and the shift of peaks; ``n_resamples`` of each.
         reference: stratum of gates A to D and F.
     """
 

@@ -5,8 +5,9 @@
 2. A row of the prompt sees the prompt up to itself. A row of step s sees the prompt, every token of earlier steps that is not gone by step s, itself, and
    of its
    own set: nobody (``isolated``), the more probable ones (``causal``), all (``visible``).
-3. A sliding window counts in *positions*: a key is seen if the row's position minus the key's is less than the window. Between whole positions of an
-   ordinary sequence that is the window of the model.
+3. A sliding window counts in positions: a key is seen if the row's position minus the key's is less than the window. In an ordinary sequence that is the
+   window of
+   the model. An offset within a set does not count (``seat``): a token moved by a thousandth must not gain or lose a key.
 4. Transformers takes such a pattern as an additive mask ``[batch, 1, row, key]``; architectures whose layers differ in their window take one for each kind.
 """
 
@@ -23,7 +24,7 @@ from symbolic_residue.errors import ConfigError
 if TYPE_CHECKING:
     from symbolic_residue.models import Parts
 
-__all__ = ["MODES", "NEVER", "PADDING", "PROMPT", "SCHEMES", "Layout", "Mode", "Scheme", "additive", "place"]
+__all__ = ["MODES", "NEVER", "PADDING", "PROMPT", "SCHEMES", "Layout", "Mode", "Scheme", "additive", "place", "seats_of"]
 
 Mode = Literal["isolated", "causal", "visible"]
 """What a sibling sees of its own set: nobody, the more probable ones, all."""
@@ -48,6 +49,13 @@ def place(scheme: Scheme, base: float, size: int, epsilon: float = 0.0) -> tuple
     return [base] * size, base + 1
 
 
+def seats_of(scheme: str, positions: list[float]) -> list[float]:
+    """What windows count for a set at these positions: under ``offset`` the middle of the set."""
+    if scheme != "offset" or not positions:
+        return [float(round(p)) for p in positions]
+    return [float(round(sum(positions) / len(positions)))] * len(positions)
+
+
 @dataclass
 class Layout:
     """Slots of one or more sequences, each tensor ``[batch, slot]``."""
@@ -64,6 +72,12 @@ class Layout:
     """Tokens of the set (int64), 1 in the prompt."""
     gone: Tensor
     """First step whose rows no longer see the token (int64); ``NEVER`` while it stays."""
+    seat: Tensor = None  # type: ignore[assignment]
+    """Whole positions that sliding windows count (float64): those of the step, whatever the offset. Left out, the positions rounded."""
+
+    def __post_init__(self) -> None:
+        if self.seat is None:
+            self.seat = self.position.round()
 
     @classmethod
     def of_prompts(cls, prompts: list[list[int]], device: torch.device | str = "cpu") -> Layout:
@@ -105,8 +119,13 @@ class Layout:
         """``[batch]``: tokens of each sequence."""
         return self.real.sum(1)
 
-    def with_set(self, step: int, ids: list[list[int]], positions: list[list[float]]) -> Layout:
-        """One more step: a set for each sequence (an empty one where a sequence has ended), in falling probability."""
+    def with_set(
+        self, step: int, ids: list[list[int]], positions: list[list[float]], seats: list[list[float]] | None = None
+    ) -> Layout:
+        """One more step: a set for each sequence (an empty one where a sequence has ended), in falling probability.
+
+        ``seats`` are what windows count; left out, the positions rounded.
+        """
         width = max(map(len, ids))
 
         def more(values: list[list[Any]], fill: Any, like: Tensor) -> Tensor:
@@ -120,11 +139,12 @@ class Layout:
             more([list(range(len(row))) for row in ids], 0, self.rank),
             more([[len(row)] * len(row) for row in ids], 1, self.size),
             more([[NEVER] * len(row) for row in ids], NEVER, self.gone),
+            more([[float(round(p)) for p in row] for row in positions] if seats is None else seats, 0.0, self.seat),
         )
 
     def take(self, slots: Tensor) -> Layout:
         """These slots alone (of every sequence), in this order."""
-        return Layout(*(t[:, slots] for t in (self.ids, self.position, self.step, self.rank, self.size, self.gone)))
+        return Layout(*(t[:, slots] for t in (self.ids, self.position, self.step, self.rank, self.size, self.gone, self.seat)))
 
     def visible(self, mode: Mode, rows: slice = slice(None)) -> Tensor:
         """``[batch, row, key]`` bool: who sees whom, windows left aside. A padding row sees itself, so that it is defined.
@@ -157,7 +177,6 @@ def additive(
     parts: Parts,
     *,
     rows: slice = slice(None),
-    row_positions: Tensor | None = None,
     bias: float = 0.0,
     dtype: torch.dtype,
 ) -> Tensor | dict[str, Tensor]:
@@ -168,12 +187,11 @@ def additive(
         layout: of the keys.
         parts: of the model (its windows).
         rows: the slots that the rows are.
-        row_positions: ``[batch, row]``, where rows stand elsewhere than their slots say.
         bias: added to the scores of siblings, as rows of later steps see them.
         dtype: the model's.
     """
     floor = torch.finfo(dtype).min
-    positions = layout.position[:, rows] if row_positions is None else row_positions
+    seats = layout.seat[:, rows]
     added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     if bias:
         later = layout.siblings()[:, None, :] & (layout.step[:, None, :] < layout.step[:, rows, None])
@@ -182,10 +200,9 @@ def additive(
     def mask(window: int | None) -> Tensor:
         seen = visible
         if window is not None:
-            near = positions[:, :, None] - layout.position[:, None, :] < window
-            own = torch.arange(layout.n_slots, device=visible.device)[rows][:, None] == torch.arange(
-                layout.n_slots, device=visible.device
-            )
+            near = seats[:, :, None] - layout.seat[:, None, :] < window
+            index = torch.arange(layout.n_slots, device=visible.device)
+            own = index[rows][:, None] == index
             seen = seen & (near | own[None])
         return added.masked_fill(~seen, floor)[:, None]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from symbolic_residue.errors import RecordError
-from symbolic_residue.parallel._layout import Layout, NEVER, PROMPT
+from symbolic_residue.parallel._layout import Layout, NEVER, PROMPT, seats_of
 
 __all__ = ["Ending", "PathToken", "StepStats", "Stop", "Tree", "TreeStep"]
 
@@ -152,7 +152,10 @@ class Tree:
         layout = Layout.of_prompts([list(self.prompt)], device)
         for step in self.steps:
             here = [(rank, t) for rank, t in enumerate(step.tokens) if t.slot >= 0]
-            layout = layout.with_set(step.number, [[t.id for _, t in here]], [[t.position for _, t in here]])
+            seats = seats_of(self.config.get("scheme", "shared"), [t.position for t in step.tokens])
+            layout = layout.with_set(
+                step.number, [[t.id for _, t in here]], [[t.position for _, t in here]], [[seats[rank] for rank, _ in here]]
+            )
             n = len(here)
             layout.rank[0, -n:] = torch.tensor([rank for rank, _ in here])
             layout.size[0, -n:] = len(step.tokens)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
     from symbolic_residue.prompts._instructions import Instruction, KINDS, make_instruction, relation
     from symbolic_residue.prompts._memory import memory_items, MemoryItem
-    from symbolic_residue.prompts._natural import natural_prompts, NaturalPrompt
+    from symbolic_residue.prompts._natural import natural_prompts, NaturalPrompt, parallel_prompts
     from symbolic_residue.prompts._padding import Padding, padding_sentences
     from symbolic_residue.prompts._perturb import perturb, Variant
     from symbolic_residue.prompts._temporal import temporal_coherence, TemporalItem
@@ -54,6 +54,7 @@ __all__ = [
     "memory_items",
     "natural_prompts",
     "padding_sentences",
+    "parallel_prompts",
     "perturb",
     "read_items",
     "read_prompts",
@@ -77,6 +78,7 @@ _LATER = {
     "Variant": "_perturb",
     "benchmark": "_benchmark",
     "natural_prompts": "_natural",
+    "parallel_prompts": "_natural",
     "memory_items": "_memory",
     "padding_sentences": "_padding",
     "data_card": "_benchmark",

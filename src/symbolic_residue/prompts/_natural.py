@@ -1,4 +1,4 @@
-"""Natural prompts: what the signatures of shells are compared with. Nothing is planted in them."""
+"""Prompts without anything planted: natural ones, which signatures of shells are compared with, and open ones, which token trees grow from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from symbolic_residue.prompts._benchmark import read_items
 
-__all__ = ["NaturalPrompt", "natural_prompts"]
+__all__ = ["NaturalPrompt", "natural_prompts", "parallel_prompts"]
 
 
 class NaturalPrompt(BaseModel):
@@ -29,3 +29,12 @@ def natural_prompts() -> list[NaturalPrompt]:
         PromptFileError: the packaged file is missing or damaged.
     """
     return read_items("natural-prompts", NaturalPrompt)
+
+
+def parallel_prompts() -> list[NaturalPrompt]:
+    """The packaged openings whose next words are open: six categories, twelve prompts each, in file order.
+
+    Raises:
+        PromptFileError: the packaged file is missing or damaged.
+    """
+    return read_items("parallel-prompts", NaturalPrompt)

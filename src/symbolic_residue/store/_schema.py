@@ -101,6 +101,24 @@ _COLUMNS = {
     "contrast_causal": "analysis model condition example cluster part place layer:i? head:i? dose:f? value:f control:f? unit",
     "contrast_effects": "analysis model condition part place layer:i? head:i? dose:f? value:f low:f? high:f? n:i clusters:i control:f? control_low:f? "
     "control_high:f? p:f? unit outcome? criterion:f? why?",
+    "parallel_tokens": "step:i rank:i token:i text probability:f position:f slot:i gone:i? score:f?",
+    "parallel_steps": "step:i threshold:f above:i mass:f entropy:f disagreement:f size:i ending:f?",
+    "parallel_trees": "text alternatives stop keys:i tree",
+    "parallel_keys": "step:i physical:i cache:i set_step:i rank:i position:f token:i text?",
+    "parallel_arms": "arm reference form layer:i head:i value:f n:i",
+    "parallel_competition": "form layer:i head:i total:f expected:f drop:f by_competition:f beyond:f excess:f n:i sets:i",
+    "parallel_output": "arm kl:f nll:f agree:f n:i",
+    "parallel_entropy": "arm layer:i entropy:f most:f rest:f rest_most:f n:i",
+    "parallel_heads": "layer:i head:i sink:f local:f distance:f entropy_share:f induction:f control:f kind n:i",
+    "parallel_intra": "mode size:i layer:i query_rank:i key_rank:i value:f n:i",
+    "parallel_published": "arm keys sets:f others:f value:f naive_p:f? samples:i",
+    "parallel_bias": "bias:f ratio:f kl:f nll:f n:i",
+    "parallel_scaling": "size:i layer:i total:f expected:f drop:f by_competition:f beyond:f",
+    "parallel_trace": "arm step:i rank:i token layer:i received:f value_norm:f write:f lens:f",
+    "parallel_pruning": "step:i rank:i probability:f judged:f attention:f pruned:b",
+    "parallel_layers": "question arm reference form layer:i value:f low:f? high:f? p:f? p_adjusted:f? n:i outcome",
+    "parallel_verdicts": "question quantity arm reference form outcome value:f? low:f? high:f? n:i unit p:f? margin:f? control? control_value:f? "
+    "control_low:f? control_high:f? note?",
     "changes": "rank:i kind description needed:f? effect? unit?",
 }
 _DTYPES: dict[str, pl.DataType] = {"": pl.String(), "i": pl.Int64(), "f": pl.Float64(), "b": pl.Boolean()}
@@ -129,6 +147,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("items", "status"): ("done", "failed"),
     ("verdicts", "outcome"): ("fires", "absent", "undecided"),
     ("verdicts", "direction"): ("above", "below"),
+    ("parallel_verdicts", "outcome"): ("down-weighted", "up-weighted", "no effect", "undecided", "measured"),
 }
 """``(table, column)`` → the only words allowed there."""
 

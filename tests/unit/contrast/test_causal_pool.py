@@ -10,7 +10,7 @@ import pytest
 
 from symbolic_residue.contrast.causal import CAUSAL, EFFECTS, pool_effects
 from symbolic_residue.errors import RecordError
-from symbolic_residue.stats import bootstrap_columns, max_t
+from symbolic_residue.stats import flip_columns, max_t
 from symbolic_residue.store import TABLES
 
 
@@ -42,7 +42,7 @@ def test_means_intervals_and_p_are_those_of_the_statistics_room() -> None:
     rng = np.random.default_rng(0)
     values, controls = rng.normal(1, 1, (16, 4)), rng.normal(0, 1, (16, 4))
     out = pool_effects(table(values, CLUSTERS, controls=controls), seed=3)
-    value, low, high = bootstrap_columns(values, seed=3, clusters=CLUSTERS)
+    value, low, high = flip_columns(values, seed=3, clusters=CLUSTERS)
     for name, want in (("value", value), ("low", low), ("high", high)):
         assert out[name].to_numpy() == pytest.approx(want)
     assert out["control"].to_numpy() == pytest.approx(controls.mean(0))
@@ -128,3 +128,17 @@ def test_tables_that_cannot_be_trusted_are_refused() -> None:
         pool_effects(good.with_columns(cluster=pl.Series(["a", "b"] * 4)), seed=0)
     with pytest.raises(RecordError, match="no cluster"):
         pool_effects(good.with_columns(cluster=pl.lit(None, pl.String)), seed=0)
+
+
+def test_shares_are_given_exactly_where_the_total_says_so() -> None:
+    """Totals about the edge, where flips and draws of clusters can disagree: the total's row decides."""
+    rng, given = np.random.default_rng(5), 0
+    for _ in range(60):
+        total = np.repeat(rng.normal(0.75, 1.0, (8, 1)), 2, axis=0) + rng.normal(0, 0.2, (16, 1))
+        frame = pl.concat([table(total, CLUSTERS, part="total"), table(0.5 * total, CLUSTERS, part="mlp")])
+        out = pool_effects(frame, seed=0, n_resamples=400)
+        whole = out.filter((pl.col("part") == "total") & (pl.col("unit") != "share")).row(0, named=True)
+        shares = len(out.filter(pl.col("unit") == "share"))
+        assert (shares == 0) == (whole["why"] is not None) == (whole["low"] <= 0 <= whole["high"])
+        given += shares
+    assert 10 < given < 50

@@ -1,12 +1,14 @@
 """One number an example, pooled: means with cluster intervals, beside their controls.
 
-1. Rows of one analysis, model, condition, part, place, dose and unit form a matrix ``[example, layer and head]``. The cluster (the question) is resampled; one
-   cluster has no interval and no p.
+1. Rows of one analysis, model, condition, part, place, dose and unit form a matrix ``[example, layer and head]``. Its means have intervals from inverted
+   cluster sign flips (:mod:`symbolic_residue.stats._flip_interval`; the cluster is the question): a bootstrap is too narrow for so few. One cluster has no
+   interval and no p.
 2. ``p``: where doing nothing would give 0 (a difference tuned − base, a change by an edit), whole clusters are flipped in sign, step-down max-T over the
    layers and heads of the matrix. Where every example has a control, what is flipped is value − control; where only some have, the value alone, and
    ``why`` says how many. A log-probability, or a component's own contribution, has no such null: p is null.
-3. *Shares* are ratios of means (``bootstrap_ratio``), in rows with unit ``share``: of ``donor − recipient`` (part ``total``) for patches and mediation, of
-   the whole adapter's effect (part and place all) for surgery. Where the total's interval touches 0 there is no share, and the total's row says so.
+3. *Shares* are ratios of means (``bootstrap_ratio``, which draws clusters), in rows with unit ``share``: of ``donor − recipient`` (part ``total``) for
+   patches and mediation, of the whole adapter's effect (part and place all) for surgery. Where the total's interval touches 0 there is no share, and
+   the total's row says so.
 4. An interval of a log-probability does not pass 0.
 5. Mediation's verdict is given here, so that it can be had from saved records: see ``_mediation``.
 """
@@ -24,7 +26,7 @@ from symbolic_residue.contrast.causal._emission import DIFFERENCE
 from symbolic_residue.contrast.causal._exchange import ALL, BASE_INTO_TUNED, DIRECTIONS, TOTAL, TUNED_INTO_BASE
 from symbolic_residue.contrast.causal._tables import check_causal, effects_frame
 from symbolic_residue.errors import ConfigError, RecordError
-from symbolic_residue.stats import bootstrap_columns, bootstrap_ratio, bound, max_t
+from symbolic_residue.stats import bootstrap_ratio, bound, flip_columns, max_t
 
 __all__ = ["pool_effects"]
 
@@ -43,12 +45,12 @@ def pool_effects(
     Args:
         frame: columns as in ``CAUSAL``.
         seed: of the resampling.
-        n_resamples: bootstrap resamples, and sign flips.
+        n_resamples: sign flips drawn of more than 12 clusters, and draws of the shares.
         level: of the intervals.
         criterion: of mediation's verdict.
 
     Returns:
-        Columns as in ``EFFECTS``: ``n`` examples, ``clusters`` what was resampled.
+        Columns as in ``EFFECTS``: ``n`` examples, ``clusters`` their questions.
 
     Raises:
         RecordError: a table that cannot be trusted: columns, NaN, an example that stands twice, or lacks layers that others have.
@@ -143,13 +145,11 @@ def _matrix(part: pl.DataFrame, place: dict[str, Any]) -> _Block:
 
 
 def _pooled(block: _Block, options: dict[str, Any], *, tested: bool) -> list[dict[str, Any]]:
-    value, low, high = bootstrap_columns(block.values, clusters=block.clusters, **options)
+    value, low, high = flip_columns(block.values, clusters=block.clusters, **options)
     control = control_low = control_high = p = np.full_like(value, np.nan)
     at = block.controlled
     if at:
-        control, control_low, control_high = bootstrap_columns(
-            block.controls[at], clusters=[block.clusters[i] for i in at], **options
-        )
+        control, control_low, control_high = flip_columns(block.controls[at], clusters=[block.clusters[i] for i in at], **options)
     if tested and len(set(block.clusters)) > 1:
         excess = block.values - block.controls if len(at) == len(block.values) else block.values
         p = max_t(excess, seed=options["seed"], n_resamples=options["n_resamples"], clusters=block.clusters)
@@ -170,6 +170,9 @@ def _shares(block: _Block, totals: pl.DataFrame, options: dict[str, Any]) -> lis
             f"Example {lacking[0]!r} was patched and its total is not in the table.", todo="Keep the rows of the totals."
         )
     total = np.array([of[name] for name in block.examples])
+    _, low, high = flip_columns(total[:, None], clusters=block.clusters, **options)
+    if not (low[0] > 0 or high[0] < 0):
+        return []
     value, low, high = bootstrap_ratio(block.values, total, clusters=block.clusters, **options)
     if np.isnan(value).any():
         return []
