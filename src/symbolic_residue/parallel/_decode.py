@@ -25,7 +25,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, InstrumentError, PromptError
 from symbolic_residue.instrument import AttentionRead, Trace
-from symbolic_residue.parallel._choose import choose, combine, disagreement
+from symbolic_residue.parallel._choose import choose, combine, disagreement, log_softmax
 from symbolic_residue.parallel._config import ParallelConfig
 from symbolic_residue.parallel._forward import call_model
 from symbolic_residue.parallel._layout import Layout, place, seats_of
@@ -53,6 +53,7 @@ class Grown:
         layout: all slots so far, the new set last.
         rows: how many slots are new.
         trees: all sequences so far.
+        seen: the slots as this step's rows saw them: ``layout``, before pruning by recompute deleted any.
     """
 
     number: int
@@ -61,6 +62,7 @@ class Grown:
     layout: Layout
     rows: int
     trees: tuple[Tree, ...]
+    seen: Layout
 
 
 def decode(
@@ -70,6 +72,7 @@ def decode(
     *,
     reads: Sequence[str] = (),
     attention: AttentionRead | None = None,
+    weights: bool = False,
     embedding: Tensor | None = None,
     on_step: Callable[[Grown], None] | None = None,
     checked: bool = False,
@@ -82,6 +85,7 @@ def decode(
         config: how; the default is isolated siblings at one position, threshold 0.1.
         reads: points to read at the sets' rows.
         attention: attention statistics to read at the sets' rows (``rows`` left out).
+        weights: also keep the sets' full attention rows (``trace.attention["weights"]``, ``[layer, batch, head, row, key]``).
         embedding: ``[d_model]``, added to the embedding of siblings.
         on_step: called with each step as it comes (``Grown``), the only way to what was read.
         checked: the model's positions were checked before (:func:`check_rotary`).
@@ -96,7 +100,9 @@ def decode(
         ConfigError: an embedding that does not fit, or options that contradict each other.
     """
     trees: tuple[Tree, ...] = ()
-    grown = grow(instrument, prompts, config, reads=reads, attention=attention, embedding=embedding, checked=checked)
+    grown = grow(
+        instrument, prompts, config, reads=reads, attention=attention, weights=weights, embedding=embedding, checked=checked
+    )
     try:
         while True:
             try:
@@ -121,6 +127,7 @@ def grow(
     *,
     reads: Sequence[str] = (),
     attention: AttentionRead | None = None,
+    weights: bool = False,
     embedding: Tensor | None = None,
     checked: bool = False,
 ) -> Generator[Grown, None, tuple[Tree, ...]]:
@@ -146,7 +153,7 @@ def grow(
     _check_prompts(instrument, prompts)
     if not checked:
         check_rotary(instrument)
-    return _Decoding(instrument, [list(p) for p in prompts], config, tuple(reads), attention, embedding).run()
+    return _Decoding(instrument, [list(p) for p in prompts], config, tuple(reads), attention, weights, embedding).run()
 
 
 def _check_prompts(instrument: Instrument, prompts: Sequence[Sequence[int]]) -> None:
@@ -184,11 +191,13 @@ class _Decoding:
         config: ParallelConfig,
         reads: tuple[str, ...],
         attention: AttentionRead | None,
+        weights: bool,
         embedding: Tensor | None,
     ) -> None:
         from transformers import DynamicCache
 
         self.instrument, self.config, self.reads, self.attention, self.embedding = instrument, config, reads, attention, embedding
+        self.weights = weights or config.pruning is not None
         self.layout = Layout.of_prompts(prompts, instrument.device)
         self.sequences = [_Sequence(p, float(len(p))) for p in prompts]
         self.cache: Any = DynamicCache()  # without the config every layer keeps every key; the mask does what windows do
@@ -228,10 +237,11 @@ class _Decoding:
                 assert trace.logits is not None
                 logits = trace.logits
                 self._note(number, sets, width)
+                seen = self.layout
                 if self.looks is not None:
                     logits = self._prune(number, trace, width, logits)
                 steps = tuple(s.steps[-1] if s.stop is None else None for s in self.sequences)
-                yield Grown(number, steps, trace, self.layout, width, self.trees)
+                yield Grown(number, steps, trace, self.layout, width, self.trees, seen)
         return self.trees
 
     @property
@@ -250,7 +260,8 @@ class _Decoding:
         config = self.config
         weights = torch.tensor(sequence.weights, dtype=torch.float64, device=logits.device)
         threshold = config.schedule.at(number, config.max_steps)
-        log_p = combine(logits, weights, config.follow)
+        rows = log_softmax(logits)
+        log_p = combine(rows, weights, config.follow)
         chosen = choose(log_p, threshold, config.max_siblings)
         if chosen.ids[0] in self.stop_ids:
             sequence.stop = "end of text"
@@ -273,7 +284,7 @@ class _Decoding:
             PathToken(t, self._reads(path, t), p, position, slot + i)
             for i, ((t, p), position) in enumerate(zip(fed, positions, strict=True))
         )
-        stats = StepStats(threshold, chosen.above, sum(chosen.probabilities), chosen.entropy, disagreement(logits, weights))
+        stats = StepStats(threshold, chosen.above, sum(chosen.probabilities), chosen.entropy, disagreement(rows, weights))
         return TreeStep(number, tokens, stats, endings)
 
     def _place(self, number: int, sets: list[TreeStep | None]) -> int:
@@ -287,7 +298,7 @@ class _Decoding:
     def _feed(self, width: int) -> Trace:
         """One forward of the new slots."""
         read = self.attention
-        if self.looks is not None:
+        if self.weights:
             rows = tuple(range(width))
             read = AttentionRead(stats=(), rows=rows, weights=True) if read is None else replace(read, rows=rows, weights=True)
         trace = Trace()

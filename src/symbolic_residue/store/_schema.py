@@ -101,6 +101,10 @@ _COLUMNS = {
     "contrast_causal": "analysis model condition example cluster part place layer:i? head:i? dose:f? value:f control:f? unit",
     "contrast_effects": "analysis model condition part place layer:i? head:i? dose:f? value:f low:f? high:f? n:i clusters:i control:f? control_low:f? "
     "control_high:f? p:f? unit outcome? criterion:f? why?",
+    "parallel_tokens": "step:i rank:i token:i text probability:f position:f slot:i gone:i? score:f?",
+    "parallel_steps": "step:i threshold:f above:i mass:f entropy:f disagreement:f size:i ending:f?",
+    "parallel_trees": "text alternatives stop keys:i tree",
+    "parallel_keys": "step:i physical:i cache:i set_step:i rank:i position:f token:i text?",
     "parallel_arms": "arm reference form layer:i head:i value:f n:i",
     "parallel_competition": "form layer:i head:i total:f expected:f drop:f by_competition:f beyond:f excess:f n:i sets:i",
     "parallel_output": "arm kl:f nll:f agree:f n:i",
