@@ -38,6 +38,7 @@ bench: $(READY)
 	$(PY) benchmarks/fuzz_attention.py --write
 	$(PY) benchmarks/dla.py --write
 	$(PY) benchmarks/generation.py --write
+	$(PY) benchmarks/parallel_decoding.py --write
 	$(PY) benchmarks/patching.py --write
 	$(PY) benchmarks/contrast_analysis.py --write
 	$(PY) benchmarks/generalization_null.py --write

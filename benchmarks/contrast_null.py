@@ -18,7 +18,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,14 @@ class Memory:
     def done_items(self) -> list[str]:
         return list(self.items)
 
-    def table(self, name: str) -> pl.DataFrame:
+    def table(self, name: str, *, items: Collection[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
         frames = [
             frame.select(pl.lit(item).alias("item"), *(pl.col(c).cast(t) for c, t in TABLES[name].items() if c != "item"))
             for item, tables in self.items.items()
-            if (frame := tables.get(name)) is not None
+            if (frame := tables.get(name)) is not None and (items is None or item in items)
         ]
-        return pl.concat(frames) if frames else pl.DataFrame(schema=TABLES[name])
+        found = pl.concat(frames) if frames else pl.DataFrame(schema=TABLES[name])
+        return found if where is None else found.filter(where)
 
     def tensors(self, name: str) -> dict[str, Any]:
         return {item: tensors[name] for item, tensors in self.kept.items() if name in tensors}

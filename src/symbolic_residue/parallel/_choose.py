@@ -17,41 +17,45 @@ from torch import Tensor
 from symbolic_residue.errors import InstrumentError
 from symbolic_residue.parallel._config import Follow
 
-__all__ = ["Chosen", "choose", "combine", "disagreement"]
+__all__ = ["Chosen", "choose", "combine", "disagreement", "log_softmax"]
 
 
-def combine(logits: Tensor, weights: Tensor, follow: Follow) -> Tensor:
-    """``[vocab]`` log-probabilities (float64) from the rows' ``[row, vocab]`` logits and ``[row]`` weights that sum to 1.
+def log_softmax(logits: Tensor) -> Tensor:
+    """Rows ``[row, vocab]`` of log-probabilities (float64).
 
     Raises:
         InstrumentError: NaN or infinite logits.
     """
-    if follow == "top" or len(logits) == 1:
-        logits, weights = logits[:1], weights[:1]
-    elif follow == "last":
-        logits, weights = logits[-1:], weights[-1:]
     rows = torch.log_softmax(logits.double(), -1)
-    if bool(torch.isnan(rows).any()):
+    if bool(torch.isnan(rows[:, 0]).any()):  # one NaN or +∞ makes its whole row NaN
         raise InstrumentError(
             "Logits are NaN or infinite.",
             why="No set can be chosen from them.",
             todo="Look for the first point with NaN; half precision overflows, and so does a large sibling embedding.",
         )
-    if len(rows) == 1:
+    return rows
+
+
+def combine(rows: Tensor, weights: Tensor, follow: Follow) -> Tensor:
+    """``[vocab]`` log-probabilities from the rows' ``[row, vocab]`` and ``[row]`` weights that sum to 1."""
+    if follow == "top" or len(rows) == 1:
         return rows[0]
+    if follow == "last":
+        return rows[-1]
     w = weights.double()[:, None]
     if follow == "geometric":
         return torch.log_softmax((w * rows).sum(0), -1)
     return torch.logsumexp(rows + w.log(), 0)
 
 
-def disagreement(logits: Tensor, weights: Tensor) -> float:
-    """Weighted Jensen–Shannon divergence of the rows, nats."""
-    if len(logits) == 1:
+def disagreement(rows: Tensor, weights: Tensor) -> float:
+    """Weighted Jensen–Shannon divergence of rows of log-probabilities, nats."""
+    if len(rows) == 1:
         return 0.0
-    rows, w = torch.log_softmax(logits.double(), -1), weights.double()[:, None]
-    mean = torch.logsumexp(rows + w.log(), 0)
-    return max(float((w * rows.exp() * (rows - mean)).sum()), 0.0)
+    w = weights.double()
+    mean = torch.logsumexp(rows + w.log()[:, None], 0)
+    between = float(torch.special.entr(mean.exp()).sum() - (w * torch.special.entr(rows.exp()).sum(-1)).sum())
+    return max(between, 0.0)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, InstrumentError, PromptError
 from symbolic_residue.instrument import AttentionRead, Trace
-from symbolic_residue.parallel._choose import choose, combine, disagreement
+from symbolic_residue.parallel._choose import choose, combine, disagreement, log_softmax
 from symbolic_residue.parallel._config import ParallelConfig
 from symbolic_residue.parallel._forward import call_model
 from symbolic_residue.parallel._layout import Layout, place, seats_of
@@ -260,7 +260,8 @@ class _Decoding:
         config = self.config
         weights = torch.tensor(sequence.weights, dtype=torch.float64, device=logits.device)
         threshold = config.schedule.at(number, config.max_steps)
-        log_p = combine(logits, weights, config.follow)
+        rows = log_softmax(logits)
+        log_p = combine(rows, weights, config.follow)
         chosen = choose(log_p, threshold, config.max_siblings)
         if chosen.ids[0] in self.stop_ids:
             sequence.stop = "end of text"
@@ -283,7 +284,7 @@ class _Decoding:
             PathToken(t, self._reads(path, t), p, position, slot + i)
             for i, ((t, p), position) in enumerate(zip(fed, positions, strict=True))
         )
-        stats = StepStats(threshold, chosen.above, sum(chosen.probabilities), chosen.entropy, disagreement(logits, weights))
+        stats = StepStats(threshold, chosen.above, sum(chosen.probabilities), chosen.entropy, disagreement(rows, weights))
         return TreeStep(number, tokens, stats, endings)
 
     def _place(self, number: int, sets: list[TreeStep | None]) -> int:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,7 @@ from symbolic_residue.store._shards import (
     damaged,
     finished_items,
     Item,
+    portions,
     read_shards,
     shard_files,
     shard_index,
@@ -333,15 +334,23 @@ class RunFolder:
         """Ids of the items kept with an error, in the order of writing."""
         return [item_id for item_id, item in self._items.items() if item.status == "failed"]
 
-    def table(self, name: str) -> pl.DataFrame:
-        """The table ``name`` over all finished items, in the order of writing; without rows where nothing was written.
+    def table(self, name: str, *, items: Collection[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
+        """The table ``name`` over finished items, in the order of writing; without rows where nothing was written.
+
+        Args:
+            name: of the table.
+            items: only these; default: all.
+            where: keep only rows for which this holds. Items are then read a few at a time, so that little is in memory beside the rows that are kept.
 
         Raises:
             StoreError: there is no such table.
             RunDamagedError: a shard cannot be read or has other columns.
         """
         known(name)
-        return read_shards(self._shards(name), name)
+        shards = self._shards(name, items)
+        if where is None or not shards:
+            return read_shards(shards, name)
+        return pl.concat([read_shards(some, name).filter(where) for some in portions(shards)])
 
     def tensors(self, name: str) -> dict[str, Any]:
         """The torch tensor ``name`` of every finished item that has it, by item id.
@@ -368,10 +377,13 @@ class RunFolder:
 
     # ------------------------------------------------------------------ inside
 
-    def _shards(self, table: str) -> list[Path]:
-        """Shards of finished items, in the order of writing."""
+    def _shards(self, table: str, items: Collection[str] | None = None) -> list[Path]:
+        """Shards of finished items (of these only), in the order of writing."""
         found = shards_by_index(self.path / "tables" / table)
-        return [found[item.index] for item in self._items.values() if item.index in found]
+        wanted = None if items is None else {*items}
+        return [
+            found[item.index] for name, item in self._items.items() if item.index in found and (wanted is None or name in wanted)
+        ]
 
     def _forget(self, item_id: str) -> None:
         """Take a failed item out of the counts and off the disk."""
@@ -394,7 +406,7 @@ class RunFolder:
         self.manifest.tables = {}
         for name in TABLES:
             if shards := self._shards(name):
-                rows = len(read_shards(shards, name))
+                rows = sum(len(read_shards(some, name)) for some in portions(shards))
                 self.manifest.tables[name] = TableInfo(rows=rows, columns=list(TABLES[name]))
 
     def _check_writable(self) -> None:

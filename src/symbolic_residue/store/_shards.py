@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ __all__ = [
     "check_item_id",
     "damaged",
     "finished_items",
+    "portions",
     "read_shard",
     "read_shards",
     "shard_files",
@@ -29,6 +30,10 @@ __all__ = [
     "shard_stem",
     "shards_by_index",
 ]
+
+
+_PORTION = 2**20
+"""Bytes of Parquet that are read at once; in memory they may be fifty times as many."""
 
 
 @dataclass(slots=True)
@@ -100,6 +105,21 @@ def read_shards(shards: Sequence[Path], name: str) -> pl.DataFrame:
                 f"{shard} has other columns than its table.", todo="See what is wrong with: residue runs validate RUN"
             )
     return pl.concat(parts)
+
+
+def portions(shards: Sequence[Path]) -> Iterator[list[Path]]:
+    """The shards in their order, as many at once as together are small, so that reading a large table needs little memory and one of many items little time."""
+    some: list[Path] = []
+    size = 0
+    for shard in shards:
+        own = shard.stat().st_size if shard.exists() else 0
+        if some and size + own > _PORTION:
+            yield some
+            some, size = [], 0
+        some.append(shard)
+        size += own
+    if some:
+        yield some
 
 
 def read_shard(path: Path) -> pl.DataFrame:

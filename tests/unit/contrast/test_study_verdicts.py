@@ -76,8 +76,14 @@ def test_a_study_knows_it_by_the_references_kind(kind: str, about_training: bool
         def done_items(self) -> list[str]:
             return []
 
-        def table(self, name: str) -> pl.DataFrame:
-            return tables[name]
+        def table(self, name: str, *, items: Any = None, where: pl.Expr | None = None) -> pl.DataFrame:
+            found = tables[name]
+            if name == "contrast_records":
+                assert items is not None, "all records at once"
+                assert where is not None
+                assert len({item.partition("/")[0] for item in items}) == 1, "one model at a time"
+                found = found.filter(pl.col("model") == items[0].removeprefix("read-").partition("/")[0])
+            return found if where is None else found.filter(where)
 
         def write_item(self, item: str, found: dict[str, pl.DataFrame], tensors: Any = None) -> None:
             kept.update(found)
@@ -85,3 +91,33 @@ def test_a_study_knows_it_by_the_references_kind(kind: str, about_training: bool
     monkeypatch.setattr(Study, "need", lambda *_: None)
     _analyse.analyse_stage(Study(config, Folder(), None))  # type: ignore[arg-type]
     assert words(kept["contrast_verdicts"]) == {"ref": {"induced" if about_training else "beyond reference"}}
+
+
+def test_what_is_read_model_by_model_is_judged_as_the_whole_table() -> None:
+    """Single heads beside means, and a reference that has single heads only; read in parts or given as one table."""
+    from symbolic_residue.contrast.study._source import Source
+
+    options: dict[str, Any] = {"each": 2, "layers": 3, "clusters": 12}
+    heads = [
+        long_table(model=name, seed=i, heads=2, effect=RISE if name == "tuned" else {}, **options)
+        for i, name in enumerate(("tuned", "base", "b"))
+    ]
+    key = [name for name in heads[0].columns if name not in ("head", "mass")]
+    means = [
+        one.group_by(key, maintain_order=True).agg(pl.col("mass").mean()).with_columns(head=pl.lit(None, heads[0].schema["head"])).select(one.columns)
+        for one in heads
+    ]  # fmt: skip
+    whole = pl.concat([means[0], means[1], *heads])  # b: single heads only
+    asked: list[tuple[str, bool]] = []
+
+    def read(model: str, single: bool) -> pl.DataFrame:
+        asked.append((model, single))
+        return whole.filter((pl.col("model") == model) & (pl.col("head").is_not_null() if single else pl.col("head").is_null()))
+
+    one = judge(whole, options=OPTIONS)
+    two = judge(Source(["tuned", "base", "b", "nobody"], read), options=OPTIONS)
+    assert one.tables.keys() == two.tables.keys() >= {"contrast_verdicts", "contrast_heads", "contrast_missing"}
+    assert all(one.tables[name].equals(two.tables[name]) for name in one.tables)
+    assert (one.notes, one.summary) == (two.notes, two.summary)
+    assert words(one.tables["contrast_verdicts"]) == {"base": {"induced"}, "b": {"induced"}}
+    assert asked.count(("tuned", False)) == asked.count(("tuned", True)) == 1

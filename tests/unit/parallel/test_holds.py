@@ -24,7 +24,7 @@ from symbolic_residue.parallel import (
     Pruning,
     Tree,
 )
-from symbolic_residue.parallel._choose import choose, combine, disagreement
+from symbolic_residue.parallel._choose import choose, combine, disagreement, log_softmax
 from symbolic_residue.parallel._forward import call_model
 from symbolic_residue.parallel._layout import place, seats_of
 from symbolic_residue.parallel._schedule import Schedule
@@ -152,7 +152,7 @@ def test_recompute_equals_a_tree_without_the_token(name: str) -> None:
         logits = run(ins, before.layout()).logits[0]
         last = before.steps[-1]
         weights = torch.tensor([t.probability for t in last.tokens])
-        chosen = choose(combine(logits[-len(last.tokens) :], weights / weights.sum(), "mixture"), 0.02, 5)
+        chosen = choose(combine(log_softmax(logits[-len(last.tokens) :]), weights / weights.sum(), "mixture"), 0.02, 5)
         assert chosen.ids == [t.id for t in then.steps[-1].tokens]
         assert chosen.probabilities == pytest.approx([t.probability for t in then.steps[-1].tokens], abs=1e-6)
 
@@ -325,14 +325,14 @@ def test_combinations_and_sets(rows: list[list[float]], seed: int, threshold: fl
     w = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.05
     w = w / w.sum()
     p = torch.softmax(logits, -1)
-    mixed = combine(logits, w, "mixture").exp()
+    mixed = combine(log_softmax(logits), w, "mixture").exp()
     torch.testing.assert_close(mixed, (w[:, None] * p).sum(0))
     product = (p.log() * w[:, None]).sum(0).exp()
-    torch.testing.assert_close(combine(logits, w, "geometric").exp(), product / product.sum())
-    torch.testing.assert_close(combine(logits, w, "last").exp(), p[-1])
-    torch.testing.assert_close(combine(logits, w, "top").exp(), p[0])
+    torch.testing.assert_close(combine(log_softmax(logits), w, "geometric").exp(), product / product.sum())
+    torch.testing.assert_close(combine(log_softmax(logits), w, "last").exp(), p[-1])
+    torch.testing.assert_close(combine(log_softmax(logits), w, "top").exp(), p[0])
     js = torch.special.entr(mixed).sum() - (w * torch.special.entr(p).sum(-1)).sum()
-    assert disagreement(logits, w) == pytest.approx(float(js), abs=1e-9)
+    assert disagreement(log_softmax(logits), w) == pytest.approx(float(js), abs=1e-9)
     chosen = choose(mixed.log(), threshold, cap)
     assert chosen.probabilities == sorted(chosen.probabilities, reverse=True)
     above = [i for i in range(6) if float(mixed.log().exp()[i]) >= threshold]
@@ -369,3 +369,11 @@ def test_places(scheme: str, size: int, epsilon: float, base: int) -> None:
     assert len(positions) == size
     assert following == base + (size if scheme == "unique" else 1)
     assert sum(positions) / size == pytest.approx(base + ((size - 1) / 2 if scheme == "unique" else 0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+    logits = torch.zeros(2, 9)
+    logits[1, 4] = bad
+    with pytest.raises(InstrumentError, match="NaN"):
+        log_softmax(logits)

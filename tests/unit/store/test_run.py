@@ -437,3 +437,29 @@ def test_list_runs(tmp_path, run_path, make):
     assert [run.created for run in list_runs(tmp_path)] == sorted((run.created for run in runs.values()), reverse=True)
     with pytest.raises(StoreError, match="no folder"):
         list_runs(tmp_path / "nowhere")
+
+
+def test_some_items_and_some_rows_are_read_in_portions(tmp_path, make, monkeypatch):
+    from symbolic_residue.store import _run, _shards
+
+    items = ("a", "b", "c", "d")
+    with make.start(tmp_path / "run") as run:
+        for item in items:
+            run.write_item(item, {"items": make.sample("items", item, 1), "heads": make.sample("heads", item, 2)})
+    monkeypatch.setattr(_shards, "_PORTION", 1)
+    sizes, read = [], _run.read_shards
+    monkeypatch.setattr(_run, "read_shards", lambda shards, name: sizes.append(len(shards)) or read(shards, name))
+    run = RunFolder.open(tmp_path / "run")
+    whole = run.table("heads")
+    assert sizes.pop() == 4
+    assert run.table("heads", items=["d", "b", "nothing"]).equals(whole.filter(pl.col("item").is_in(["b", "d"])))
+    sizes.clear()
+    first = pl.int_range(pl.len()).over("item") == 0
+    assert run.table("heads", where=first).equals(whole.filter(first))
+    assert sizes == [1, 1, 1, 1]
+    some = run.table("heads", items=[], where=first)
+    assert some.is_empty() and some.schema == pl.Schema(TABLES["heads"])
+    sizes.clear()
+    again = RunFolder.reopen(tmp_path / "run")  # counts what is on disk
+    again.finish()
+    assert set(sizes) == {1} and again.manifest.tables["heads"].rows == 8

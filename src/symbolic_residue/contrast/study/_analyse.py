@@ -28,6 +28,7 @@ from symbolic_residue.contrast._training import diff_of_diffs, peak_shift
 from symbolic_residue.contrast._verdict import verdict
 from symbolic_residue.contrast.study._generate import never_shown
 from symbolic_residue.contrast.study._read import read_items
+from symbolic_residue.contrast.study._source import Source
 from symbolic_residue.contrast.study._study import Stopped, Study
 from symbolic_residue.errors import RecordError
 
@@ -75,14 +76,16 @@ def analyse_stage(study: Study) -> None:
     if reason := never_shown(study):
         raise Stopped(reason)
     config = study.config
-    records = study.folder.table("contrast_records").drop("item")
+    models = (TUNED, *config.references)
     examples = study.folder.table("contrast_examples")
 
     def measure(item: str) -> dict[str, pl.DataFrame]:
         name = item.removeprefix("analysis/")
         mine = examples.filter(pl.col("condition") == name)
         judged = judge(
-            records.filter(pl.col("condition") == name),
+            Source.of_folder(
+                study.folder, {model: [f"read-{model}/{name}/{question.id}" for question in study.questions] for model in models}
+            ),
             options=config.options(),
             analysis=config.analysis,
             references=list(config.references),
@@ -97,7 +100,7 @@ def analyse_stage(study: Study) -> None:
 
 
 def judge(
-    records: pl.DataFrame,
+    records: pl.DataFrame | Source,
     *,
     options: Options,
     analysis: AnalysisConfig | None = None,
@@ -110,7 +113,7 @@ def judge(
     """All that the records of one condition say.
 
     Args:
-        records: the long table, of one condition and of all models; rows of single heads beside the means over heads.
+        records: the long table, of one condition and of all models; rows of single heads beside the means over heads. Or where it can be read from.
         options: of the gates.
         analysis: protocol and number of heads.
         references: names of the models that ``tuned`` is compared with; default: all others in the table.
@@ -123,23 +126,29 @@ def judge(
         RecordError: records that cannot be trusted.
     """
     plan, out = analysis or AnalysisConfig(), Judged()
-    models = records["model"].unique(maintain_order=True).to_list()
-    others = [name for name in models if name != tuned] if references is None else [name for name in references if name in models]
-    means, heads = records.filter(pl.col("head").is_null()), records.filter(pl.col("head").is_not_null())
-    if means.is_empty() and not heads.is_empty():
-        means = _over_heads(heads)
-    events = means.filter((pl.col("model") == tuned) & (pl.col("stratum") == EVENT))["example"].n_unique()
-    positives = events if answers is None else int(answers[0])
-    negatives = None if answers is None else int(answers[1])
-    if not events:
-        out.summary = "no answer shows the behaviour: nothing to compare"
-        out.tables["contrast_missing"] = _unfilled(means, [tuned], positives, negatives)
-        return out
+    source = records if isinstance(records, Source) else Source.of_table(records)
+    others = [name for name in source.models if name != tuned and (references is None or name in references)]
+    if references is not None:
+        others.sort(key=list(references).index)
     by_model: dict[str, pl.DataFrame] = {}
+    unfilled: list[pl.DataFrame] = []
+    positives, negatives = (0, None) if answers is None else answers
     for name in (tuned, *others):
-        mine = means.filter(pl.col("model") == name)
-        by_model[name] = deltas(mine, reference=options.reference)
-    out.tables["contrast_missing"] = _unfilled(means, list(by_model), positives, negatives)
+        means = source.means(name)
+        if name == tuned:
+            events = means.filter(pl.col("stratum") == EVENT)["example"].n_unique()
+            positives = events if answers is None else positives
+            if not events:
+                out.summary = "no answer shows the behaviour: nothing to compare"
+                out.tables["contrast_missing"] = _unfilled(means, tuned, positives, negatives)
+                return out
+        elif means.is_empty():
+            continue
+        by_model[name] = deltas(means, reference=options.reference)
+        unfilled.append(_unfilled(means, name, positives, negatives))
+        del means
+    others = [name for name in others if name in by_model]
+    out.tables["contrast_missing"] = pl.concat(unfilled)
     paired = by_model[tuned].filter(pl.col("delta").is_not_null() & (pl.col("stratum") == options.reference))["example"].n_unique()
     if paired < _LEAST:
         out.summary = f"{paired} of {positives} answers have rows of stratum {options.reference}: too few to compare"
@@ -152,8 +161,7 @@ def judge(
         known = [name for name in nulls if name in by_model]
         before = [name for name in others if (name not in known if untrained is None else name in untrained)]
         _compare(out, by_model, found, tuned, others, known, before, options)
-    if not heads.is_empty():
-        _heads(out, heads, tuned, others, options, plan.top_heads)
+    _heads(out, source, tuned, others, options, plan.top_heads)
     out.notes = list(dict.fromkeys(out.notes))
     clusters = by_model[tuned]["cluster"].n_unique()
     out.summary = f"{positives} answers with the behaviour, {paired} of them comparable, from {clusters} questions" + (
@@ -205,16 +213,24 @@ def _compared(verdicts: pl.DataFrame, null: bool) -> pl.DataFrame:
     return verdicts.with_columns(pl.col("outcome").replace(WORDS), why)
 
 
-def _heads(out: Judged, heads: pl.DataFrame, tuned: str, others: Sequence[str], options: Options, top: int) -> None:
+def _heads(out: Judged, source: Source, tuned: str, others: Sequence[str], options: Options, top: int) -> None:
     """Heads of the tuned model's own delta, and of its difference from each reference (named ``tuned − reference``)."""
+    single = source.heads(tuned)
+    if single.is_empty():
+        return
     if options.reference != "C1":
         out.notes.append(f"Single heads were read at C1 only, not at {options.reference}: none were chosen.")
         return
-    by_model = {name: deltas(heads.filter(pl.col("model") == name)) for name in (tuned, *others) if name in set(heads["model"])}
+    own = deltas(single)
+    del single
     frames = []
     for name in (None, *others):
+        theirs = None if name is None else source.heads(name)
+        if theirs is not None and theirs.is_empty():
+            out.notes.append(f"No heads were chosen against {name}, whose single heads were not read.")
+            continue
         try:
-            chosen = select_heads(by_model[tuned], by_model.get(name) if name else None, top=top, options=options)
+            chosen = select_heads(own, None if theirs is None else deltas(theirs), top=top, options=options)
         except RecordError as error:
             out.notes.append(f"No heads were chosen: {error}")
             continue
@@ -223,22 +239,17 @@ def _heads(out: Judged, heads: pl.DataFrame, tuned: str, others: Sequence[str], 
         out.tables["contrast_heads"] = pl.concat(frames)
 
 
-def _unfilled(means: pl.DataFrame, models: Sequence[str], positives: int, negatives: int | None) -> pl.DataFrame:
-    """For each model and stratum: examples with the behaviour, examples with rows of the stratum, and those that lack them."""
+def _unfilled(means: pl.DataFrame, model: str, positives: int, negatives: int | None) -> pl.DataFrame:
+    """For each stratum: examples with the behaviour, examples with rows of the stratum, and those that lack them."""
     rows: list[dict[str, Any]] = []
-    for model in models:
-        mine = means.filter(pl.col("model") == model)
-        for stratum in CONTROLS:
-            there = mine.filter(pl.col("stratum") == stratum)
-            has = there["example"].n_unique()
-            lacking: int | None = positives - has
-            if stratum == "C4":
-                lacking = None if negatives is None else negatives - has
-            condition = means["condition"].first() if len(means) else None
-            if condition is not None:
-                rows.append(
-                    {"model": model, "condition": condition, "stratum": stratum, "examples": positives, "with_rows": has, "missing": lacking}
-                )  # fmt: skip
+    for stratum in CONTROLS if len(means) else ():
+        has = means.filter(pl.col("stratum") == stratum)["example"].n_unique()
+        lacking: int | None = positives - has
+        if stratum == "C4":
+            lacking = None if negatives is None else negatives - has
+        rows.append(
+            {"model": model, "condition": means["condition"].first(), "stratum": stratum, "examples": positives, "with_rows": has, "missing": lacking}
+        )  # fmt: skip
     schema = {
         "model": pl.String,
         "condition": pl.String,
@@ -248,14 +259,3 @@ def _unfilled(means: pl.DataFrame, models: Sequence[str], positives: int, negati
         "missing": pl.Int64,
     }
     return pl.DataFrame(rows, schema=schema)
-
-
-def _over_heads(heads: pl.DataFrame) -> pl.DataFrame:
-    """Means over heads, where records have single heads only."""
-    key = [name for name in heads.columns if name not in ("head", "mass")]
-    return (
-        heads.group_by(key, maintain_order=True)
-        .agg(pl.col("mass").mean())
-        .with_columns(head=pl.lit(None, pl.Int32))
-        .select(heads.columns)
-    )

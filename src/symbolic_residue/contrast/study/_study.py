@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +40,8 @@ class Folder(Protocol):
         """Ids of the items that are there."""
         ...
 
-    def table(self, name: str) -> pl.DataFrame:
-        """A table over all items."""
+    def table(self, name: str, *, items: Collection[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
+        """A table over all items, or over some; only rows for which ``where`` holds."""
         ...
 
     def tensors(self, name: str) -> dict[str, Any]:
