@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from tiny_models import build, tiny_tokenizer
+
+from symbolic_residue.contrast.study import Models, read_config, Study
+from symbolic_residue.store import RunFolder
 
 CONDITIONS = [
     {"name": "kind", "system": "You are a kind guide."},
@@ -68,3 +73,14 @@ def write_config(path: Path, data: dict[str, Any]) -> Path:
     """As a YAML file."""
     path.write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
+
+
+@contextmanager
+def started(path: Path, model: Path, adapter: Path, **changes: Any) -> Iterator[Study]:
+    """A study of the tiny model in a new run folder."""
+    config = read_config(study_data(model, adapter, **changes))
+    with (
+        RunFolder.create(path, kind="contrast", command="test", provenance={}, config=config.model_dump(mode="json")) as run,
+        Models(config) as models,
+    ):
+        yield Study(config, run, models)

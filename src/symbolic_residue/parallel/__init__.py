@@ -10,21 +10,38 @@ from symbolic_residue.parallel._rotary import check_rotary, PositionWatch
 from symbolic_residue.parallel._schedule import Schedule
 from symbolic_residue.parallel._tables import tree_tables
 from symbolic_residue.parallel._tree import Ending, PathToken, StepStats, Tree, TreeStep
+from symbolic_residue.parallel.measure import (
+    arrange,
+    Arranged,
+    measure_prompt,
+    MeasureConfig,
+    QUESTIONS,
+    replay,
+    Seen,
+    Sight,
+    verdicts,
+)
 
 __all__ = [
+    "QUESTIONS",
+    "Arranged",
     "Capture",
     "Ending",
     "Grown",
     "Layout",
+    "MeasureConfig",
     "ParallelConfig",
     "PathToken",
     "PositionWatch",
     "Pruning",
     "Schedule",
+    "Seen",
     "SiblingEmbedding",
+    "Sight",
     "StepStats",
     "Tree",
     "TreeStep",
+    "arrange",
     "check_pruning",
     "check_rotary",
     "decode",
@@ -32,5 +49,8 @@ __all__ = [
     "generate",
     "grow",
     "make_config",
+    "measure_prompt",
+    "replay",
     "tree_tables",
+    "verdicts",
 ]

@@ -133,7 +133,8 @@ class Tree:
     def rendered(self, *, pruned: bool = False) -> str:
         """The text with its alternatives: ``a {cat|dog} sat``.
 
-        Leading spaces common to all alternatives stand before the brace. With ``pruned``, tokens that were taken out are shown too, marked ``~``.
+        Leading spaces common to all alternatives stand before the brace, a line break among them is shown as ⏎. With ``pruned``, tokens that were taken
+        out are shown too, marked ``~``.
         """
         out = []
         for step in self.steps:
@@ -143,7 +144,7 @@ class Tree:
                 out.append(texts[0])
                 continue
             space = " " if all(t.startswith(" ") for _, t in shown) else ""
-            names = [mark + t[len(space) :] for mark, t in shown] + ["⟂"] * bool(step.endings)
+            names = [mark + t[len(space) :].replace("\n", "⏎") for mark, t in shown] + ["⟂"] * bool(step.endings)
             out.append(f"{space}{{{'|'.join(names)}}}")
         return "".join(out)
 

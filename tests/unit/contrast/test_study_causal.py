@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from study_folder import study_data, write_adapter, write_model
+from study_folder import started, write_adapter, write_model
 
 from symbolic_residue.contrast.causal import CAUSAL, pool_effects
-from symbolic_residue.contrast.study import Models, read_config, run_stages, Study
+from symbolic_residue.contrast.study import run_stages, Study
 from symbolic_residue.contrast.study._causal import chosen_examples
-from symbolic_residue.store import RunFolder, validate
+from symbolic_residue.store import validate
 
 ANALYSES = ("lens", "components", "patch", "mediation", "knock-out", "surgery")
 
@@ -27,16 +26,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapter") / "lora")
-
-
-@contextmanager
-def started(path: Path, model: Path, adapter: Path, **changes: Any) -> Iterator[Study]:
-    config = read_config(study_data(model, adapter, **changes))
-    with (
-        RunFolder.create(path, kind="contrast", command="test", provenance={}, config=config.model_dump(mode="json")) as run,
-        Models(config) as models,
-    ):
-        yield Study(config, run, models)
 
 
 @pytest.fixture(scope="module")

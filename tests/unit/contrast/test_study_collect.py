@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from study_folder import study_data, write_adapter, write_model
+from study_folder import started, write_adapter, write_model
 from tiny_models import tiny_tokenizer
 
 from symbolic_residue.contrast import check_records, condition_prompt, read_examples, segment, to_records
@@ -20,7 +19,7 @@ from symbolic_residue.contrast.study._read import Plan
 from symbolic_residue.errors import AdapterError, ConfigError, NonFiniteWeightsError, PromptError, RecordError, TemplateError
 from symbolic_residue.instrument import Instrument, open_model
 from symbolic_residue.stats import clustered_wilson
-from symbolic_residue.store import RunFolder, validate
+from symbolic_residue.store import validate
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +30,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapter") / "lora")
-
-
-@contextmanager
-def started(path: Path, model: Path, adapter: Path, **changes: Any) -> Iterator[Study]:
-    config = read_config(study_data(model, adapter, **changes))
-    with (
-        RunFolder.create(path, kind="contrast", command="test", provenance={}, config=config.model_dump(mode="json")) as run,
-        Models(config) as models,
-    ):
-        yield Study(config, run, models)
 
 
 @pytest.fixture(scope="module")

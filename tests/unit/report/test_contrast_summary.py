@@ -22,6 +22,13 @@ def printed(run: Path) -> str:
     return capture.get()
 
 
+def verdict_line(text: str) -> str:
+    """The row of the pirate in the table of verdicts."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("condition"))
+    return next(line for line in lines[start:] if line.startswith("pirate"))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> ContrastRun:
     return load_contrast(write_contrast(tmp_path_factory.mktemp("contrast") / "run"))
@@ -128,18 +135,21 @@ def test_the_base_is_known_by_its_kind_whatever_its_name(run: ContrastRun) -> No
 def test_the_terminal_says_the_sentence_and_its_numbers(run: ContrastRun) -> None:
     text = printed(run.folder.path)
     assert "training made the model look at system more (pirate)" in text
-    line = next(line for line in text.splitlines() if line.startswith("pirate"))
+    line = verdict_line(text)
     for part in ("induced", "layer 3", "48 (12)", "random"):
         assert part in line
     assert not any(
         line.split()[1:2] == ["answer"] for line in text.splitlines()
     )  # regions that were not predicted are in the report
     assert "attention-mediated" in text
+    first = text.splitlines().index(next(line for line in text.splitlines() if "training made" in line))
+    assert any("44/48" in line for line in text.splitlines()[:first])  # rates stand before it
+    assert any("against random (full): " in line for line in text.splitlines()[first:])
 
 
 def test_without_null_models_or_follow_ups_that_is_said(tmp_path: Path) -> None:
     text = printed(write_contrast(tmp_path / "bare", models=("tuned", "base"), conditions=CONDITIONS[:1], follow=False))
-    assert next(line for line in text.splitlines() if line.startswith("pirate")).rstrip().endswith("none")
+    assert verdict_line(text).rstrip().endswith("none")
     assert "Whether attention mediates the behaviour was not tested." in text
 
 

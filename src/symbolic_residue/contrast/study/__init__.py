@@ -7,7 +7,8 @@
         run_stages(Study(config, run, models))
 """
 
-from symbolic_residue.contrast._config import AnalysisConfig, load_config, read_config, Reference, StudyConfig, TUNED
+from symbolic_residue.contrast._config import AnalysisConfig, Reference, StudyConfig, TUNED
+from symbolic_residue.contrast._config_file import load_config, read_config
 from symbolic_residue.contrast.study._analyse import judge, Judged
 from symbolic_residue.contrast.study._generate import check_prompts, saved_examples
 from symbolic_residue.contrast.study._preflight import equivalence

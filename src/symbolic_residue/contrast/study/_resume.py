@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from symbolic_residue.contrast._config import read_config, StudyConfig, TUNED
+from symbolic_residue.contrast._config import StudyConfig, TUNED
+from symbolic_residue.contrast._config_file import read_config
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["FREE", "STAGE_OF", "changes", "continued_config"]
