@@ -33,7 +33,7 @@ from symbolic_residue.types import Point
 if TYPE_CHECKING:
     from symbolic_residue.models import Parts
 
-__all__ = ["collect", "Pooled", "SkippedLayer", "skipped_layers"]
+__all__ = ["Pooled", "SkippedLayer", "collect", "skipped_layers"]
 
 Array = NDArray[np.float32]
 
@@ -88,7 +88,9 @@ def skipped_layers(parts: Parts, layers: Sequence[int] | None = None) -> tuple[t
         if (reason := layer.absent("z")) is not None:
             skipped.append(SkippedLayer(i, module, reason))
         elif layer.mixer is not None:
-            beside.append(SkippedLayer(i, module, f"{module} runs beside softmax attention in layer {i}; what it writes is in no head."))
+            beside.append(
+                SkippedLayer(i, module, f"{module} runs beside softmax attention in layer {i}; what it writes is in no head.")
+            )
     return tuple(skipped), tuple(beside)
 
 

@@ -124,7 +124,9 @@ def test_which_tokens_are_pooled() -> None:
     n = len(prompt)
     assert pooled_positions(prompt) == range(n - 1, n)
     content = pooled_positions(prompt, "last_content")
-    assert prompt.text[prompt.offsets[content.start][0] :].strip(" …") and not prompt.text[prompt.offsets[content.start][1] :].strip(" …")
+    assert prompt.text[prompt.offsets[content.start][0] :].strip(" …") and not prompt.text[
+        prompt.offsets[content.start][1] :
+    ].strip(" …")
     assert content.stop < n
     assert pooled_positions(prompt, "mean_last_m", 3) == range(n - 3, n)
     assert pooled_positions(prompt, "mean_last_m", n - 1) == range(1, n)
