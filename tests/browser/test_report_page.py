@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from report.contrast_run import write_contrast
+from report.parallel_run import write_trees
 from report.synthetic_run import write_run
 
 pytestmark = pytest.mark.browser
@@ -41,6 +43,8 @@ def reports(tmp_path_factory) -> dict[str, str]:
         "several": write_run(root / "several", items=3, failed=2, status="interrupted", n_layers=4, n_heads=3),
     }
     runs["contrast"] = write_contrast(root / "contrast", nasty=True)
+    runs["trees"] = write_trees(root / "trees", captured=True)
+    runs["nasty trees"] = write_trees(root / "nasty-trees", items=2, failed=1, nasty=True)
     return {name: render_report(run).as_uri() for name, run in runs.items()}
 
 
@@ -65,7 +69,7 @@ def visit(browser, reports) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast"])
+@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast", "trees", "nasty trees"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_quiet_sealed_and_no_wider_than_the_screen(visit, reports, name, width):
     page = visit(name, width)
@@ -104,6 +108,27 @@ def test_a_contrast_answers_above_the_fold(visit):
     assert page.locator("#causal").is_visible()
 
 
+def test_a_token_tree_is_read_along_its_top_path(visit):
+    """Columns run left to right and wrap; within one the top token stands first, larger than a sibling of half its probability or less."""
+    page = visit("trees")
+    boxes = page.evaluate(
+        """() => [...document.querySelectorAll('.tree .set')].map((set) => [...set.querySelectorAll('.t')].map((t) => {
+            const box = t.getBoundingClientRect();
+            return {x: box.x, y: box.y, right: box.right, top: t.classList.contains('top'), size: parseFloat(getComputedStyle(t).fontSize),
+                p: parseFloat(t.querySelector('.p').textContent), line: getComputedStyle(t).textDecorationLine, gone: t.classList.contains('gone')};
+        }))"""
+    )
+    assert len(boxes) == 30
+    firsts = [column[0] for column in boxes]
+    assert all(a["x"] < b["x"] or a["y"] < b["y"] for a, b in itertools.pairwise(firsts))
+    for column in boxes:
+        assert [t["top"] for t in column] == [True] + [False] * (len(column) - 1)
+        assert all(a["y"] < b["y"] for a, b in itertools.pairwise(column))
+        assert all(t["size"] < column[0]["size"] for t in column[1:] if t["p"] < column[0]["p"] / 2)
+        assert all((t["line"] == "line-through") == t["gone"] and t["right"] <= 1280 for t in column)
+    assert page.locator(".tree .end").inner_text() == "⟂ 0.12"
+
+
 def test_the_token_under_the_pointer_tells_its_numbers(visit):
     page = visit("one")
     readout = page.locator(".readout")
@@ -139,8 +164,9 @@ def test_links_of_the_overview_lead_to_the_items(visit):
     assert page.locator("#item-3").is_visible()
 
 
-def test_text_is_not_smaller_than_ten_pixels(visit):
-    page = visit("one")
+@pytest.mark.parametrize("name", ["one", "trees"])
+def test_text_is_not_smaller_than_ten_pixels(visit, name):
+    page = visit(name)
     smallest = page.evaluate(
         """() => Math.min(...[...document.querySelectorAll('body *')]
             .filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
@@ -150,8 +176,9 @@ def test_text_is_not_smaller_than_ten_pixels(visit):
     assert smallest >= 9.9
 
 
-def test_contrast_of_text_on_its_own_background(visit):
-    page = visit("one")
+@pytest.mark.parametrize("name", ["one", "trees"])
+def test_contrast_of_text_on_its_own_background(visit, name):
+    page = visit(name)
     worst = page.evaluate(
         """() => {
         const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -172,7 +199,7 @@ def test_contrast_of_text_on_its_own_background(visit):
     assert worst[0] >= 4.5, worst
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several"])
+@pytest.mark.parametrize("name", ["one", "nasty", "several", "trees"])
 def test_prints_on_a4_with_nothing_wider_than_the_page(visit, name):
     page = visit(name)
     pdf = page.pdf(prefer_css_page_size=True)

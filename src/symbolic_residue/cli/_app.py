@@ -41,6 +41,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "contrast": LazyCommand(
         "symbolic_residue.cli._contrast", "contrast_app", "Did training change where the model looks, and does it matter?"
     ),
+    "parallel": LazyCommand(
+        "symbolic_residue.cli._parallel", "parallel_app", "Several next tokens in one sequence, decoded and measured."
+    ),
     "heal": LazyCommand("symbolic_residue.cli._heal", "heal", "Find the smallest edit that restores the right answer."),
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),

@@ -13,6 +13,8 @@ from symbolic_residue.report._contrast_figures import contrast_figures
 from symbolic_residue.report._contrast_load import KIND, load_contrast
 from symbolic_residue.report._figure_set import Figure, item_figures
 from symbolic_residue.report._load import load_run
+from symbolic_residue.report._parallel_page import KIND as PARALLEL
+from symbolic_residue.report._parallel_page import tree_figures
 from symbolic_residue.store import RunFolder
 
 __all__ = ["export_figures"]
@@ -52,6 +54,8 @@ def _drawn(folder: RunFolder) -> list[tuple[str, Figure]]:
     if folder.manifest.kind == KIND:
         return [(KIND, figure) for figure in contrast_figures(load_contrast(folder)).values()]
     run = load_run(folder.path)
+    if folder.manifest.kind == PARALLEL:
+        return [(item, figure) for item in run.shown for figure in tree_figures(run, item)]
     return [(item, figure) for item in run.shown for figure in item_figures(run, item).values()]
 
 

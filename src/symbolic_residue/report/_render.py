@@ -1,6 +1,7 @@
 """A run folder as one HTML page.
 
-1. Read the folder (``_load``; a contrast has a page of its own, ``_contrast_page``); build each shown item's view from its tables; draw its figures (SVG).
+1. Read the folder (``_load``; a contrast and token trees have pages of their own, ``_contrast_page`` and ``_parallel_page``); build each shown item's view
+   from its tables; draw its figures (SVG).
 2. Fill the template. Autoescape is on, an undefined name is an error, and every string from the run passes through
    ``visible``: control and bidirectional characters arrive as escapes, markup arrives as text.
 3. The page asks for nothing outside itself, and says so: its content security policy allows inline styles, images in ``data:``,
@@ -25,6 +26,8 @@ from symbolic_residue.report._contrast_load import KIND, load_contrast
 from symbolic_residue.report._contrast_page import contrast_html
 from symbolic_residue.report._figure_set import item_figures, last_row_attention
 from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
+from symbolic_residue.report._parallel_page import KIND as PARALLEL
+from symbolic_residue.report._parallel_page import parallel_html
 from symbolic_residue.report._prompt import prompt_view
 from symbolic_residue.report._sections import flatten, head_rows, sensitivity_rows, sink_mass
 from symbolic_residue.report._sentence import ORDER, verdict_sentence
@@ -48,6 +51,8 @@ def render_report(run_path: Path | str) -> Path:
     if folder.manifest.kind == KIND:
         return folder.write_file("report.html", contrast_html(load_contrast(folder)))
     run = load_run(run_path)
+    if folder.manifest.kind == PARALLEL:
+        return folder.write_file("report.html", parallel_html(run))
     return run.folder.write_file("report.html", render_html(run))
 
 
