@@ -10,6 +10,7 @@
     │   ├── SpanError              a span or region that matches nothing, or overlaps
     │   ├── ConfigError            an option out of range, options that contradict
     │   ├── RecordError            a table of measurements that cannot be trusted
+    │   ├── CorpusError            a corpus of concept texts that cannot be used; files and lines named
     │   └── NoRightAnswerError     a failure for which no answer is right, so that nothing can be restored
     ├── ModelError                 a model that cannot be had or trusted           (exit 3)
     │   ├── UnknownModelError      a reference that names nothing
@@ -41,6 +42,7 @@ __all__ = [
     "AdapterError",
     "AttentionError",
     "ConfigError",
+    "CorpusError",
     "DamagedFileError",
     "EditError",
     "InputError",
@@ -115,6 +117,10 @@ class ConfigError(InputError):
 
 class RecordError(InputError):
     """A table of measurements that cannot be trusted: columns, NaN, lost or doubled records."""
+
+
+class CorpusError(InputError):
+    """A corpus of concept texts that cannot be used; files and lines are named."""
 
 
 class NoRightAnswerError(InputError):

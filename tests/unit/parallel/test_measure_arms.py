@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parallel_trees import FAMILIES, instrument, oracle, PROMPT, SETS, tree_of
+from parallel_trees import FAMILIES, instrument, oracle, PROMPT, random_tree, SETS, tree_of
 
 from symbolic_residue.errors import PromptError
 from symbolic_residue.instrument import AttentionBias
-from symbolic_residue.parallel import arrange, MeasureConfig, replay, Sight
+from symbolic_residue.parallel import arrange, measure_prompt, MeasureConfig, replay, Sight
 from symbolic_residue.parallel.measure import competition, log_ratios
 
 N = len(PROMPT)
@@ -167,6 +167,10 @@ def test_forms_are_shares_of_the_keys_that_they_name() -> None:
     for form, some in keys.items():
         want = [(s.weights[:, :, row, place] / s.weights[:, :, row, some].sum(-1)).log() for s in (a, b)]
         torch.testing.assert_close(found[form][..., 0], want[0] - want[1])
+    first, place_0 = Sight(2, 3, 0), N + 3  # itself moved: it still counts
+    some = [*range(1, N), N + 2, N + 3, N + 4]
+    want = [(s.weights[:, :, row, place_0] / s.weights[:, :, row, some].sum(-1)).log() for s in (a, b)]
+    torch.testing.assert_close(log_ratios(a, b, N, [first])["distance matched"][..., 0], want[0] - want[1])
     score = [s.weights[:, :, row, place].log() + s.lse[:, :, row] for s in (a, b)]
     torch.testing.assert_close(found["score"][..., 0], score[0] - score[1])
 
@@ -200,3 +204,17 @@ def test_large_sets_are_moved_in_balance_and_contexts_end() -> None:
         arrange(tree, scheme="unique", limit=12)
     arrange(tree, limit=12)
     assert MeasureConfig().reach == 1
+
+
+def test_an_arm_costs_a_few_forwards_of_the_tree() -> None:
+    """Rows run through the model, as a multiple of the tree's tokens: the bound is twelve forwards for each arm."""
+    ins = instrument("llama", torch.float32)
+    tree = random_tree(0, steps=30, prompt=20, most=6)
+    tokens, rows = tree.n_keys, []
+    hook = ins.model.register_forward_pre_hook(lambda m, a, k: rows.append(k["input_ids"].shape[1]), with_kwargs=True)
+    measure_prompt(ins, tree, checked=True)
+    hook.remove()
+    assert max(rows) <= 12 * tokens
+    arms = 19  # standard shared offset×5 unique moved visible causal singleton unrelated expanded unexpanded bias×6 … at least
+    assert sum(rows) <= 3 * arms * tokens
+    assert len(rows) <= 30

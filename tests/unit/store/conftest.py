@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from symbolic_residue.store import MAY_BE_MISSING, RunFolder, TABLES
+from symbolic_residue.store._schema import CHOICES
 
 SAMPLE = {pl.String: "text", pl.Int64: 3, pl.Float64: 0.25, pl.Boolean: True}
 
@@ -11,7 +12,7 @@ SAMPLE = {pl.String: "text", pl.Int64: 3, pl.Float64: 0.25, pl.Boolean: True}
 def sample(name: str, item: str = "a", rows: int = 1, **values) -> pl.DataFrame:
     """A valid table ``name``: the same row ``rows`` times, with ``values`` put in."""
     row = {column: SAMPLE[type(dtype)] for column, dtype in TABLES[name].items()} | {"item": item}
-    row |= {"items": {"status": "done"}, "verdicts": {"outcome": "fires", "direction": "above"}}.get(name, {}) | values
+    row |= {column: words[0] for (table, column), words in CHOICES.items() if table == name} | values
     return pl.DataFrame([row] * rows, schema=TABLES[name])
 
 
