@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, TYPE_CHECKING
@@ -96,7 +97,8 @@ def measure_command(
 
     instrument = Instrument(loaded)
     check_rotary(instrument)
-    how = MeasureConfig(reach=reach, seed=seed, **({} if sweep else {"biases": ()}), **({} if scaling else {"sizes": ()}))
+    full = MeasureConfig(reach=reach, seed=seed)
+    how = replace(full, biases=full.biases if sweep else (), sizes=full.sizes if scaling else ())
     path = out or default_output("parallel-measure")
     digest = hashlib.sha256("\n".join(f"{i.id}\t{i.prompt}\t{i.messages}" for i in chosen.items).encode()).hexdigest()
     kept = {
