@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parallel_trees import FAMILIES, instrument, oracle, PROMPT, SETS, tree_of
+from parallel_trees import FAMILIES, instrument, oracle, PROMPT, random_tree, SETS, tree_of
 
 from symbolic_residue.errors import PromptError
 from symbolic_residue.instrument import AttentionBias
-from symbolic_residue.parallel import arrange, MeasureConfig, replay, Sight
+from symbolic_residue.parallel import arrange, measure_prompt, MeasureConfig, replay, Sight
 from symbolic_residue.parallel.measure import competition, log_ratios
 
 N = len(PROMPT)
@@ -200,3 +200,17 @@ def test_large_sets_are_moved_in_balance_and_contexts_end() -> None:
         arrange(tree, scheme="unique", limit=12)
     arrange(tree, limit=12)
     assert MeasureConfig().reach == 1
+
+
+def test_an_arm_costs_a_few_forwards_of_the_tree() -> None:
+    """Rows run through the model, as a multiple of the tree's tokens: the bound is twelve forwards for each arm."""
+    ins = instrument("llama", torch.float32)
+    tree = random_tree(0, steps=30, prompt=20, most=6)
+    tokens, rows = tree.n_keys, []
+    hook = ins.model.register_forward_pre_hook(lambda m, a, k: rows.append(k["input_ids"].shape[1]), with_kwargs=True)
+    measure_prompt(ins, tree, checked=True)
+    hook.remove()
+    assert max(rows) <= 12 * tokens
+    arms = 19  # standard shared offset×5 unique moved visible causal singleton unrelated expanded unexpanded bias×6 … at least
+    assert sum(rows) <= 3 * arms * tokens
+    assert len(rows) <= 30

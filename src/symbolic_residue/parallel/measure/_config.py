@@ -29,7 +29,7 @@ class MeasureConfig:
 
     epsilons: tuple[float, ...] = (0.001, 0.01, 0.1, 0.25, 0.5)
     reach: int = 1
-    biases: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0)
+    biases: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
     sizes: tuple[int, ...] = (2, 3, 5, 8, 12, 20)
     most_ranks: int = 6
     pruning: Pruning = field(default_factory=lambda: Pruning(least=0.5))

@@ -22,6 +22,7 @@ from symbolic_residue.parallel.measure._curves import curve_rows
 from symbolic_residue.parallel.measure._forms import FORMS
 from symbolic_residue.parallel.measure._infer import layer_rows, LEAST_PROMPTS, Means, means, outcome_of, Rule
 from symbolic_residue.parallel.measure._spread import head_kind, HEAD_NUMBERS
+from symbolic_residue.stats import bootstrap_ratio, wilson
 
 if TYPE_CHECKING:
     import polars as pl
@@ -240,8 +241,6 @@ class _Judge:
 
     def share(self, question: str, of: dict[str, NDArray[np.float64]], form: str) -> None:
         """Share of the raw drop that the null explains."""
-        from symbolic_residue.stats import bootstrap_ratio
-
         use = np.isfinite(of["drop"]) & np.isfinite(of["by_competition"])
         n = int(use.sum())
         found = None
@@ -306,43 +305,57 @@ class _Judge:
             self.add(q, name, part, arm=arm, reference="without sink", form="with sink", note=note, **control)
 
     def bias(self) -> None:
-        """The bias that restores what siblings had alone."""
+        """The bias at which the mean over prompts is what siblings had alone, and its price."""
+
         frame = self.frames.get("parallel_bias")
         if frame is None or frame.is_empty():
             return
-        found: dict[str, list[float]] = {"bias": [], "kl": [], "nll": []}
-        short = 0
-        for rows in frame.sort("bias").partition_by("item", maintain_order=True):
-            x, y = rows["bias"].to_numpy(), rows["ratio"].to_numpy()
-            over = np.flatnonzero(y >= 0)
-            if not len(over):
-                short += 1
-                continue
-            i = int(over[0])
-            b = float(x[i]) if i == 0 else float(x[i - 1] + (x[i] - x[i - 1]) * -y[i - 1] / (y[i] - y[i - 1]))
-            found["bias"].append(b)
-            found["kl"].append(float(np.interp(b, x, rows["kl"].to_numpy())))
-            nll = rows["nll"].to_numpy()
-            found["nll"].append(float(np.interp(b, x, nll) - nll[0]))
-        note = (
-            f"{short} prompts are not restored by the largest bias ({frame['bias'].max():g}) and are left out." if short else None
-        )
-        outcome = "measured" if short <= 0.1 * (short + len(found["bias"])) else "undecided"
-        for quantity, name, least in (
-            ("restoring bias", "bias", 0.0),
-            ("KL at that bias", "kl", 0.0),
-            ("change of −ln p of the top path at that bias", "nll", -math.inf),
-        ):
-            value = means(np.array(found[name]), self.rule)
+        x = np.array(sorted(set(frame["bias"])))
+        curves = {
+            name: np.array([rows.sort("bias")[name].to_numpy() for rows in frame.partition_by("item") if len(rows) == len(x)])
+            for name in ("ratio", "kl", "nll")
+        }
+        if not len(curves["ratio"]):
+            return
+        points = [means(column, self.rule) for column in curves["ratio"].T]
+        n = len(curves["ratio"])
+        values = [crossing(x, np.array([getattr(p, k) for p in points if p], np.float64)) for k in ("value", "high", "low")]
+        if values[0] is None:
+            note = f"The largest bias, {x[-1]:g}, does not restore it."
             self.add(
                 "bias",
-                quantity,
-                None if value is None else value.within(least),
-                outcome,
+                "restoring bias",
+                None,
+                "undecided",
                 reference="singleton",
                 unit="nats",
                 note=note,
             )
+        else:
+            whole = values[1] is not None and values[2] is not None
+            note = "Where the interval of the mean ratio holds 1." if whole else f"No upper bound up to {x[-1]:g}."
+            found = Means(values[0], values[1] if whole else None, values[2] if whole else None, None, n)
+            self.add(
+                "bias", "restoring bias", found, "measured" if whole else "undecided", reference="singleton", unit="nats", note=note
+            )
+            for quantity, name in (("KL at that bias", "kl"), ("change of −ln p of the top path at that bias", "nll")):
+                at = np.array([np.interp(values[0], x, row) - (row[0] if name == "nll" else 0.0) for row in curves[name]])
+                mean = means(at, self.rule)
+                assert mean is not None
+                mean = mean.within(0.0) if name == "kl" else mean
+                self.add(
+                    "bias",
+                    quantity,
+                    mean,
+                    "measured",
+                    reference="singleton",
+                    unit="nats",
+                    note="The bias is held at the value above.",
+                )
+        share = wilson(int((curves["ratio"] >= 0).any(1).sum()), n, self.rule.level)
+        note = "Siblings compete with each other, so a bias on all of them cannot always give each what it had alone."
+        found = Means(share.value, share.low, share.high, None, n)
+        self.add("bias", "prompts that some bias restores", found, "measured", reference="singleton", unit="share", note=note)
 
     def prediction(self) -> None:
         """KL from standard decoding, and the top path's probability."""
@@ -352,13 +365,16 @@ class _Judge:
         if frame is None or frame.is_empty():
             return
         plain = dict(frame.filter(pl.col("arm") == "standard").select("item", "nll").iter_rows())
-        for arm in sorted(set(frame["arm"]) - {"standard"}):
+        note = "The path is the tree's own, chosen with its sets in sight."
+        for arm in sorted(a for a in set(frame["arm"]) - {"standard"} if not a.startswith("offset")):
             rows = frame.filter((pl.col("arm") == arm) & pl.col("item").is_in(list(plain)))
             kl = means(rows["kl"].to_numpy(), self.rule)
             more = means(np.array([nll - plain[item] for item, nll in rows.select("item", "nll").iter_rows()]), self.rule)
             kl = None if kl is None else kl.within(0.0)
             self.add("prediction", "KL", kl, "measured", arm=arm, reference="standard", form="", unit="nats")
-            self.add("prediction", "perplexity of the top path", more, "measured", arm=arm, reference="standard", form="")
+            self.add(
+                "prediction", "perplexity of the top path", more, "measured", arm=arm, reference="standard", form="", note=note
+            )
 
     def kinds(self) -> None:
         """Classes of heads from the means over prompts."""
@@ -373,6 +389,15 @@ class _Judge:
             .sort("layer", "head")
         )
         self.heads = [row | {"kind": head_kind(row)} for row in found.iter_rows(named=True)]
+
+
+def crossing(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    """Where ``y`` first reaches 0 from below, between the points by a line; None where it does not, or holds no numbers."""
+    over = np.flatnonzero(y >= 0)
+    if not len(over):
+        return None
+    i = int(over[0])
+    return float(x[i]) if i == 0 else float(x[i - 1] + (x[i] - x[i - 1]) * -y[i - 1] / (y[i] - y[i - 1]))
 
 
 def _by_layer(held: pl.DataFrame, column: str) -> tuple[NDArray[np.float64], list[int]]:

@@ -1,0 +1,236 @@
+"""Verdicts over prompts: planted effects found, absent ones not, and rarely a false one."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parallel_trees import instrument, random_tree, tree_of
+
+from symbolic_residue.errors import ConfigError, InstrumentError, PromptError
+from symbolic_residue.instrument import AttentionBias, Edit
+from symbolic_residue.parallel import Arranged, false_rates, measure_prompt, MeasureConfig, QUESTIONS, verdicts
+from symbolic_residue.parallel.measure import FORMS, relabelled
+from symbolic_residue.parallel.measure._auc import clustered_auc
+from symbolic_residue.parallel.measure._infer import layer_rows, means, outcome_of, Rule
+from symbolic_residue.store._schema import conform
+
+QUICK = MeasureConfig(epsilons=(0.5,), biases=(), sizes=())
+
+
+def sharing_bias(value: float):
+    """Every key that shares its position with another key that the probe sees gets ``value``: a model that slights shared positions."""
+
+    def edits(arranged: Arranged) -> list[Edit]:
+        position, rows_of = arranged.layout.position[0], {}
+        for row in arranged.rows:
+            seen = arranged.visible[0, row].clone()
+            seen[row] = False
+            slots = seen.nonzero()[:, 0].tolist()
+            where = [round(float(position[s]), 6) for s in slots]
+            shared = tuple(s for s, p in zip(slots, where, strict=True) if where.count(p) > 1)
+            rows_of.setdefault(shared, []).append(row)
+        return [AttentionBias(value, keys=keys, rows=rows) for keys, rows in rows_of.items() if keys]
+
+    return edits
+
+
+@cache
+def measured(name: str, planted: float = 0.0, prompts: int = 8) -> dict[str, pl.DataFrame]:
+    ins = instrument(name, torch.float32)
+    found: dict[str, list[pl.DataFrame]] = {}
+    for i in range(prompts):
+        tree = random_tree(i, steps=5, most=3)
+        frames = measure_prompt(ins, tree, QUICK, edits=sharing_bias(planted) if planted else None, checked=i > 0)
+        for table, frame in frames.items():
+            found.setdefault(table, []).append(frame.with_columns(pl.lit(f"p{i}").alias("item")))
+    return {table: pl.concat(some) for table, some in found.items()}
+
+
+def verdict(frames: dict[str, pl.DataFrame], question: str) -> dict:
+    table = verdicts(frames)["parallel_verdicts"]
+    return table.filter((pl.col("question") == question) & (pl.col("quantity") == "verdict")).row(0, named=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt_neox"])
+def test_a_model_that_slights_shared_positions_is_found_out(name: str) -> None:
+    found = verdict(measured(name, planted=-1.0), "shared position")
+    assert found["outcome"] == "down-weighted"
+    assert found["high"] < 1 and found["control_high"] < 1
+    assert found["n"] == 8
+    assert found["value"] > math.exp(-1.0)  # the whole set is pressed, so a part of it cancels
+
+
+def test_a_bias_the_other_way_is_found_as_that() -> None:
+    assert verdict(measured("qwen3", planted=1.0), "shared position")["outcome"] == "up-weighted"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt_neox", "mistral"])
+def test_plain_models_are_not_found_guilty(name: str) -> None:
+    assert verdict(measured(name), "shared position")["outcome"] in ("undecided", "no effect")
+    rows = verdicts(measured(name))["parallel_layers"].filter((pl.col("question") == "competition") & (pl.col("layer") == 0))
+    assert rows["outcome"].to_list() == ["no effect"]  # competition explains the first layer wholly
+    np.testing.assert_allclose(rows["value"].to_numpy(), 1, atol=1e-3)
+
+
+def test_relabelled_arms_are_rarely_found_different() -> None:
+    """Real measurements, arms exchanged by coins: each verdict may fire in 5 % of them, and the layers of a contrast together too."""
+    draws = 80
+    found = false_rates(measured("llama", planted=-1.0), draws=draws)
+    questions = {"shared position", "isolation", "competition", "company", "sink"}
+    layers = {name for name in found if name.startswith("layers: ")}
+    assert set(found) == questions | layers | {"pruning"} and len(layers) == 4
+    for name, rate in found.items():
+        assert rate.n == draws
+        assert rate.value * draws <= 0.05 * draws + 2.6 * math.sqrt(0.05 * 0.95 * draws), name
+
+
+def test_relabelling_keeps_sizes_and_what_hangs_together() -> None:
+    frames = measured("llama")
+    other = relabelled(frames, 3)
+    plain = frames["parallel_arms"].sort("item", maintain_order=True).rename({"value": "plain"})
+    both = plain.with_columns(other["parallel_arms"].sort("item", maintain_order=True)["value"]).filter(pl.col("plain") != 0)
+    sign = both.with_columns((pl.col("value") / pl.col("plain")).round(9).alias("sign"))
+    assert set(sign["sign"]) == {-1.0, 1.0}
+    assert sign.group_by("item").agg(pl.col("sign").n_unique())["sign"].to_list() == [1] * 8
+
+
+@settings(max_examples=20)
+@given(st.integers(6, 40), st.integers(0, 10_000), st.sampled_from([0.02, 0.2]))
+def test_outcomes_keep_their_definition(n: int, seed: int, spread: float) -> None:
+    values = np.random.default_rng(seed).normal(0.0, spread, n)
+    found = means(values, Rule())
+    assert found is not None and found.low <= found.value <= found.high
+    mirrored = means(-values, Rule())
+    other = {"down-weighted": "up-weighted", "up-weighted": "down-weighted"}
+    outcome = outcome_of(found, Rule())
+    if abs(found.low + mirrored.high) < 1e-9 and abs(found.high + mirrored.low) < 1e-9:
+        assert outcome_of(mirrored, Rule()) == other.get(outcome, outcome)
+    inside = max(abs(found.low), abs(found.high)) < math.log(1.05)
+    assert (outcome == "no effect") == inside
+    assert found.ratio().low > 0
+
+
+def test_false_positives_and_power_over_simulated_prompts() -> None:
+    rng, rule = np.random.default_rng(1), Rule()
+    null = rng.standard_t(3, size=(400, 20)) * 0.2
+    fired = sum(outcome_of(means(row, rule), rule) in ("down-weighted", "up-weighted") for row in null)
+    assert fired <= 0.05 * 400 + 2.6 * math.sqrt(0.05 * 0.95 * 400)
+    hit = sum(outcome_of(means(row, rule), rule) == "down-weighted" for row in rng.normal(-0.2, 0.2, (100, 20)))
+    assert hit >= 95
+    same = sum(outcome_of(means(row, rule), rule) == "no effect" for row in rng.normal(-0.005, 0.02, (100, 20)))
+    assert same >= 95
+
+
+def test_layers_hold_their_error_together() -> None:
+    rng, rule, fired = np.random.default_rng(2), Rule(), 0
+    for _ in range(60):
+        shared = rng.normal(0, 0.3, (10, 1)) + rng.normal(0, 0.3, (10, 12))
+        rows = layer_rows(shared, list(range(12)), rule)
+        fired += any(r["outcome"] in ("down-weighted", "up-weighted") for r in rows)
+    assert fired <= 0.05 * 60 + 2.6 * math.sqrt(0.05 * 0.95 * 60)
+    planted = rng.normal(0, 0.1, (12, 5))
+    planted[:, 3] -= 0.5
+    found = layer_rows(planted, [2, 4, 6, 8, 10], rule)
+    assert [r["layer"] for r in found if r["outcome"] == "down-weighted"] == [8]
+
+
+def test_five_prompts_decide_nothing() -> None:
+    frames = {k: v.filter(pl.col("item") != "p7") for k, v in measured("llama", planted=-1.0).items()}
+    six = {k: v.filter(~pl.col("item").is_in(["p5", "p6"])) for k, v in frames.items()}
+    table = verdicts(six)["parallel_verdicts"]
+    assert set(table["outcome"]) == {"undecided"}
+    assert table["low"].null_count() == len(table)
+    found = verdict(six, "shared position")
+    assert "5 prompts decide nothing" in found["note"] and found["value"] is not None
+    assert set(verdicts(six)["parallel_layers"]["outcome"]) == {"undecided"}
+
+
+def test_tables_are_those_of_the_run_folder() -> None:
+    ins = instrument("llama", torch.float32)
+    frames = measure_prompt(ins, tree_of(((61, 90), (17,), (30, 31, 250), (70, 8), (99,), (14, 15), (16,))))
+    assert all(len(frame) for frame in frames.values()), {k: len(v) for k, v in frames.items()}
+    for table, frame in frames.items():
+        conform(table, frame, "p")
+    arms = frames["parallel_arms"]
+    assert set(arms["form"]) == set(FORMS)
+    pairs = set(arms.select("arm", "reference").iter_rows())
+    others = {"offset 0.001", "offset 0.01", "offset 0.1", "offset 0.25", "offset 0.5"}
+    others |= {"unique", "visible", "singleton", "unrelated", "standard"}
+    assert pairs == {("shared", o) for o in others} | {("moved", "unique"), ("expanded", "unexpanded")}
+    for table, frame in verdicts(measured("llama")).items():
+        conform(table, frame, "all")
+    asked = set(verdicts(measured("llama"))["parallel_verdicts"]["question"])
+    assert asked == set(QUESTIONS) - {"bias"}  # no sweep was asked for
+
+
+def test_the_same_seed_gives_the_same_tables() -> None:
+    ins, tree = instrument("llama", torch.float32), tree_of()
+    first, again = (measure_prompt(ins, tree, QUICK) for _ in range(2))
+    assert all(first[k].equals(again[k]) for k in first)
+    other = measure_prompt(ins, tree, MeasureConfig(epsilons=(0.5,), biases=(), sizes=(), seed=5))
+    assert not first["parallel_arms"].equals(other["parallel_arms"])
+
+
+def test_refusals() -> None:
+    ins = instrument("llama", torch.float32)
+    with pytest.raises(PromptError, match="no set of several tokens"):
+        measure_prompt(ins, tree_of(((61,), (17,), (30, 31))))
+    with pytest.raises(ConfigError, match="no measured prompt"):
+        verdicts({})
+    with pytest.raises(ConfigError, match="margin"):
+        verdicts(measured("llama"), margin=0)
+    with pytest.raises(ConfigError, match=r"0\.5 among them"):
+        MeasureConfig(epsilons=(0.1,))
+    with pytest.raises(ConfigError, match="do not rise"):
+        MeasureConfig(sizes=(5, 3))
+    ins.model.train()
+    with pytest.raises(InstrumentError, match="training mode"):
+        measure_prompt(ins, tree_of(), checked=True)
+
+
+def test_auc_counts_pairs_and_weighs_prompts() -> None:
+    scores = np.array([0.9, 0.2, 0.5, 0.5, 0.1])
+    pruned = np.array([False, True, False, True, True])
+    prompt = np.array([0, 0, 1, 1, 1])
+    pairs = [(i, j) for i in range(5) for j in range(5) if not pruned[i] and pruned[j]]
+    for weight in (np.ones(2), np.array([2.0, 0.0]), np.array([1.0, 3.0])):
+        won = sum(
+            weight[prompt[i]] * weight[prompt[j]] * (0.5 * (scores[i] == scores[j]) + (scores[i] > scores[j])) for i, j in pairs
+        )
+        total = sum(weight[prompt[i]] * weight[prompt[j]] for i, j in pairs)
+        assert clustered_auc(scores, pruned, prompt, weight[None])[0] == pytest.approx(won / total)
+
+
+def bias_frames(slope: float, start: float, prompts: int = 8) -> dict[str, pl.DataFrame]:
+    frames = measured("llama")
+    rows = [
+        {"item": f"p{i}", "bias": b, "ratio": start + 0.01 * (i - (prompts - 1) / 2) + slope * b, "kl": b * b, "nll": 2 + b, "n": 4}
+        for i in range(prompts)
+        for b in (0.0, 1.0, 2.0)
+    ]
+    return {"parallel_arms": frames["parallel_arms"], "parallel_bias": pl.DataFrame(rows)}
+
+
+def test_the_restoring_bias_is_where_the_mean_reaches_one() -> None:
+    def rows(slope: float, start: float) -> dict[str, dict]:
+        table = verdicts(bias_frames(slope, start))["parallel_verdicts"].filter(pl.col("question") == "bias")
+        return {row["quantity"]: row for row in table.iter_rows(named=True)}
+
+    found = rows(0.5, -0.3)
+    assert found["restoring bias"]["value"] == pytest.approx(0.6)
+    assert found["restoring bias"]["low"] < 0.6 < found["restoring bias"]["high"] < 0.7
+    assert found["KL at that bias"]["value"] == pytest.approx(0.6)  # by a line between the points 0 and 1
+    assert found["change of −ln p of the top path at that bias"]["value"] == pytest.approx(0.6)
+    assert found["prompts that some bias restores"]["value"] == 1
+    never = rows(0.1, -0.9)
+    assert never["restoring bias"]["outcome"] == "undecided" and never["restoring bias"]["value"] is None
+    assert never["prompts that some bias restores"]["value"] == 0
+    already = rows(0.1, 0.5)
+    assert already["restoring bias"]["value"] == 0
