@@ -2,22 +2,38 @@
 
 from symbolic_residue.concepts._collect import collect, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
+from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
+from symbolic_residue.concepts._directions import Directions, find_directions, ReadoutModel
+from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
 from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
 from symbolic_residue.concepts._read import read_corpus, write_corpus
+from symbolic_residue.concepts._readout_file import load_directions, save_directions
 
 __all__ = [
     "BASELINE",
     "POOLINGS",
+    "Against",
     "ConceptText",
     "Corpus",
+    "Design",
+    "Directions",
+    "Estimator",
     "Meaning",
     "Pair",
     "Pooled",
     "Pooling",
+    "ReadoutModel",
     "SkippedLayer",
     "collect",
+    "draw_labels",
+    "find_directions",
+    "fit",
+    "load_directions",
+    "make_design",
     "pooled_positions",
     "read_corpus",
+    "save_directions",
+    "scenario_differences",
     "skipped_layers",
     "write_corpus",
 ]
