@@ -61,13 +61,14 @@ def verdicts(run: RunFolder) -> str:
             continue
         judged = [row["outcome"] for row in rows if row["quantity"] == "verdict"]
         parts += [f"**{text}** {judged[0].capitalize() + '.' if judged else 'Measured, not judged.'}", ""]
-        parts += ["| quantity | arm | against | keys counted | value, 95 % interval | unit | n (prompts) | control | outcome |", "|" + "---|" * 9]
+        parts += [
+            "| quantity | arm | against | keys counted | value, 95 % interval | unit | n (prompts) | control | outcome |",
+            "|" + "---|" * 9,
+        ]
         for row in rows:
             control = "—" if row["control_value"] is None else f"{row['control']}: {row_text(row, 'control_')}"
-            parts.append(
-                f"| {row['quantity']} | {row['arm'] or '—'} | {row['reference'] or '—'} | {row['form'] or '—'} | {row_text(row)} | {row['unit'] or '—'} | {row['n']} "
-                f"| {control} | {row['outcome']} |"
-            )
+            named = " | ".join(row[name] or "—" for name in ("quantity", "arm", "reference", "form"))
+            parts.append(f"| {named} | {row_text(row)} | {row['unit'] or '—'} | {row['n']} | {control} | {row['outcome']} |")
         notes = dict.fromkeys(row["note"] for row in rows if row["note"])
         parts += ["", *(f"{note}" for note in notes), ""]
     return "\n".join(parts).rstrip()
@@ -76,7 +77,10 @@ def verdicts(run: RunFolder) -> str:
 def layers(run: RunFolder) -> str:
     """How many layers differ, question by question, with the family-wise correction."""
     table = run.table("parallel_layers")
-    lines = ["| question | arm | against | keys counted | layers below 1 | layers above 1 | of | least ratio | largest ratio |", "|" + "---|" * 9]
+    lines = [
+        "| question | arm | against | keys counted | layers below 1 | layers above 1 | of | least ratio | largest ratio |",
+        "|" + "---|" * 9,
+    ]
     for (question, arm, reference, form), part in table.group_by(["question", "arm", "reference", "form"], maintain_order=True):
         down = part.filter(pl.col("outcome") == "down-weighted").height
         up = part.filter(pl.col("outcome") == "up-weighted").height
@@ -91,7 +95,9 @@ def heads(run: RunFolder) -> str:
     """How many heads are of each class."""
     table = run.table("parallel_heads").filter(pl.col("item") == TOGETHER)
     counts = table.group_by("kind").len().sort("len", descending=True)
-    return "\n".join(["| class | heads |", "|---|---|", *(f"| {row['kind']} | {row['len']} |" for row in counts.iter_rows(named=True))])
+    return "\n".join(
+        ["| class | heads |", "|---|---|", *(f"| {row['kind']} | {row['len']} |" for row in counts.iter_rows(named=True))]
+    )
 
 
 def size(run: RunFolder) -> str:
@@ -133,7 +139,9 @@ def main() -> None:
     if options.pages:
         run = RunFolder.open(options.out)
         text = PAGE.read_text("utf-8")
-        PAGE.write_text(MARK.sub(lambda m: f"<!-- measured: {m['name']} -->\n{TABLES[m['name']](run)}\n<!-- /measured -->", text), "utf-8")
+        PAGE.write_text(
+            MARK.sub(lambda m: f"<!-- measured: {m['name']} -->\n{TABLES[m['name']](run)}\n<!-- /measured -->", text), "utf-8"
+        )
         report = options.out / "report.html"
         shown = ROOT / "docs" / "reports" / "parallel.html"
         whole = report.read_text("utf-8")
