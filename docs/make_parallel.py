@@ -102,7 +102,7 @@ def heads(run: RunFolder) -> str:
 
 def size(run: RunFolder) -> str:
     """What was measured."""
-    provenance = run.manifest["provenance"]
+    provenance = run.manifest.provenance
     tokens = run.table("parallel_steps")
     sets = tokens.filter(pl.col("size") > 1)
     prompts = tokens["item"].n_unique()
