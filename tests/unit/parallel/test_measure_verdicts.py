@@ -86,7 +86,7 @@ def test_relabelled_arms_are_rarely_found_different() -> None:
     found = false_rates(measured("llama", planted=-1.0), draws=draws)
     questions = {"shared position", "isolation", "competition", "company", "sink"}
     layers = {name for name in found if name.startswith("layers: ")}
-    assert set(found) == questions | layers | {"pruning"} and len(layers) == 4
+    assert set(found) == questions | layers and len(layers) == 4
     for name, rate in found.items():
         assert rate.n == draws
         assert rate.value * draws <= 0.05 * draws + 2.6 * math.sqrt(0.05 * 0.95 * draws), name
@@ -216,6 +216,8 @@ def test_refusals() -> None:
     ins = instrument("llama", torch.float32)
     with pytest.raises(PromptError, match="no set of several tokens"):
         measure_prompt(ins, tree_of(((61,), (17,), (30, 31))))
+    with pytest.raises(PromptError, match="outside of the model's 0 to"):
+        measure_prompt(ins, tree_of(((61, 90000), (17,))))
     with pytest.raises(ConfigError, match="no measured prompt"):
         verdicts({})
     with pytest.raises(ConfigError, match="margin"):

@@ -98,6 +98,9 @@ def measure_prompt(
             why="Nothing shares a position, so there is nothing to measure.",
             todo="Grow it with a lower threshold or for more steps.",
         )
+    size = instrument.parts.vocab_size
+    if any(not 0 <= t < size for t in (*tree.prompt, *(t.id for step in tree.steps for t in step.tokens))):
+        raise PromptError(f"The tree holds a token id outside of the model's 0 to {size - 1}.", why="Another model grew it.")
     if not checked:
         check_rotary(instrument)
     run = _Run(instrument, tree, config, edits)
