@@ -35,6 +35,7 @@ __all__ = [
     "default_output",
     "echo_json",
     "gather_prompts",
+    "item_progress",
     "measure_items",
     "one_token",
     "open_for_cli",
@@ -124,7 +125,7 @@ def open_for_cli(model: str, *, adapter: Path | None, dtype: str, device: str) -
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, str, float], None]]:
+def item_progress(total: int) -> Iterator[Callable[[str, str, float], None]]:
     """A progress bar on standard error: call it with (item, what, share of the item); an item ends when the next begins."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -190,7 +191,7 @@ def measure_items(
 
             take_over(run, *reuse, apart=("items_each",))
         there = {*run.done_items()}
-        with _progress(len(prompts.items)) as update:
+        with item_progress(len(prompts.items)) as update:
             for item in prompts.items:
                 if item.id in there:
                     continue

@@ -42,6 +42,7 @@ def analyse_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", "--output", help="Of --records: run folder for the tables.", show_default=False)
     ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Of a run: judge its records anew, e.g. by a newer version.")] = False,
     seed: Seed = 0,
     no_report: NoReport = False,
     json: Json = False,
@@ -56,8 +57,16 @@ def analyse_command(
     if run is not None:
         if reference_records is not None:
             raise ConfigError("--reference-records belongs to --records.", why="A run has its own references.")
+        if again:
+            from symbolic_residue.store import RunFolder
+
+            if RunFolder.open(run).manifest.kind == KIND:  # another kind is refused below
+                with RunFolder.reopen(run, drop=lambda item: item.startswith("analysis/")):
+                    pass  # the verdicts go; the stage makes them again
         raise typer.Exit(go(None, None, run, ["analyse"], as_json=json))
     assert records is not None
+    if again:
+        raise ConfigError("--again belongs to a run folder.", why="Tables of others are judged anew each time.")
     frame = _table(records)
     if reference_records is not None:
         frame = _joined(frame, _table(reference_records))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from symbolic_residue.cli._parallel_generate import generate_command
+from symbolic_residue.cli._parallel_measure import measure_command
 
 __all__ = ["parallel_app"]
 
@@ -21,3 +22,4 @@ def _group() -> None:
 
 
 parallel_app.command("generate")(generate_command)
+parallel_app.command("measure")(measure_command)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from symbolic_residue.parallel import ParallelConfig, Tree
     from symbolic_residue.prompts import PromptItem
 
-__all__ = ["KIND", "generate_command", "plain_config"]
+__all__ = ["KIND", "generate_command", "plain_config", "read_prompt"]
 
 KIND = "parallel"
 """Kind of the run."""
@@ -117,7 +117,7 @@ def generate_command(
     check_pruning(instrument, config)
     vector = embedding_of(embedding, instrument)
     if file is None:
-        _ids(instrument, prompts.items[0], chat)
+        read_prompt(instrument, prompts.items[0], chat=chat)
     path = out or default_output("parallel")
     kept = {**plain_config(config), "chat": chat, "capture": capture, "embedding": _digest(vector)}
     done: list[tuple[str, Any, Any]] = []
@@ -177,7 +177,7 @@ def _digest(vector: Any) -> str | None:
     return None if vector is None else hashlib.sha256(vector.double().numpy().tobytes()).hexdigest()
 
 
-def _ids(instrument: Instrument, item: PromptItem, chat: bool) -> Any:
+def read_prompt(instrument: Instrument, item: PromptItem, *, chat: bool) -> Any:
     """The prompt, tokenised.
 
     Raises:
@@ -209,7 +209,7 @@ def _work(
 
     asked = item.prompt if item.prompt is not None else item.messages[-1]["content"] if item.messages else ""
     try:
-        built = _ids(instrument, item, chat)
+        built = read_prompt(instrument, item, chat=chat)
     except InputError as error:
         return failed_item(item.id, asked, str(error), chat=chat or item.messages is not None, seed=0), None
     held = Capture(instrument.loaded.tokenizer) if capture else None

@@ -47,7 +47,7 @@ Follow = Annotated[
     str | None,
     typer.Option("--follow", help="What predicts the next set: mixture (default), top, geometric, last.", show_default=False),
 ]
-MaxSteps = Annotated[int, typer.Option("--max-steps", "-n", help="At most so many steps.")]
+MaxSteps = Annotated[int, typer.Option("--max-steps", help="At most so many steps.")]
 MaxSiblings = Annotated[int, typer.Option("--max-siblings", help="At most so many tokens a set.")]
 MaxKeys = Annotated[int | None, typer.Option("--max-keys", help="Stop before the cache holds more tokens.", show_default=False)]
 Bias = Annotated[

@@ -14,9 +14,11 @@ from symbolic_residue.concepts._heads import (
     output_weights,
 )
 from symbolic_residue.concepts._heads_block import per_head_block
+from symbolic_residue.concepts._packaged import corpus_card, packaged_corpus
 from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
-from symbolic_residue.concepts._read import read_corpus, write_corpus
+from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
+from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 
 __all__ = [
     "BASELINE",
@@ -27,6 +29,7 @@ __all__ = [
     "Design",
     "Directions",
     "Estimator",
+    "Fault",
     "HeadDecomposition",
     "LayerHeads",
     "Meaning",
@@ -36,7 +39,10 @@ __all__ = [
     "Pooling",
     "ReadoutModel",
     "SkippedLayer",
+    "Violation",
     "collect",
+    "concept_words",
+    "corpus_card",
     "decompose_heads",
     "decompose_layer",
     "draw_labels",
@@ -45,11 +51,15 @@ __all__ = [
     "load_directions",
     "make_design",
     "output_weights",
+    "packaged_corpus",
     "per_head_block",
     "pooled_positions",
     "read_corpus",
+    "require_valid",
     "save_directions",
+    "scan_corpus",
     "scenario_differences",
     "skipped_layers",
+    "validate_corpus",
     "write_corpus",
 ]

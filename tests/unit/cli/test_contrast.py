@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,19 @@ def test_each_stage_alone_makes_the_same(place: Path, whole: Path, tmp_path: Pat
         assert main(["contrast", stage, path]) == 0
     same_tables(Path(path), whole)
     assert main(["contrast", "report", path]) == 0
+
+
+def test_records_are_judged_again(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    before = {p.name: p.stat().st_mtime_ns for p in (path / "tables" / "contrast_verdicts").iterdir()}
+    assert main(["contrast", "analyse", str(path), "--again"]) == 0
+    after = {p.name: p.stat().st_mtime_ns for p in (path / "tables" / "contrast_verdicts").iterdir()}
+    assert not before.items() & after.items()
+    same_tables(path, whole)
+    capsys.readouterr()
+    assert main(["contrast", "analyse", "--records", str(path), "--again"]) == 2
+    assert "--again belongs to a run folder" in capsys.readouterr().err
 
 
 def test_until_ends_where_it_says(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,3 +217,115 @@ def test_the_live_view_draws_every_step(model: str) -> None:
         console.file.close()
         assert f"step {tree.steps[-1].number}" in shown and f"{tree.steps[-1].top.probability:.2f}" in shown
         assert ("step 0" in shown) == (width == 120)
+
+
+MEASURED = ["--threshold", "0.03", "--max-steps", "4", "--max-siblings", "3", "--ignore-end"]
+
+
+@pytest.fixture(scope="module")
+def measured(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Seven prompts measured: the words of the command, and the run."""
+    root = tmp_path_factory.mktemp("measured")
+    texts = [
+        "is it yes or no",
+        "the user is",
+        "you are a helper",
+        "yes or no is it",
+        "no user",
+        "the answer is yes",
+        "a helpful user",
+    ]
+    lines = [json.dumps({"id": f"q{i}", "prompt": text}) for i, text in enumerate(texts)]
+    (root / "prompts.jsonl").write_text("\n".join([*lines, json.dumps({"id": "long", "prompt": "no " * 900})]), "utf-8")
+    words = ["parallel", "measure", "--prompts", str(root / "prompts.jsonl"), "-m", model, *MEASURED]
+    assert main([*words, "--out", str(root / "run"), "--no-report"]) == 1  # one prompt is too long
+    return words, root / "run"
+
+
+def test_a_measurement_is_a_run_with_a_verdict_a_question(measured: tuple[list[str], Path]) -> None:
+    run = RunFolder.open(measured[1])
+    assert run.manifest.kind == "parallel-measure" and run.manifest.status == "complete" and validate(measured[1]) == []
+    assert run.failed_items() == ["long"] and run.done_items()[-1] == "all prompts"
+    verdicts = run.table("parallel_verdicts")
+    assert set(verdicts["item"]) == {"all prompts"}
+    judged = verdicts.filter(quantity="verdict")
+    assert {"shared position", "isolation", "competition", "company", "sink", "pruning"} <= set(judged["question"])
+    trees = run.table("parallel_trees")["item"].to_list()
+    assert trees == [f"q{i}" for i in range(7)]
+    assert set(run.table("parallel_arms")["item"]) == set(trees)
+    assert judged.filter(question="isolation")["n"][0] == 7 == len(trees)
+    assert not run.table("parallel_layers").is_empty() and not run.table("curves").is_empty()
+
+
+def test_what_the_command_adds_up_is_what_the_library_says(measured: tuple[list[str], Path], model: str) -> None:
+    from symbolic_residue.instrument import Instrument, open_model
+    from symbolic_residue.parallel import measure_prompt, MeasureConfig
+
+    run = RunFolder.open(measured[1])
+    instrument = Instrument(open_model(model))
+    held = measure_prompt(instrument, tree_of(measured[1], "q3"), MeasureConfig())
+    for name in ("parallel_arms", "parallel_bias", "parallel_published"):
+        kept = run.table(name).filter(item="q3").drop("item")
+        assert kept.equals(held[name], null_equal=True), name
+
+
+def test_a_measurement_goes_on_where_it_was_stopped(
+    measured: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from symbolic_residue.cli import _parallel_measure
+
+    words, whole = measured
+    work, seen = _parallel_measure._work, []
+
+    def stop(instrument: Any, item: Any, *rest: Any) -> Any:
+        seen.append(item.id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return work(instrument, item, *rest)
+
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(_parallel_measure, "_work", stop)
+        assert main([*words, "-o", str(path), "--no-report"]) == 130
+    assert RunFolder.open(path).done_items() == ["q0", "q1"]
+    assert main([*words, "-o", str(path), "--no-report", "--resume"]) == 1
+    a, b = RunFolder.open(path), RunFolder.open(whole)
+    for name in ("parallel_arms", "parallel_verdicts", "parallel_layers", "parallel_tokens"):
+        assert a.table(name).equals(b.table(name), null_equal=True), name
+    assert main([*words, "-o", str(path), "--no-report", "--resume", "--seed", "4"]) == 5
+
+
+def test_verdicts_are_printed_with_their_controls(measured: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words, path = measured
+    assert main([*words, "-o", str(path), "--no-report", "--resume"]) == 1
+    shown = capsys.readouterr().out
+    for said in ("shared position", "isolation", "competition", "not controlled, for comparison only", "Control: ", "long: failed"):
+        assert said in shown
+    assert main([*words, "-o", str(path), "--no-report", "--resume", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    rows = RunFolder.open(path).table("parallel_verdicts")
+    assert len(said["verdicts"]) == len(rows) and said["failed"][0]["item"] == "long"
+
+
+def test_packaged_prompts_are_taken_in_turn_from_the_categories() -> None:
+    from symbolic_residue.cli._parallel_measure import _prompts
+
+    assert [item.id for item in _prompts("packaged", 7).items] == [
+        "story-01", "fact-01", "instruction-01", "dialogue-01", "list-01", "explanation-01", "story-02",
+    ]  # fmt: skip
+    assert len(_prompts("packaged", None).items) == 72
+
+
+def test_nothing_to_measure(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tree without any set is kept and counted apart; where there is no other, the run says so."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"id": "a", "prompt": TEXT}), "utf-8")
+    words = ["parallel", "measure", "--prompts", str(file), "-m", model, "--no-report", "-o", str(tmp_path / "run")]
+    assert main([*words, "--threshold", "1"]) == 2 and "nothing to measure" in capsys.readouterr().err
+    assert main([*words, "--margin", "2"]) == 2 and not (tmp_path / "run").exists()
+    assert main([*words, "--threshold", "0.999", "--max-steps", "3", "--ignore-end"]) == 1
+    run = RunFolder.open(tmp_path / "run")
+    assert run.done_items() == ["a"] and run.failed_items() == ["all prompts"]
+    assert "no set that a later step looks at" in run.table("items")["summary"][0]
+    file.write_text(json.dumps({"id": "all prompts", "prompt": TEXT}), "utf-8")
+    assert main([*words[:-1], str(tmp_path / "other")]) == 2 and "Rename it" in capsys.readouterr().err

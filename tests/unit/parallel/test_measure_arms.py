@@ -167,6 +167,10 @@ def test_forms_are_shares_of_the_keys_that_they_name() -> None:
     for form, some in keys.items():
         want = [(s.weights[:, :, row, place] / s.weights[:, :, row, some].sum(-1)).log() for s in (a, b)]
         torch.testing.assert_close(found[form][..., 0], want[0] - want[1])
+    first, place_0 = Sight(2, 3, 0), N + 3  # itself moved: it still counts
+    some = [*range(1, N), N + 2, N + 3, N + 4]
+    want = [(s.weights[:, :, row, place_0] / s.weights[:, :, row, some].sum(-1)).log() for s in (a, b)]
+    torch.testing.assert_close(log_ratios(a, b, N, [first])["distance matched"][..., 0], want[0] - want[1])
     score = [s.weights[:, :, row, place].log() + s.lse[:, :, row] for s in (a, b)]
     torch.testing.assert_close(found["score"][..., 0], score[0] - score[1])
 

@@ -15,10 +15,11 @@ from parallel_trees import instrument, random_tree, tree_of
 
 from symbolic_residue.errors import ConfigError, InstrumentError, PromptError
 from symbolic_residue.instrument import AttentionBias, Edit
-from symbolic_residue.parallel import Arranged, false_rates, measure_prompt, MeasureConfig, QUESTIONS, verdicts
-from symbolic_residue.parallel.measure import FORMS, relabelled
+from symbolic_residue.parallel import arrange, Arranged, false_rates, measure_prompt, MeasureConfig, QUESTIONS, replay, verdicts
+from symbolic_residue.parallel.measure import collapse, FORMS, HEADLINE, log_ratios, relabelled
 from symbolic_residue.parallel.measure._auc import clustered_auc
 from symbolic_residue.parallel.measure._infer import layer_rows, means, outcome_of, Rule
+from symbolic_residue.parallel.measure._prompt import _Run
 from symbolic_residue.store._schema import conform
 
 QUICK = MeasureConfig(epsilons=(0.5,), biases=(), sizes=())
@@ -85,7 +86,7 @@ def test_relabelled_arms_are_rarely_found_different() -> None:
     found = false_rates(measured("llama", planted=-1.0), draws=draws)
     questions = {"shared position", "isolation", "competition", "company", "sink"}
     layers = {name for name in found if name.startswith("layers: ")}
-    assert set(found) == questions | layers | {"pruning"} and len(layers) == 4
+    assert set(found) == questions | layers and len(layers) == 4
     for name, rate in found.items():
         assert rate.n == draws
         assert rate.value * draws <= 0.05 * draws + 2.6 * math.sqrt(0.05 * 0.95 * draws), name
@@ -99,6 +100,23 @@ def test_relabelling_keeps_sizes_and_what_hangs_together() -> None:
     sign = both.with_columns((pl.col("value") / pl.col("plain")).round(9).alias("sign"))
     assert set(sign["sign"]) == {-1.0, 1.0}
     assert sign.group_by("item").agg(pl.col("sign").n_unique())["sign"].to_list() == [1] * 8
+
+
+def test_two_draws_of_random_company_are_not_told_apart() -> None:
+    """A null of the model's own: the same top token among random tokens, drawn twice. Which draw is called the arm means nothing."""
+    ins, fired, tried = instrument("llama", torch.float32), 0, 50
+    values = []
+    for i in range(tried * 6):
+        tree = random_tree(i, steps=2, most=3)
+        drawn = [_Run(ins, tree, MeasureConfig(seed=seed), None).replaced() for seed in (2 * i, 2 * i + 1)]
+        seen = [replay(ins, arrange(tree, ids=ids)) for ids in drawn]
+        sights = [s for s in seen[0].sights if s.rank == 0]
+        found = log_ratios(*seen, len(tree.prompt), sights)[HEADLINE]
+        values.append(float(collapse(found, [s.step for s in sights])[0].mean()))
+    assert np.std(values) > 0.01
+    for some in np.array(values).reshape(tried, 6):
+        fired += outcome_of(means(some, Rule()), Rule()) in ("down-weighted", "up-weighted")
+    assert fired <= 0.05 * tried + 2.6 * math.sqrt(0.05 * 0.95 * tried)
 
 
 @settings(max_examples=20)
@@ -137,8 +155,10 @@ def test_layers_hold_their_error_together() -> None:
     assert fired <= 0.05 * 60 + 2.6 * math.sqrt(0.05 * 0.95 * 60)
     planted = rng.normal(0, 0.1, (12, 5))
     planted[:, 3] -= 0.5
+    planted[:, 0] += 0.5
     found = layer_rows(planted, [2, 4, 6, 8, 10], rule)
     assert [r["layer"] for r in found if r["outcome"] == "down-weighted"] == [8]
+    assert [r["layer"] for r in found if r["outcome"] == "up-weighted"] == [2]
 
 
 def test_five_prompts_decide_nothing() -> None:
@@ -178,10 +198,26 @@ def test_the_same_seed_gives_the_same_tables() -> None:
     assert not first["parallel_arms"].equals(other["parallel_arms"])
 
 
+def test_coins_and_random_tokens_are_each_prompts_own() -> None:
+    ins = instrument("llama", torch.float32)
+    sets = ((61, 90), (30, 31), (17,))
+    runs = [
+        _Run(ins, tree_of(sets, prompt), MeasureConfig(seed=seed), None) for prompt, seed in (((5, 6), 0), ((5, 7), 0), ((5, 6), 1))
+    ]
+    drawn = [run.replaced() for run in runs]
+    assert drawn[0] == runs[0].replaced()
+    assert len({str(d) for d in drawn}) == len({run.seed for run in runs}) == 3
+    for ids in drawn:
+        assert [row[0] for row in ids] == [61, 30, 17] and [len(row) for row in ids] == [2, 2, 1]
+        assert 90 not in ids[0] and 31 not in ids[1]
+
+
 def test_refusals() -> None:
     ins = instrument("llama", torch.float32)
     with pytest.raises(PromptError, match="no set of several tokens"):
         measure_prompt(ins, tree_of(((61,), (17,), (30, 31))))
+    with pytest.raises(PromptError, match="outside of the model's 0 to"):
+        measure_prompt(ins, tree_of(((61, 90000), (17,))))
     with pytest.raises(ConfigError, match="no measured prompt"):
         verdicts({})
     with pytest.raises(ConfigError, match="margin"):
@@ -234,3 +270,48 @@ def test_the_restoring_bias_is_where_the_mean_reaches_one() -> None:
     assert never["prompts that some bias restores"]["value"] == 0
     already = rows(0.1, 0.5)
     assert already["restoring bias"]["value"] == 0
+
+
+def arms_of(effects: dict[tuple[str, str], float], prompts: int = 8) -> dict[str, pl.DataFrame]:
+    """Two layers of two heads, every form alike: the effect, and a spread of 0.01 over prompts."""
+    rows = [
+        {"item": f"p{i}", "arm": arm, "reference": reference, "form": form, "layer": layer, "head": head}
+        | {"value": value + 0.01 * (i - (prompts - 1) / 2) + (0.1 if head else -0.1), "n": 3}
+        for (arm, reference), value in effects.items()
+        for i in range(prompts)
+        for form in FORMS
+        for layer in (1, 3)
+        for head in (0, 1)
+    ]
+    return {"parallel_arms": pl.DataFrame(rows)}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (-0.3, -0.2, "down-weighted"),
+        (0.3, 0.2, "up-weighted"),
+        (0.0, 0.0, "no effect"),
+        (-0.3, 0.0, "undecided"),
+        (-0.3, 0.3, "undecided"),
+        (0.0, -0.3, "undecided"),
+        (-0.3, None, "undecided"),
+    ],
+)
+def test_both_comparisons_must_say_the_same(first: float, second: float | None, outcome: str) -> None:
+    effects = {("moved", "unique"): first} | ({} if second is None else {("shared", "offset 0.5"): second})
+    found = verdict(arms_of(effects), "shared position")
+    assert found["outcome"] == outcome
+    assert found["value"] == pytest.approx(math.exp(first))
+    assert found["low"] < found["value"] < found["high"] and found["n"] == 8
+    if second is not None:
+        assert found["control_value"] == pytest.approx(math.exp(second))
+
+
+def test_layers_that_only_some_prompts_have_are_not_tested_but_counted() -> None:
+    frames = arms_of({("shared", "visible"): -0.2})
+    cut = frames["parallel_arms"].filter(~((pl.col("item") == "p2") & (pl.col("layer") == 3)))
+    out = verdicts({"parallel_arms": cut})
+    assert out["parallel_layers"].filter(pl.col("question") == "isolation")["layer"].to_list() == [1]
+    rows = out["parallel_verdicts"].filter((pl.col("question") == "isolation") & (pl.col("quantity") == "verdict"))
+    assert rows["n"].to_list() == [8] and rows["outcome"].to_list() == ["down-weighted"]

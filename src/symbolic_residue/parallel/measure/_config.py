@@ -21,7 +21,7 @@ class MeasureConfig:
         sizes: of the scaling, rising, 2 or more; empty: none.
         most_ranks: where siblings of a set have a moved arrangement each, at most so many (spread evenly, so that it stays balanced).
         pruning: the rule that parts pruned from surviving tokens, where the tree itself was not pruned.
-        seed: of the replaced tokens and of the coins.
+        seed: of the replaced tokens and of the coins, together with the prompt.
 
     Raises:
         ConfigError: a field out of range.

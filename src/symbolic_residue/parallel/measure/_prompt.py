@@ -16,6 +16,7 @@ Contrasts, arm against reference, over the looks that both have:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from symbolic_residue.parallel.measure._scaling import scaling_rows
 from symbolic_residue.parallel.measure._spread import entropy_rows, head_rows, induction
 from symbolic_residue.parallel.measure._trace import TRACE_READS, trace_rows
 from symbolic_residue.parallel.measure._within import intra_rows, set_slots
+from symbolic_residue.stats import generator
 
 if TYPE_CHECKING:
     import polars as pl
@@ -96,6 +98,9 @@ def measure_prompt(
             why="Nothing shares a position, so there is nothing to measure.",
             todo="Grow it with a lower threshold or for more steps.",
         )
+    size = instrument.parts.vocab_size
+    if any(not 0 <= t < size for t in (*tree.prompt, *(t.id for step in tree.steps for t in step.tokens))):
+        raise PromptError(f"The tree holds a token id outside of the model's 0 to {size - 1}.", why="Another model grew it.")
     if not checked:
         check_rotary(instrument)
     run = _Run(instrument, tree, config, edits)
@@ -109,6 +114,8 @@ class _Run:
     def __init__(self, instrument: Instrument, tree: Tree, config: MeasureConfig, edits: EditsOf | None) -> None:
         self.instrument, self.tree, self.config, self.edits = instrument, tree, config, edits
         self.n = len(tree.prompt)
+        # Of the prompt too: coins that fall alike in all prompts would be one coin.
+        self.seed = 2 * (zlib.crc32(" ".join(map(str, tree.prompt)).encode()) + 2**32 * config.seed)
         self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
 
     def arranged(self, **how: Any) -> Arranged:
@@ -176,9 +183,8 @@ class _Run:
 
     def coins(self) -> None:
         """Randomised expansion: both sides of each coin."""
-        rng = torch.Generator().manual_seed(self.config.seed)
         whole = [list(range(len(step.tokens))) for step in self.tree.steps]
-        coin = torch.rand(len(whole), generator=rng) < 0.5
+        coin = torch.from_numpy(generator(self.seed).random(len(whole)) < 0.5)
         first, second = (
             self.look(self.arranged(keep=[ranks if bool(c) else [0] for ranks, c in zip(whole, side, strict=True)]))
             for side in (coin, ~coin)
@@ -194,13 +200,13 @@ class _Run:
         tokenizer = getattr(self.instrument.loaded, "tokenizer", None)
         special = set() if tokenizer is None else set(tokenizer.all_special_ids)
         size = self.instrument.parts.vocab_size if tokenizer is None else min(self.instrument.parts.vocab_size, len(tokenizer))
-        rng = torch.Generator().manual_seed(self.config.seed + 1)
+        rng = generator(self.seed + 1)
         out = []
         for step in self.tree.steps:
             ids = [step.top.id]
             barred = special | {t.id for t in step.tokens}
             while len(ids) < len(step.tokens):
-                drawn = int(torch.randint(size, (1,), generator=rng))
+                drawn = int(rng.integers(size))
                 if drawn not in barred:
                     barred.add(drawn)
                     ids.append(drawn)

@@ -51,9 +51,12 @@ def published_rows(arm: str, seen: Seen, tree: Tree) -> list[dict]:
         first, second = per_key[..., seen_keys[inside]].ravel(), per_key[..., seen_keys[~inside]].ravel()
         if not len(first) or not len(second) or first.mean() <= 0 or second.mean() <= 0:
             continue
-        p = math.nan
-        if min(len(first), len(second)) > 1:
-            p = float(sps.ttest_ind(first, second, equal_var=False)[1])  # type: ignore[arg-type]
+        p, spread = math.nan, [float(x.std(ddof=1)) if len(x) > 1 else 0.0 for x in (first, second)]
+        if all(len(x) > 1 for x in (first, second)) and max(spread) > 0:
+            welch = sps.ttest_ind_from_stats(
+                first.mean(), spread[0], len(first), second.mean(), spread[1], len(second), equal_var=False
+            )
+            p = float(welch[1])  # type: ignore[arg-type]
         out.append(
             {
                 "arm": arm,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.parallel.measure._auc import auc_rows
+from symbolic_residue.parallel.measure._collapse import by_layer, crossing, headline
 from symbolic_residue.parallel.measure._curves import curve_rows
 from symbolic_residue.parallel.measure._forms import FORMS
 from symbolic_residue.parallel.measure._infer import layer_rows, LEAST_PROMPTS, Means, means, outcome_of, Rule
@@ -121,7 +122,7 @@ class _Judge:
         held = self.frames["parallel_arms"].filter(
             (pl.col("arm") == arm) & (pl.col("reference") == reference) & (pl.col("form") == form)
         )
-        return _by_layer(held, "value")
+        return by_layer(held, "value")
 
     def add(self, question: str, quantity: str, found: Means | None, outcome: str | None = None, **more: Any) -> None:
         """One row; a ratio unless ``unit`` says otherwise."""
@@ -148,20 +149,20 @@ class _Judge:
 
     def compare(self, question: str, quantity: str, arm: str, reference: str, *, layers: bool = False, **more: Any) -> Means | None:
         """Rows for every form of a contrast; the headline form's means."""
-        headline = None
+        chosen = None
         for form in FORMS:
             matrix, _ = self.matrix(arm, reference, form)
-            found = means(_headline(matrix), self.rule)
+            found = means(headline(matrix), self.rule)
             if found is None:
                 continue
             unit = "nats" if form == "score" else "ratio"
             name = quantity if form != "score" else f"{quantity}, change before the softmax"
             self.add(question, name, found, arm=arm, reference=reference, form=form, unit=unit, **more)
             if form == HEADLINE:
-                headline = found
+                chosen = found
         if layers:
             self.by_layer(question, arm, reference, HEADLINE, *self.matrix(arm, reference, HEADLINE))
-        return headline
+        return chosen
 
     def by_layer(self, question: str, arm: str, reference: str, form: str, matrix: NDArray[np.float64], layers: list[int]) -> None:
         """Rows of ``parallel_layers``, of the layers that every prompt has."""
@@ -215,7 +216,9 @@ class _Judge:
         """Siblings that see nobody against siblings that see all."""
         q = "isolation"
         found = self.compare(q, "isolated against visible", "shared", "visible", layers=True)
-        self.add(q, "verdict", found, reference="visible")
+        floor = means(headline(self.matrix("shared", "offset 0.001", HEADLINE)[0]), self.rule)
+        control = {} if floor is None else {"control": "shared against offset 0.001", "beside": floor.ratio()}
+        self.add(q, "verdict", found, reference="visible", **control)
 
     def competition(self) -> None:
         """A member of a set against the same token alone."""
@@ -228,8 +231,8 @@ class _Judge:
         raw = self.compare(q, "member against alone", "shared", "singleton", outcome="measured")
         for form in ("all keys", HEADLINE):
             held = frame.filter(pl.col("form") == form)
-            columns = {name: _by_layer(held, name) for name in ("drop", "by_competition", "beyond", "excess")}
-            of = {name: _headline(matrix) for name, (matrix, _) in columns.items()}
+            columns = {name: by_layer(held, name) for name in ("drop", "by_competition", "beyond", "excess")}
+            of = {name: headline(matrix) for name, (matrix, _) in columns.items()}
             self.add(q, "by competition", means(of["by_competition"], self.rule), "measured", form=form, reference="singleton")
             self.add(q, "set total against null", means(of["excess"], self.rule), form=form, reference="competition null")
             self.add(q, "beyond competition", means(of["beyond"], self.rule), form=form, reference="competition null")
@@ -389,36 +392,3 @@ class _Judge:
             .sort("layer", "head")
         )
         self.heads = [row | {"kind": head_kind(row)} for row in found.iter_rows(named=True)]
-
-
-def crossing(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
-    """Where ``y`` first reaches 0 from below, between the points by a line; None where it does not, or holds no numbers."""
-    over = np.flatnonzero(y >= 0)
-    if not len(over):
-        return None
-    i = int(over[0])
-    return float(x[i]) if i == 0 else float(x[i - 1] + (x[i] - x[i - 1]) * -y[i - 1] / (y[i] - y[i - 1]))
-
-
-def _by_layer(held: pl.DataFrame, column: str) -> tuple[NDArray[np.float64], list[int]]:
-    """``[prompt, layer]`` of a column's means over heads, and the layers."""
-    import polars as pl
-
-    if held.is_empty():
-        return np.empty((0, 0)), []
-    mean = held.group_by("item", "layer").agg(pl.col(column).mean())
-    items, layers = sorted(mean["item"].unique()), sorted(mean["layer"].unique())
-    out = np.full((len(items), len(layers)), np.nan)
-    row, col = {k: i for i, k in enumerate(items)}, {k: i for i, k in enumerate(layers)}
-    for item, layer, value in mean.select("item", "layer", column).iter_rows():
-        out[row[item], col[layer]] = value
-    return out, layers
-
-
-def _headline(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[prompt]``: mean over the layers that a prompt has."""
-    if not matrix.size:
-        return np.empty(0)
-    count = np.isfinite(matrix).sum(1)
-    total = np.nansum(matrix, axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
