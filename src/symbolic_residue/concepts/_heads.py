@@ -217,15 +217,15 @@ def decompose_heads(
 
 
 def _draw(
-    x: NDArray[np.floating], w_o: Array, design: Design, drawn: NDArray[np.bool_], resid: NDArray[np.floating] | None
+    activations: NDArray[np.floating], w_o: Array, design: Design, drawn: NDArray[np.bool_], resid: NDArray[np.floating] | None
 ) -> _Drawn:
-    x = np.asarray(x, dtype=np.float64)
+    x: Array = np.array(activations, dtype=np.float64)
     if x.ndim != 3 or len(x) != len(design.positive) or w_o.shape[:2] != x.shape[1:]:
         raise ConfigError(f"Heads {x.shape} do not fit {len(design.positive)} texts and output weights {w_o.shape}.")
     n_neg = design.n_neg
     if n_neg < 2:
         raise ConfigError(f"{design.concept!r} has {n_neg} negative.", why="One text has no spread.", todo="Give two or more.")
-    x = x - x.mean(0)  # changes neither differences nor covariances, and keeps their digits
+    x -= x.mean(0)  # changes neither differences nor covariances, and keeps their digits
     labels = np.concatenate([design.positive[None], drawn])
     raw = np.sqrt(squared_norms(x, design.weights(labels)))
     negative = (~labels).astype(np.float64)
