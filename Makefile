@@ -7,7 +7,7 @@ EXTRAS ?= dev
 export OMP_WAIT_POLICY ?= PASSIVE
 READY = $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test check bench calibrate claims adapters screenshot env clean
+.PHONY: demo test check bench calibrate claims adapters study parallel screenshot env clean
 
 env: $(READY)
 
@@ -39,6 +39,7 @@ bench: $(READY)
 	$(PY) benchmarks/dla.py --write
 	$(PY) benchmarks/generation.py --write
 	$(PY) benchmarks/parallel_decoding.py --write
+	$(PY) benchmarks/concept_heads.py --write
 	$(PY) benchmarks/patching.py --write
 	$(PY) benchmarks/contrast_analysis.py --write
 	$(PY) benchmarks/generalization_null.py --write
@@ -56,6 +57,12 @@ adapters: $(READY)
 	$(VENV)/bin/residue models fetch demo
 	$(PY) benchmarks/train_adapters.py
 
+# The measurement of docs/parallel.md: half an hour on one core.
+parallel: $(READY)
+	$(VENV)/bin/residue models fetch demo
+	$(PY) docs/make_parallel.py --pages
+
+# The study of docs/contrast-study.md: fifty minutes beside other work.
 study: $(READY) adapters
 	$(PY) docs/make_study.py --pages
 

@@ -44,6 +44,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "parallel": LazyCommand(
         "symbolic_residue.cli._parallel", "parallel_app", "Several next tokens in one sequence, decoded and measured."
     ),
+    "concepts": LazyCommand(
+        "symbolic_residue.cli._concepts", "concepts_app", "Which directions, and which heads, carry a concept?"
+    ),
     "heal": LazyCommand("symbolic_residue.cli._heal", "heal", "Find the smallest edit that restores the right answer."),
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),

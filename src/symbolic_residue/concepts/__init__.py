@@ -5,9 +5,20 @@ from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Mea
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
 from symbolic_residue.concepts._directions import Directions, find_directions, ReadoutModel
 from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
+from symbolic_residue.concepts._heads import (
+    decompose_heads,
+    decompose_layer,
+    HeadDecomposition,
+    LayerHeads,
+    NullValue,
+    output_weights,
+)
+from symbolic_residue.concepts._heads_block import per_head_block
+from symbolic_residue.concepts._packaged import corpus_card, packaged_corpus
 from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
-from symbolic_residue.concepts._read import read_corpus, write_corpus
+from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
+from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 
 __all__ = [
     "BASELINE",
@@ -18,22 +29,37 @@ __all__ = [
     "Design",
     "Directions",
     "Estimator",
+    "Fault",
+    "HeadDecomposition",
+    "LayerHeads",
     "Meaning",
+    "NullValue",
     "Pair",
     "Pooled",
     "Pooling",
     "ReadoutModel",
     "SkippedLayer",
+    "Violation",
     "collect",
+    "concept_words",
+    "corpus_card",
+    "decompose_heads",
+    "decompose_layer",
     "draw_labels",
     "find_directions",
     "fit",
     "load_directions",
     "make_design",
+    "output_weights",
+    "packaged_corpus",
+    "per_head_block",
     "pooled_positions",
     "read_corpus",
+    "require_valid",
     "save_directions",
+    "scan_corpus",
     "scenario_differences",
     "skipped_layers",
+    "validate_corpus",
     "write_corpus",
 ]

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning
 from symbolic_residue.errors import CorpusError, WriteError
 
-__all__ = ["Fault", "read_corpus", "scan", "write_corpus"]
+__all__ = ["Fault", "read_corpus", "scan_corpus", "write_corpus"]
 
 
 class _Concept(BaseModel):
@@ -81,7 +81,7 @@ def read_corpus(path: str | Path) -> Corpus:
     Raises:
         CorpusError: there is none, it holds no text, or a part of it cannot be read (file and line named).
     """
-    corpus, faults = scan(path)
+    corpus, faults = scan_corpus(path)
     refused = [fault for fault in faults if fault.kind != "stray file"]
     if refused:
         first = refused[0]
@@ -93,7 +93,7 @@ def read_corpus(path: str | Path) -> Corpus:
     return corpus
 
 
-def scan(path: str | Path) -> tuple[Corpus, list[Fault]]:
+def scan_corpus(path: str | Path) -> tuple[Corpus, list[Fault]]:
     """Read whatever can be read of a corpus.
 
     Returns:

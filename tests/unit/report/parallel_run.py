@@ -32,7 +32,7 @@ def make_tree(seed: int = 0, *, n_steps: int = 30, nasty: bool = False) -> Tree:
         endings = (Ending(2, 0.125),) if number == 4 else ()
         stats = StepStats(0.1, size, float(p.sum()), float(rng.random() * 4), float(rng.random()), )  # fmt: skip
         steps.append(TreeStep(number, tuple(tokens), stats, endings))
-    return Tree(prompt, "The cat sat on", tuple(steps), "steps", {"threshold": "0.1"}, 1.5)
+    return Tree(prompt, "The cat sat on", tuple(steps), "steps", {"threshold": "0.1"})
 
 
 def write_trees(

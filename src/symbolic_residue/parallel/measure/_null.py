@@ -50,7 +50,7 @@ def false_rates(
     count: dict[str, int] = {}
     for draw in range(draws):
         out = verdicts(relabelled(held, seed + draw), margin=margin)
-        rows = out["parallel_verdicts"].filter(pl.col("quantity") == "verdict")
+        rows = out["parallel_verdicts"].filter((pl.col("quantity") == "verdict") & (pl.col("question") != "pruning"))
         for question, outcome in rows.select("question", "outcome").iter_rows():
             count[question] = count.get(question, 0) + (outcome in _EFFECTS)
         for (question, arm, reference), some in out["parallel_layers"].group_by("question", "arm", "reference"):

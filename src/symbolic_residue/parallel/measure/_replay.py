@@ -121,14 +121,14 @@ def replay(
         raise InstrumentError("The model's rotary modules received other positions than the arrangement's.")
     table = trace.attention
     assert table is not None
-    weights = table["weights"][:, 0].double().cpu()
+    weights = table["weights"][:, 0].cpu()
     n = len(arranged.rows)
     slot_of = _slots(arranged)
     there = slot_of >= 0
     index = slot_of.clamp_min(0)[None, None].expand(*weights.shape[:2], -1, -1)
-    by_place = weights[:, :, :n].gather(-1, index).masked_fill(~there, 0.0)
+    by_place = weights[:, :, :n].gather(-1, index).masked_fill(~there, 0.0).double()
     at = torch.tensor(arranged.rows)
-    own = weights[:, :, torch.arange(n), at]
+    own = weights[:, :, torch.arange(n), at].double()
     distance, seats = (
         (p[at][:, None] - p[slot_of.clamp_min(0)]).masked_fill(~there, float("nan"))
         for p in (arranged.layout.position[0].cpu(), arranged.layout.seat[0].cpu())
@@ -143,7 +143,7 @@ def replay(
         seats,
         tuple(instrument.parts.windows[i] for i in table.layers),
         torch.log_softmax(out.logits[0, -n:].float(), -1) if logits else None,
-        weights[:, :, n:] if extra else None,
+        weights[:, :, n:].double() if extra else None,
         trace,
     )
 

@@ -1,0 +1,19 @@
+"""``residue concepts``: which directions, and which heads, carry a concept?"""
+
+from __future__ import annotations
+
+import typer
+
+from symbolic_residue.cli._concepts_validate import validate_command
+
+__all__ = ["concepts_app"]
+
+concepts_app = typer.Typer(help="Which directions, and which heads, carry a concept?", no_args_is_help=True, add_completion=False)
+
+
+@concepts_app.callback()
+def _group() -> None:
+    """Which directions, and which heads, carry a concept?"""
+
+
+concepts_app.command("validate")(validate_command)
