@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -207,7 +206,6 @@ class _Decoding:
         self.max_keys = config.max_keys or (4 * limit if limit is not None else 32768)
         self.stop_ids = _stop_ids(instrument) if config.stop_ids is None else frozenset(config.stop_ids)
         self.tokenizer = getattr(instrument.loaded, "tokenizer", None)
-        self.start = time.perf_counter()
 
     def run(self) -> Generator[Grown, None, tuple[Tree, ...]]:
         """Steps until every sequence has ended."""
@@ -248,10 +246,7 @@ class _Decoding:
     def trees(self) -> tuple[Tree, ...]:
         """The trees so far; those that could grow on have the stop ``steps``."""
         plain = _plain(self.config)
-        seconds = time.perf_counter() - self.start
-        return tuple(
-            Tree(tuple(s.prompt), self._text(s.prompt), tuple(s.steps), s.stop or "steps", plain, seconds) for s in self.sequences
-        )
+        return tuple(Tree(tuple(s.prompt), self._text(s.prompt), tuple(s.steps), s.stop or "steps", plain) for s in self.sequences)
 
     def _choose(self, number: int, sequence: _Sequence, logits: Tensor) -> TreeStep | None:
         """The next set, not yet placed; None where the sequence has ended or ends here."""

@@ -127,9 +127,10 @@ def _example(instrument: Instrument, tree: Tree) -> _Example | None:
     if not wide:
         return None
     rows = (top & (layout.step[0] >= wide[0])).nonzero()[:, 0]
-    alone = layout.take((layout.step[0] < 0).nonzero()[:, 0].tolist() + top.nonzero()[:, 0].tolist())  # type: ignore[arg-type]
+    prompt = (layout.step[0] < 0).nonzero()[:, 0]
+    alone = layout.take(torch.cat([prompt, top.nonzero()[:, 0]]))
     alone.position = torch.arange(alone.n_slots, dtype=torch.float64, device=alone.ids.device)[None]
-    alone.size = torch.ones_like(alone.size)
+    alone.seat, alone.size = alone.position, torch.ones_like(alone.size)
     with torch.no_grad():
         logits = call_model(instrument, alone, mode="isolated").logits[0, -len(rows) :]
     return _Example(

@@ -105,7 +105,6 @@ class Tree:
         steps: in order.
         stop: why it ended.
         config: how it was grown, as plain values.
-        seconds: it took.
     """
 
     prompt: tuple[int, ...]
@@ -113,7 +112,6 @@ class Tree:
     steps: tuple[TreeStep, ...]
     stop: Stop
     config: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @property
     def path(self) -> list[int]:

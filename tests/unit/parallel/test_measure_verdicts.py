@@ -65,6 +65,9 @@ def test_a_model_that_slights_shared_positions_is_found_out(name: str) -> None:
     assert found["outcome"] == "down-weighted"
     assert found["high"] < 1 and found["control_high"] < 1
     assert found["n"] == 8
+    table = verdicts(measured(name, planted=-1.0))["parallel_verdicts"]
+    only = table.filter(pl.col("quantity") == "beyond competition, shared against unique").row(0, named=True)
+    assert only["outcome"] == "down-weighted" and only["n"] == 8
     assert found["value"] > math.exp(-1.0)  # the whole set is pressed, so a part of it cancels
 
 
@@ -75,6 +78,9 @@ def test_a_bias_the_other_way_is_found_as_that() -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt_neox", "mistral"])
 def test_plain_models_are_not_found_guilty(name: str) -> None:
     assert verdict(measured(name), "shared position")["outcome"] in ("undecided", "no effect")
+    table = verdicts(measured(name))["parallel_verdicts"]
+    only = table.filter(pl.col("quantity") == "beyond competition, shared against unique").row(0, named=True)
+    assert only["outcome"] in ("undecided", "no effect")
     rows = verdicts(measured(name))["parallel_layers"].filter((pl.col("question") == "competition") & (pl.col("layer") == 0))
     assert rows["outcome"].to_list() == ["no effect"]  # competition explains the first layer wholly
     np.testing.assert_allclose(rows["value"].to_numpy(), 1, atol=1e-3)

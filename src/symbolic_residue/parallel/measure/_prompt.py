@@ -152,7 +152,7 @@ class _Run:
         self.modes(shared, standard)
         alone = self.look(self.arranged(alone=True))
         self.contrast("shared", shared, "singleton", alone)
-        self.compete(shared, alone)
+        self.compete(shared, alone, {form: form for form in ("all keys", "sink excluded")})
         unrelated = self.look(self.arranged(ids=self.replaced()), logits=True)
         self.watch("unrelated", unrelated, standard)
         self.contrast("shared", shared, "unrelated", unrelated, top_only)
@@ -170,6 +170,8 @@ class _Run:
         self.contrast("shared", shared, "unique", unique)
         moved = self.look(self.arranged(scheme="unique", moved=True))
         self.contrast("moved", moved, "unique", unique)
+        alone = self.look(self.arranged(scheme="unique", alone=True))
+        self.compete(unique, alone, {"sink excluded": "sink excluded, unique positions"})
 
     def modes(self, shared: Seen, standard: Seen) -> None:
         """Siblings that see each other."""
@@ -236,18 +238,18 @@ class _Run:
                 row = {"arm": arm, "reference": reference, "form": form, "layer": seen.layers[i], "head": head}
                 self.rows["parallel_arms"].append(row | {"value": value, "n": int(n[i, head])})
 
-    def compete(self, shared: Seen, alone: Seen) -> None:
-        """Rows of ``parallel_competition``."""
+    def compete(self, shared: Seen, alone: Seen, forms: dict[str, str]) -> None:
+        """Rows of ``parallel_competition``: form → its name there."""
         sights = sorted(shared.sights)
-        for form in ("all keys", "sink excluded"):
+        for form, name in forms.items():
             found = competition(shared, alone, self.n, form, sights)
-            per_set = {name: collapse(getattr(found, name), found.sets)[0] for name in ("total", "expected")}
+            per_set = {key: collapse(getattr(found, key), found.sets)[0] for key in ("total", "expected")}
             excess, sets = collapse(found.total.log() - found.expected.log(), found.sets)
-            per = {name: collapse(getattr(found, name), found.siblings) for name in ("drop", "by_competition", "beyond")}
+            per = {key: collapse(getattr(found, key), found.siblings) for key in ("drop", "by_competition", "beyond")}
             n = per["beyond"][1]
             for (i, head), value in _cells(excess):
-                numbers = {name: float(t[i, head]) for name, t in (*per_set.items(), *((k, v[0]) for k, v in per.items()))}
-                row = {"form": form, "layer": shared.layers[i], "head": head, **numbers, "excess": value}
+                numbers = {key: float(t[i, head]) for key, t in (*per_set.items(), *((k, v[0]) for k, v in per.items()))}
+                row = {"form": name, "layer": shared.layers[i], "head": head, **numbers, "excess": value}
                 self.rows["parallel_competition"].append(row | {"n": int(n[i, head]), "sets": int(sets[i, head])})
 
     def sweep(self, shared: Seen, alone: Seen) -> None:

@@ -2,9 +2,9 @@
 
 ``shared position``: two comparisons at equal distance, ``moved``/``unique`` and ``shared``/``offset 0.5``; the verdict is their common outcome, else
 ``undecided``. ``isolation``: ``shared``/``visible``. ``competition``: a set's member against the same token alone, in two parts (see ``_forms``); the
-verdict is on what lies beyond competition. ``sink``: the published metric with the sink in its mean against the same without it. ``pruning``, ``bias``,
-``prediction`` are measured, not judged. The verdict of each question is the row of quantity ``verdict``; its form is ``sink excluded``, fixed before
-anything was measured.
+verdict is on what lies beyond competition, beside the same with unique positions: only the difference could come from sharing. ``sink``: the published
+metric with the sink in its mean against the same without it. ``pruning``, ``bias``, ``prediction`` are measured, not judged. The verdict of each question
+is the row of quantity ``verdict``; its form is ``sink excluded``, fixed before anything was measured.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.parallel.measure._auc import auc_rows
-from symbolic_residue.parallel.measure._collapse import by_layer, crossing, headline
+from symbolic_residue.parallel.measure._collapse import by_layer, headline
 from symbolic_residue.parallel.measure._curves import curve_rows
 from symbolic_residue.parallel.measure._forms import FORMS
 from symbolic_residue.parallel.measure._infer import layer_rows, LEAST_PROMPTS, Means, means, outcome_of, Rule
+from symbolic_residue.parallel.measure._price import bias_rows, prediction_rows
 from symbolic_residue.parallel.measure._spread import head_kind, HEAD_NUMBERS
-from symbolic_residue.stats import bootstrap_ratio, wilson
+from symbolic_residue.stats import bootstrap_ratio
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADLINE", "QUESTIONS", "verdicts"]
 
 HEADLINE = "sink excluded"
+UNIQUE = "sink excluded, unique positions"
 QUESTIONS = {
     "shared position": "Is a token looked at less because it shares its position, everything else alike?",
     "isolation": "Does it matter that siblings do not see each other?",
@@ -73,7 +75,7 @@ def verdicts(
         raise ConfigError("There is no measured prompt to judge by.", todo="Measure six prompts or more.")
     import polars as pl
 
-    judge = _Judge(frames, Rule(margin, level, seed))
+    judge = Judge(frames, Rule(margin, level, seed))
     judge.all()
     layers = ("question", "arm", "reference", "form", "layer", "value", "low", "high", "p", "p_adjusted", "n", "outcome")
     curves = ("curve", "series", "x", "x_unit", "value", "low", "high", "n", "unit")
@@ -94,7 +96,7 @@ def verdicts(
     }
 
 
-class _Judge:
+class Judge:
     """Rows of the verdicts, question by question."""
 
     def __init__(self, frames: Mapping[str, pl.DataFrame], rule: Rule) -> None:
@@ -112,8 +114,8 @@ class _Judge:
         self.company()
         self.sink()
         self.rows += auc_rows(self.frames.get("parallel_pruning"), self.rule)
-        self.bias()
-        self.prediction()
+        bias_rows(self)
+        prediction_rows(self)
 
     def matrix(self, arm: str, reference: str, form: str) -> tuple[NDArray[np.float64], list[int]]:
         """``[prompt, layer]``: mean over heads; layers that a prompt lacks are NaN."""
@@ -241,6 +243,23 @@ class _Judge:
                 self.by_layer(q, "shared", "competition null", form, *columns["beyond"])
                 control = {"control": "raw drop, member against alone", "beside": None if raw is None else raw.ratio()}
                 self.add(q, "verdict", means(of["beyond"], self.rule), reference="competition null", **control)
+                self.elsewhere(q, frame)
+
+    def elsewhere(self, question: str, frame: pl.DataFrame) -> None:
+        """What lies beyond competition where no position is shared, and the difference: only that could come from sharing."""
+        import polars as pl
+
+        pairs: dict[str, dict[str, float]] = {}
+        for form in (HEADLINE, UNIQUE):
+            held = frame.filter(pl.col("form") == form)
+            layers = held.group_by("item", "layer").agg(pl.col("beyond").mean()).group_by("item").agg(pl.col("beyond").mean())
+            pairs[form] = dict(layers.iter_rows())
+        both = sorted(set(pairs[HEADLINE]) & set(pairs[UNIQUE]))
+        other = means(np.array([pairs[UNIQUE][i] for i in both]), self.rule)
+        difference = means(np.array([pairs[HEADLINE][i] - pairs[UNIQUE][i] for i in both]), self.rule)
+        self.add(question, "beyond competition, unique positions", other, arm="unique", reference="competition null")
+        control = {"control": "beyond competition, unique positions", "beside": None if other is None else other.ratio()}
+        self.add(question, "beyond competition, shared against unique", difference, reference="unique", **control)
 
     def share(self, question: str, of: dict[str, NDArray[np.float64]], form: str) -> None:
         """Share of the raw drop that the null explains."""
@@ -306,78 +325,6 @@ class _Judge:
             control = {"control": "published, without sink", "beside": None if rest is None else rest.ratio()}
             note = "The factor by which the sink in the mean alone moves the published ratio."
             self.add(q, name, part, arm=arm, reference="without sink", form="with sink", note=note, **control)
-
-    def bias(self) -> None:
-        """The bias at which the mean over prompts is what siblings had alone, and its price."""
-
-        frame = self.frames.get("parallel_bias")
-        if frame is None or frame.is_empty():
-            return
-        x = np.array(sorted(set(frame["bias"])))
-        curves = {
-            name: np.array([rows.sort("bias")[name].to_numpy() for rows in frame.partition_by("item") if len(rows) == len(x)])
-            for name in ("ratio", "kl", "nll")
-        }
-        if not len(curves["ratio"]):
-            return
-        points = [means(column, self.rule) for column in curves["ratio"].T]
-        n = len(curves["ratio"])
-        values = [crossing(x, np.array([getattr(p, k) for p in points if p], np.float64)) for k in ("value", "high", "low")]
-        if values[0] is None:
-            note = f"The largest bias, {x[-1]:g}, does not restore it."
-            self.add(
-                "bias",
-                "restoring bias",
-                None,
-                "undecided",
-                reference="singleton",
-                unit="nats",
-                note=note,
-            )
-        else:
-            whole = values[1] is not None and values[2] is not None
-            note = "Where the interval of the mean ratio holds 1." if whole else f"No upper bound up to {x[-1]:g}."
-            found = Means(values[0], values[1] if whole else None, values[2] if whole else None, None, n)
-            self.add(
-                "bias", "restoring bias", found, "measured" if whole else "undecided", reference="singleton", unit="nats", note=note
-            )
-            for quantity, name in (("KL at that bias", "kl"), ("change of −ln p of the top path at that bias", "nll")):
-                at = np.array([np.interp(values[0], x, row) - (row[0] if name == "nll" else 0.0) for row in curves[name]])
-                mean = means(at, self.rule)
-                assert mean is not None
-                mean = mean.within(0.0) if name == "kl" else mean
-                self.add(
-                    "bias",
-                    quantity,
-                    mean,
-                    "measured",
-                    reference="singleton",
-                    unit="nats",
-                    note="The bias is held at the value above.",
-                )
-        share = wilson(int((curves["ratio"] >= 0).any(1).sum()), n, self.rule.level)
-        note = "Siblings compete with each other, so a bias on all of them cannot always give each what it had alone."
-        found = Means(share.value, share.low, share.high, None, n)
-        self.add("bias", "prompts that some bias restores", found, "measured", reference="singleton", unit="share", note=note)
-
-    def prediction(self) -> None:
-        """KL from standard decoding, and the top path's probability."""
-        import polars as pl
-
-        frame = self.frames.get("parallel_output")
-        if frame is None or frame.is_empty():
-            return
-        plain = dict(frame.filter(pl.col("arm") == "standard").select("item", "nll").iter_rows())
-        note = "The path is the tree's own, chosen with its sets in sight."
-        for arm in sorted(a for a in set(frame["arm"]) - {"standard"} if not a.startswith("offset")):
-            rows = frame.filter((pl.col("arm") == arm) & pl.col("item").is_in(list(plain)))
-            kl = means(rows["kl"].to_numpy(), self.rule)
-            more = means(np.array([nll - plain[item] for item, nll in rows.select("item", "nll").iter_rows()]), self.rule)
-            kl = None if kl is None else kl.within(0.0)
-            self.add("prediction", "KL", kl, "measured", arm=arm, reference="standard", form="", unit="nats")
-            self.add(
-                "prediction", "perplexity of the top path", more, "measured", arm=arm, reference="standard", form="", note=note
-            )
 
     def kinds(self) -> None:
         """Classes of heads from the means over prompts."""
