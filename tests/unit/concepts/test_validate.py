@@ -105,6 +105,7 @@ Change = dict[tuple[str | None, str], str | None]
         ({("mill", "awe"): "At the mill Olga fed five hens."}, [("warned", "length", "mill", "awe")]),
         ({("mill", "awe"): "At the mill there was a woman with five brown hens."}, [("warned", "people", "mill", "awe")]),
         ({("mill", "awe"): "At the mill there was Olga with Pim and five hens."}, [("warned", "people", "mill", "awe")]),
+        ({("mill", "awe"): "At the mill there was Olga: Hens, five hens, brown."}, []),
         ({("mill", "awe"): "Monday. In May I saw Olga's mill there with five hens."}, []),
         (
             {("mill", "awe"): "Rain fell all day. Olga went.", ("barn", "awe"): "Rain fell all day! Olga stayed."},
