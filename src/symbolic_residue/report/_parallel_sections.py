@@ -31,7 +31,7 @@ QUESTIONS = {
 _WORDS = {
     "down-weighted": "A token is looked at less because it shares its position",
     "up-weighted": "A token is looked at more because it shares its position",
-    "no effect": "Sharing a position does not change how much a token is looked at",
+    "no effect": "Sharing a position changes how much a token is looked at by less than {margin} %",
     "undecided": "Whether sharing a position changes how much a token is looked at is undecided",
 }
 _ENTROPY = ("standard", "shared", "unique", "visible", "offset 0.5", "unrelated")
@@ -56,7 +56,8 @@ def sentence(run: MeasureRun) -> str:
     row = found[0]
     if row["value"] is None:
         return f"{_WORDS['undecided']}: it was not measured."
-    return f"{_WORDS[row['outcome']]}: at equal distance the ratio is {_measured(row)}, over {row['n']} prompts."
+    words = _WORDS[row["outcome"]].format(margin=number(100 * (row["margin"] or 0.0)))
+    return f"{words}: at equal distance the ratio is {_measured(row)}, over {row['n']} prompts."
 
 
 def answer_table(run: MeasureRun) -> dict[str, Any] | None:
