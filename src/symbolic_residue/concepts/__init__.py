@@ -5,11 +5,21 @@ from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Mea
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
 from symbolic_residue.concepts._directions import Directions, find_directions, ReadoutModel
 from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
+from symbolic_residue.concepts._heads import (
+    decompose_heads,
+    decompose_layer,
+    HeadDecomposition,
+    LayerHeads,
+    NullValue,
+    output_weights,
+)
+from symbolic_residue.concepts._heads_block import per_head_block
 from symbolic_residue.concepts._packaged import corpus_card, packaged_corpus
 from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
 from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
+from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
 __all__ = [
     "BASELINE",
@@ -21,22 +31,30 @@ __all__ = [
     "Directions",
     "Estimator",
     "Fault",
+    "HeadDecomposition",
+    "LayerHeads",
     "Meaning",
+    "NullValue",
     "Pair",
     "Pooled",
     "Pooling",
     "ReadoutModel",
     "SkippedLayer",
     "Violation",
+    "WordsAlone",
     "collect",
     "concept_words",
     "corpus_card",
+    "decompose_heads",
+    "decompose_layer",
     "draw_labels",
     "find_directions",
     "fit",
     "load_directions",
     "make_design",
+    "output_weights",
     "packaged_corpus",
+    "per_head_block",
     "pooled_positions",
     "read_corpus",
     "require_valid",
@@ -45,5 +63,6 @@ __all__ = [
     "scenario_differences",
     "skipped_layers",
     "validate_corpus",
+    "words_alone",
     "write_corpus",
 ]

@@ -90,14 +90,13 @@ class Design:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p value that the distinct labelings could give to a statistic that is the same when all labels are exchanged."""
-        log_count, symmetric = 0.0, True
+        """One over the number of distinct labelings: no test by permutation can show a smaller p value than that."""
+        log_count = 0.0
         for s in range(self.n_strata):
             here = self.stratum == s
             k, p = int(here.sum()), int(self.positive[here].sum())
             log_count += math.lgamma(k + 1) - math.lgamma(p + 1) - math.lgamma(k - p + 1)
-            symmetric &= k == 2 * p
-        return min(1.0, (2 if symmetric else 1) * math.exp(-log_count))
+        return min(1.0, math.exp(-log_count))
 
     def without(self, fold: int) -> Design:
         """The same without one fold: what a direction is fitted on when that fold is held out.
