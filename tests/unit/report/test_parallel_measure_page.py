@@ -43,7 +43,7 @@ def test_the_answer_comes_first_with_its_control(page: str) -> None:
     assert rows["shared position"][1:] == [
         "down-weighted", "0.812 [0.731, 0.894]", "12", "moved / unique", "shared against offset 0.5: 0.875 [0.75, 0.969]",
     ]  # fmt: skip
-    assert rows["pruning"][2] == "0.125 [0.112, 0.138] AUC difference"
+    assert rows["pruning"][2] == "0.125 [0.113, 0.138] AUC difference"
     assert rows["isolation"][1] == "no effect" and rows["competition"][2] == "—" and rows["competition"][3] == "0"
     assert "competition : The drop is too small." in words(answer)
 
