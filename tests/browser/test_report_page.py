@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from report.contrast_run import write_contrast
-from report.parallel_run import write_trees
+from report.parallel_run import write_measure, write_trees
 from report.synthetic_run import write_run
 
 pytestmark = pytest.mark.browser
@@ -45,6 +45,7 @@ def reports(tmp_path_factory) -> dict[str, str]:
     runs["contrast"] = write_contrast(root / "contrast", nasty=True)
     runs["trees"] = write_trees(root / "trees", captured=True)
     runs["nasty trees"] = write_trees(root / "nasty-trees", items=2, failed=1, nasty=True)
+    runs["measure"] = write_measure(root / "measure", nasty=True)
     return {name: render_report(run).as_uri() for name, run in runs.items()}
 
 
@@ -69,7 +70,7 @@ def visit(browser, reports) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast", "trees", "nasty trees"])
+@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast", "trees", "nasty trees", "measure"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_quiet_sealed_and_no_wider_than_the_screen(visit, reports, name, width):
     page = visit(name, width)
@@ -96,6 +97,15 @@ def test_the_verdict_and_its_four_cards_are_above_the_fold(visit):
         box = page.locator(selector).bounding_box()
         assert box["y"] + box["height"] <= 800
     assert page.locator(".sr-card").count() == 4
+
+
+def test_a_measurement_answers_above_the_fold(visit):
+    page = visit("measure")
+    for selector in (".verdict", "table >> nth=0"):
+        box = page.locator(selector).bounding_box()
+        assert box["y"] + box["height"] <= 800
+    page.get_by_role("link", name="Is a token looked at less because it shares its position?").click()
+    assert page.locator("#position").is_visible()
 
 
 def test_a_contrast_answers_above_the_fold(visit):

@@ -21,6 +21,7 @@ from symbolic_residue.concepts._quality import MIN_POSITIVES, quality_report
 from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
+from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
 __all__ = [
     "BASELINE",
@@ -43,6 +44,7 @@ __all__ = [
     "ReadoutModel",
     "SkippedLayer",
     "Violation",
+    "WordsAlone",
     "collect",
     "concept_words",
     "corpus_card",
@@ -66,5 +68,6 @@ __all__ = [
     "scenario_differences",
     "skipped_layers",
     "validate_corpus",
+    "words_alone",
     "write_corpus",
 ]

@@ -27,6 +27,15 @@ from symbolic_residue.figures._maps import head_map, lens_heatmap
 from symbolic_residue.figures._measures import disruption_map, silence_parts
 from symbolic_residue.figures._memory import memory_decay
 from symbolic_residue.figures._palette import diverging_colour, region_colours
+from symbolic_residue.figures._parallel_measure import (
+    parallel_auc,
+    parallel_curve,
+    parallel_heads,
+    parallel_intra,
+    parallel_layers,
+    parallel_ratios,
+    parallel_trace,
+)
 from symbolic_residue.figures._parallel_tree import parallel_steps
 from symbolic_residue.figures._salience import salience_heatmap
 from symbolic_residue.figures._similarity import similarity_map
@@ -65,7 +74,14 @@ __all__ = [
     "memory_decay",
     "number",
     "ov_strength",
+    "parallel_auc",
+    "parallel_curve",
+    "parallel_heads",
+    "parallel_intra",
+    "parallel_layers",
+    "parallel_ratios",
     "parallel_steps",
+    "parallel_trace",
     "probability_traces",
     "qk_ov",
     "region_colours",

@@ -13,8 +13,10 @@ from symbolic_residue.report._contrast_figures import contrast_figures
 from symbolic_residue.report._contrast_load import KIND, load_contrast
 from symbolic_residue.report._figure_set import Figure, item_figures
 from symbolic_residue.report._load import load_run
+from symbolic_residue.report._parallel_load import load_measure, MEASURE_KIND
 from symbolic_residue.report._parallel_page import KIND as PARALLEL
 from symbolic_residue.report._parallel_page import tree_figures
+from symbolic_residue.report._parallel_sections import measure_figures
 from symbolic_residue.store import RunFolder
 
 __all__ = ["export_figures"]
@@ -53,6 +55,8 @@ def _drawn(folder: RunFolder) -> list[tuple[str, Figure]]:
     """The figures with what they belong to: an item, or the whole contrast."""
     if folder.manifest.kind == KIND:
         return [(KIND, figure) for figure in contrast_figures(load_contrast(folder)).values()]
+    if folder.manifest.kind == MEASURE_KIND:
+        return [(PARALLEL, figure) for figure in measure_figures(load_measure(folder)).values()]
     run = load_run(folder.path)
     if folder.manifest.kind == PARALLEL:
         return [(item, figure) for item in run.shown for figure in tree_figures(run, item)]

@@ -26,6 +26,8 @@ from symbolic_residue.report._contrast_load import KIND, load_contrast
 from symbolic_residue.report._contrast_page import contrast_html
 from symbolic_residue.report._figure_set import item_figures, last_row_attention
 from symbolic_residue.report._load import FULL_ITEMS, load_run, Run
+from symbolic_residue.report._parallel_load import load_measure, MEASURE_KIND
+from symbolic_residue.report._parallel_measure import measure_html
 from symbolic_residue.report._parallel_page import KIND as PARALLEL
 from symbolic_residue.report._parallel_page import parallel_html
 from symbolic_residue.report._prompt import prompt_view
@@ -50,6 +52,8 @@ def render_report(run_path: Path | str) -> Path:
     folder = RunFolder.open(run_path)
     if folder.manifest.kind == KIND:
         return folder.write_file("report.html", contrast_html(load_contrast(folder)))
+    if folder.manifest.kind == MEASURE_KIND:
+        return folder.write_file("report.html", measure_html(load_measure(folder)))
     run = load_run(run_path)
     if folder.manifest.kind == PARALLEL:
         return folder.write_file("report.html", parallel_html(run))
