@@ -31,6 +31,9 @@ def validate_command(
         str | None, typer.Option("--model", "-m", help="Also: does every text fit this model's context?", show_default=False)
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help=f"Every finding, not the first {_SHOWN}.")] = False,
+    words: Annotated[
+        bool, typer.Option("--words-alone", help="Also: how well do words alone tell each concept? No model.")
+    ] = False,
     card: Annotated[bool, typer.Option("--card", help="Print the packaged corpus's data card and stop.")] = False,
     json: Json = False,
 ) -> None:
@@ -44,13 +47,16 @@ def validate_command(
     source: Any = packaged_corpus() if corpus is None else corpus
     found = validate_corpus(source, tokenizer=tokenizer, context=context)
     read = source if corpus is None else scan_corpus(corpus)[0]
+    counts = _counts(read)
+    if words:
+        _add_words(read, counts)
     refused = sum(one.severity == "refused" for one in found)
     if json:
         echo_json(
             {
                 "corpus": "packaged" if corpus is None else str(corpus),
                 "sha256": read.sha256,
-                "concepts": _counts(read),
+                "concepts": counts,
                 "scenarios": len(read.scenarios),
                 "texts": len(read.texts),
                 "refused": refused,
@@ -59,7 +65,7 @@ def validate_command(
             }
         )
     else:
-        _show(read, found, refused, None if show_all else _SHOWN)
+        _show(read, counts, found, refused, None if show_all else _SHOWN)
     raise typer.Exit(REFUSED if refused else WARNED if found else 0)
 
 
@@ -107,7 +113,28 @@ def _counts(corpus: Corpus) -> list[dict[str, Any]]:
     return rows
 
 
-def _show(corpus: Corpus, found: list[Violation], refused: int, most: int | None) -> None:
+_WORDS = {"baseline": "words alone, against neutral", "others": "words alone, against others"}
+
+
+def _add_words(corpus: Corpus, counts: list[dict[str, Any]]) -> None:
+    """Held-out AUC of words alone, as text, with interval and n."""
+    from symbolic_residue.concepts import words_alone
+
+    by_name = {row["concept"]: row for row in counts}
+    for one in words_alone(corpus):
+        auc = one.auc
+        by_name[one.concept][f"words_{one.against}"] = (
+            None
+            if auc.value != auc.value
+            else {"auc": auc.value, "low": auc.low, "high": auc.high, "scenarios": auc.n, "method": auc.method}
+        )
+
+
+def _auc(value: dict[str, Any] | None) -> str:
+    return "–" if value is None else f"{value['auc']:.2f} [{value['low']:.2f}, {value['high']:.2f}] n={value['scenarios']}"
+
+
+def _show(corpus: Corpus, rows: list[dict[str, Any]], found: list[Violation], refused: int, most: int | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -118,11 +145,25 @@ def _show(corpus: Corpus, found: list[Violation], refused: int, most: int | None
     counts = Table(box=None, pad_edge=False)
     for title in ("concept", "family", "texts", "pairs", "words a text"):
         counts.add_column(title, justify="left" if title in ("concept", "family") else "right")
-    for row in _counts(corpus):
+    shown = [against for against in _WORDS if any(f"words_{against}" in row for row in rows)]
+    for against in shown:
+        counts.add_column(_WORDS[against])
+    for row in rows:
         words = "–" if row["words"] is None else f"{row['words']:.1f}"
         pairs = "–" if row["pairs"] is None else str(row["pairs"])
-        counts.add_row(Text(visible(row["concept"])), Text(visible(row["family"] or "–")), str(row["texts"]), pairs, words)
+        counts.add_row(
+            Text(visible(row["concept"])),
+            Text(visible(row["family"] or "–")),
+            str(row["texts"]),
+            pairs,
+            words,
+            *(_auc(row.get(f"words_{a}")) for a in shown),
+        )
     console.print(counts)
+    if shown:
+        console.print(
+            "Words alone: AUC within the scenario left out, naive Bayes on the others; 0.5 is chance, n counts scenarios."
+        )
     console.print(f"{len(corpus.texts)} texts, {len(corpus.scenarios)} scenarios.")
     if not found:
         console.print("Nothing is wrong with it.")

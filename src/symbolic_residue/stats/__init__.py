@@ -13,7 +13,7 @@ from symbolic_residue.stats._bootstrap import (
 from symbolic_residue.stats._clustered_share import clustered_wilson, effective_n
 from symbolic_residue.stats._corrections import benjamini_hochberg, holm
 from symbolic_residue.stats._decide import decide, Direction, Outcome, quantile_criterion
-from symbolic_residue.stats._estimate import bound, Estimate, generator, t_interval, wilson
+from symbolic_residue.stats._estimate import bound, Estimate, generator, score_bounds, t_interval, wilson
 from symbolic_residue.stats._flip_interval import flip_columns
 from symbolic_residue.stats._information import entropy, js_divergence, kl_divergence
 from symbolic_residue.stats._paired import mcnemar, paired_difference
@@ -58,6 +58,7 @@ __all__ = [
     "paired_permutation",
     "power_sign_flip",
     "quantile_criterion",
+    "score_bounds",
     "sign_flip_test",
     "t_interval",
     "two_sample_columns",

@@ -254,6 +254,10 @@ def test_command(bad, tmp_path, capsys):
     assert main(["concepts", "validate"]) == 0
     out = capsys.readouterr().out
     assert "Nothing is wrong" in out and "312 texts, 24 scenarios" in out and "vulnerability" in out
+    assert main(["concepts", "validate", "--words-alone", "--json"]) == 0
+    joy = json.loads(capsys.readouterr().out)["concepts"][1]["words_others"]
+    assert joy["scenarios"] == 24 and 0.5 < joy["low"] < joy["auc"] < joy["high"] <= 1
+    assert main(["concepts", "validate", "--words-alone"]) == 0 and f"{joy['auc']:.2f} [" in capsys.readouterr().out
     assert main(["concepts", "validate", str(bad), "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
     assert sorted((v["severity"], v["kind"], v["file"], v["line"]) for v in told["violations"]) == sorted(EXPECTED)
