@@ -21,7 +21,7 @@ from scipy.special import expit
 from symbolic_residue.concepts._design import Design
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["Estimator", "fit", "scenario_differences", "shrinkage"]
+__all__ = ["Estimator", "fit", "scenario_differences"]
 
 Estimator = Literal["difference", "logistic", "lda"]
 Array = NDArray[np.float64]
@@ -88,7 +88,7 @@ def _logistic(x: Array, design: Design) -> Array:
     return (found.x @ axes) / scale
 
 
-def shrinkage(residuals: Array) -> tuple[float, float]:
+def _shrinkage(residuals: Array) -> tuple[float, float]:
     """Ledoit and Wolf's share γ of the identity in the covariance of ``residuals [n, d]``, and the identity's scale μ (mean variance of a dimension)."""
     n, d = residuals.shape
     gram = residuals @ residuals.T / n
@@ -102,7 +102,7 @@ def shrinkage(residuals: Array) -> tuple[float, float]:
 def _lda(x: Array, design: Design, delta: Array) -> Array:
     residuals = _residuals(x, design)
     n = len(residuals)
-    shrink, mu = shrinkage(residuals)
+    shrink, mu = _shrinkage(residuals)
     if mu <= 0 or shrink >= 1:
         return delta / mu if mu > 0 else delta
     if shrink <= 0:

@@ -172,7 +172,7 @@ def _layer(
         permuted /= np.maximum(np.linalg.norm(permuted, axis=1, keepdims=True), 1e-300)
     names = np.array(["" if scenarios[r] is None else f"={scenarios[r]}" for r in design.rows])
     return block | {
-        "pc_share": pc_share(x, design, _SMALL, seed),
+        "pc_share": pc_share(pooled.resid[i], design, scenarios, _SMALL, seed),
         "alignment": alignment(x, design, scenarios),
         "nearest": [[directions.concepts[j], float(np.clip(cosines[j], -1, 1))] for j in order],
         "ridge_r2": ridge_r2(v, np.delete(vectors, at, axis=0), permuted),

@@ -1,8 +1,8 @@
 """Single numbers of the quality report, each with what it is without a concept.
 
-1. ``pc_share``: share of the first principal component in the scenarios' *differences* (not centred, so that a common direction counts). Null: as many
-   vectors from the normal distribution with mean 0 and the differences' own covariance, shrunk as for LDA (unshrunk, the null would be too wide). (The same
-   share of centred positives would say nothing about the concept.)
+1. ``pc_share``: share of the first principal component in the scenarios' *differences* (not centred, so that a common direction counts). Null: in each scenario
+   as many texts drawn from all its texts, of whatever concept, stand for the positives and negatives, so topic and the spread of single texts stay. (The
+   same share of centred positives would say nothing about the concept.)
 2. ``alignment``: cosine of each scenario's difference with the mean of the others'. Outliers lie more than 3 · 1.4826 · MAD below the median.
 3. ``mlp``: the largest |cosine| of the direction with one column of the layer's MLP down-projection (after the gain of a norm of the MLP's output, where
    there is one); null: directions drawn uniformly.
@@ -24,7 +24,7 @@ from scipy import stats as sps
 from torch import nn
 
 from symbolic_residue.concepts._design import Design
-from symbolic_residue.concepts._estimators import scenario_differences, shrinkage
+from symbolic_residue.concepts._estimators import scenario_differences
 from symbolic_residue.concepts._null import tail_p
 from symbolic_residue.stats import auc, bound, Estimate, generator
 
@@ -66,22 +66,45 @@ def estimate_block(found: Estimate, counts: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pc_share(x: NDArray[np.floating], design: Design, n_draws: int, seed: int) -> dict[str, Any]:
-    """First component's share of the differences, with its null."""
+def pc_share(x: NDArray[np.floating], design: Design, scenarios: Sequence[str | None], n_draws: int, seed: int) -> dict[str, Any]:
+    """First component's share of the differences, with its null.
+
+    Args:
+        x: ``[text, d]`` of *all* texts of the corpus.
+        design: of the concept.
+        scenarios: of all texts.
+        n_draws: of the null.
+        seed: of the null.
+    """
     if not design.paired or design.n_strata < 3:
         return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
-    differences = scenario_differences(x, design)
-    n = len(differences)
-    centred = differences - differences.mean(0)
-    gamma, mu = shrinkage(centred)
-    rng = generator(seed)
-    grams = [differences @ differences.T]
-    for _ in range(n_draws):
-        drawn = math.sqrt((1 - gamma) / n) * (rng.standard_normal((n, n), dtype=np.float32) @ centred)
-        drawn += math.sqrt(gamma * mu) * rng.standard_normal(centred.shape, dtype=np.float32)
-        grams.append(drawn @ drawn.T)
-    eigen = np.linalg.eigvalsh(np.array(grams))
-    return {**null_block(eigen[:, -1] / eigen.sum(1)), "n": n}
+    x = np.asarray(x, dtype=np.float64)
+    rng, names = generator(seed), np.array(["" if s is None else f"={s}" for s in scenarios])
+    observed = scenario_differences(x[design.rows], design)
+    shares = [_first_share((observed @ observed.T)[None])]
+    n, larger = design.n_strata, False
+    drawn = np.zeros((n_draws, n, x.shape[1]))
+    for s in range(n):
+        here = design.stratum == s
+        pool = np.flatnonzero(names == names[design.rows[here][0]])
+        n_pos, n_all = int(design.positive[here].sum()), int(here.sum())
+        larger |= len(pool) > n_all
+        picked = pool[rng.random((n_draws, len(pool))).argsort(axis=1)[:, :n_all]]
+        drawn[:, s] = x[picked[:, :n_pos]].mean(1) - x[picked[:, n_pos:]].mean(1)
+    if not larger:
+        return {
+            "value": float(shares[0][0]),
+            "n": n,
+            "null": None,
+            "reason": "No scenario has texts of a third kind to draw a null from.",
+        }
+    return {**null_block(np.concatenate([*shares, _first_share(drawn @ drawn.transpose(0, 2, 1))])), "n": n}
+
+
+def _first_share(grams: Array) -> Array:
+    eigen = np.linalg.eigvalsh(grams)
+    total = eigen.sum(1)
+    return np.divide(eigen[:, -1], total, out=np.zeros_like(total), where=total > 0)
 
 
 def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | None]) -> dict[str, Any]:

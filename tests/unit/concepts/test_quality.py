@@ -119,16 +119,28 @@ def test_wholly_apart_scores_still_have_an_interval() -> None:
 
 
 def test_the_share_of_the_first_component_is_of_differences_and_has_its_null() -> None:
+    """Planted: joy moves along one direction by 8, seven times the sd of a difference there. Null: it does not,
+    while dimensions have unequal spread, which makes any share large."""
+    labels = ["baseline", "joy", "fear", "hope"] * 20
+    scenarios = [f"{i:03}" for i in range(20) for _ in range(4)]
+    wide = make_design(labels, scenarios, "joy")
+    positive = np.array(labels) == "joy"
+    false = hits = 0
+    for seed in range(100):
+        spread = np.arange(1, 101.0) ** -0.5 * 2
+        noise = np.random.default_rng(seed).normal(size=(80, 100)) * spread
+        false += pc_share(noise, wide, scenarios, 99, seed)["p"] <= 0.05
+        hits += pc_share(noise + 8 * positive[:, None] * np.eye(100)[5], wide, scenarios, 99, seed)["p"] <= 0.05
+    assert wilson(false, 100).low <= 0.05 and hits >= 90
     rng = np.random.default_rng(2)
     design, names = pairs(20)
-    noise = rng.normal(size=(40, 30))
-    null = pc_share(noise, design, 200, 0)
-    shifted = noise + 4 * design.positive[:, None] * np.eye(30)[0]
-    found = pc_share(shifted, design, 200, 0)
+    shifted = rng.normal(size=(40, 30)) + 4 * design.positive[:, None] * np.eye(30)[0]
+    found = pc_share(shifted, design, names, 200, 0)
     values = np.linalg.svd(shifted[1::2] - shifted[0::2], compute_uv=False) ** 2
     assert found["value"] == pytest.approx(values[0] / values.sum()) and found["n"] == 20
-    assert found["p"] < 0.01 and null["p"] > 0.05 and found["null_mean"] < found["value"]
-    assert pc_share(noise[:4], make_design(["joy", "joy", "baseline", "baseline"], [None] * 4, "joy"), 200, 0)["value"] is None
+    assert found["null"] is None and "third kind" in found["reason"]
+    unpaired = make_design(["joy", "joy", "baseline", "baseline"], [None] * 4, "joy")
+    assert pc_share(shifted[:4], unpaired, [None] * 4, 200, 0)["value"] is None
     shifted[21] -= 30 * np.eye(30)[0]  # scenario 10 tells the opposite
     lined = alignment(shifted, design, names)
     differences = shifted[1::2] - shifted[0::2]
