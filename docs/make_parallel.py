@@ -69,8 +69,11 @@ def verdicts(run: RunFolder) -> str:
             control = "—" if row["control_value"] is None else f"{row['control']}: {row_text(row, 'control_')}"
             named = " | ".join(row[name] or "—" for name in ("quantity", "arm", "reference", "form"))
             parts.append(f"| {named} | {row_text(row)} | {row['unit'] or '—'} | {row['n']} | {control} | {row['outcome']} |")
-        notes = dict.fromkeys(row["note"] for row in rows if row["note"])
-        parts += ["", *(f"{note}" for note in notes), ""]
+        notes: dict[str, str] = {}
+        for row in rows:
+            if row["note"]:
+                notes.setdefault(row["note"], row["quantity"])
+        parts += ["", *(f"* *{quantity}*: {note}" for note, quantity in notes.items()), ""]
     return "\n".join(parts).rstrip()
 
 

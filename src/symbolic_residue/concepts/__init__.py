@@ -14,8 +14,10 @@ from symbolic_residue.concepts._heads import (
     output_weights,
 )
 from symbolic_residue.concepts._heads_block import per_head_block
+from symbolic_residue.concepts._held_out import held_out_scores
 from symbolic_residue.concepts._packaged import corpus_card, packaged_corpus
 from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
+from symbolic_residue.concepts._quality import MIN_POSITIVES, quality_report
 from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
@@ -23,6 +25,7 @@ from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
 __all__ = [
     "BASELINE",
+    "MIN_POSITIVES",
     "POOLINGS",
     "Against",
     "ConceptText",
@@ -50,12 +53,14 @@ __all__ = [
     "draw_labels",
     "find_directions",
     "fit",
+    "held_out_scores",
     "load_directions",
     "make_design",
     "output_weights",
     "packaged_corpus",
     "per_head_block",
     "pooled_positions",
+    "quality_report",
     "read_corpus",
     "require_valid",
     "save_directions",

@@ -88,15 +88,21 @@ def _logistic(x: Array, design: Design) -> Array:
     return (found.x @ axes) / scale
 
 
-def _lda(x: Array, design: Design, delta: Array) -> Array:
-    residuals = _residuals(x, design)
+def _shrinkage(residuals: Array) -> tuple[float, float]:
+    """Ledoit and Wolf's share γ of the identity in the covariance of ``residuals [n, d]``, and the identity's scale μ (mean variance of a dimension)."""
     n, d = residuals.shape
     gram = residuals @ residuals.T / n
     mu = float(np.trace(gram)) / d
     squared = float((gram**2).sum())  # the Frobenius norm of the covariance, squared
     spread = squared - d * mu * mu
     noise = (float((np.diag(gram) ** 2).sum()) - squared / n) if n > 1 else 0.0  # Σ‖r‖⁴ / n² − ‖S‖² / n
-    shrink = 1.0 if spread <= 0 else min(1.0, max(0.0, noise / spread))
+    return (1.0 if spread <= 0 else min(1.0, max(0.0, noise / spread))), mu
+
+
+def _lda(x: Array, design: Design, delta: Array) -> Array:
+    residuals = _residuals(x, design)
+    n = len(residuals)
+    shrink, mu = _shrinkage(residuals)
     if mu <= 0 or shrink >= 1:
         return delta / mu if mu > 0 else delta
     if shrink <= 0:

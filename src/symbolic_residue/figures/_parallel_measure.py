@@ -49,7 +49,9 @@ def _lines(
     shown = labels(names, 30)
     data = [{**row, "series": shown[row["series"]]} for row in data]
     order = list(shown.values())
-    legend = alt.Legend(orient="bottom", symbolType="stroke", symbolSize=400, symbolStrokeWidth=2.2, labelLimit=320, columns=2)
+    legend = alt.Legend(
+        orient="bottom", symbolType="stroke", symbolSize=400, symbolStrokeWidth=2.2, symbolOpacity=1, labelLimit=320, columns=2
+    )
     colour = alt.Color(
         "series:N", title=None, sort=order, legend=legend, scale=alt.Scale(domain=order, range=list(CANDIDATES[: len(order)]))
     )
@@ -104,23 +106,21 @@ def parallel_layers(layers: polars.DataFrame, question: str) -> Any:
     return _lines(lines, "layer", "ratio of attention", log=True, heading=title(f"{question}: ratio by layer", said))
 
 
-def parallel_ratios(verdicts: polars.DataFrame, question: str) -> Any:
+def parallel_ratios(verdicts: polars.DataFrame, question: str, *, heads: bool = False) -> Any:
     """Every comparison of a question in each form, as ratios; the verdict's own row is left out (it repeats one of them).
 
     Args:
         verdicts: table ``parallel_verdicts``: ``question, quantity, arm, reference, form, outcome, value, low, high, n, unit``.
         question: which.
+        heads: the classes of heads instead.
 
     Raises:
         ConfigError: missing columns, or no ratio of such a question. MissingExtraError: no Altair.
     """
     columns = ("question", "quantity", "arm", "reference", "form", "value", "low", "high", "n", "unit")
     data = rows(verdicts, "parallel_verdicts", columns)
-    mine = [
-        r
-        for r in data
-        if r["question"] == question and r["unit"] == "ratio" and r["quantity"] != "verdict" and r["value"] is not None
-    ]
+    mine = [row for row in data if row["question"] == question and row["unit"] == "ratio" and row["value"] is not None]
+    mine = [row for row in mine if row["quantity"] != "verdict" and row["quantity"].startswith("heads: ") == heads]
     if not mine:
         raise ConfigError(f"There are no ratios of the question {question!r}.")
     forms = [form for form in _FORMS if any(row["form"] == form for row in mine)]
@@ -228,7 +228,7 @@ def parallel_intra(intra: polars.DataFrame, *, most: int = 4) -> Any:
                 color=alt.Color("value:Q", legend=None, scale=alt.Scale(domain=[0, limit], range=[NEUTRAL, FOR]))
             )
             text = base.mark_text(fontSize=11, color=INK, aria=False).encode(text="said:N")
-            panels.append(alt.layer(fill, text).properties(width=42 * size, height=26 * size, title=f"{mode}, {size} tokens"))
+            panels.append(alt.layer(fill, text).properties(width=48 * size, height=24 * size, title=f"{mode}, {size} tokens"))
     modes = list(dict.fromkeys(row["mode"] for row in data))
     each = [alt.hconcat(*[p for p in panels if str(p.title).startswith(f"{mode},")], spacing=26) for mode in modes]
     return styled(alt.vconcat(*each, spacing=14))
@@ -259,7 +259,7 @@ def parallel_heads(heads: polars.DataFrame) -> Any:
         color=colour,
     )  # fmt: skip
     return styled(
-        chart.properties(width=max(160, 22 * n_heads), height=max(60, 11 * layers), title=title("Classes of heads", _n(data)))
+        chart.properties(width=max(430, 22 * n_heads), height=max(60, 11 * layers), title=title("Classes of heads", _n(data)))
     )
 
 

@@ -31,7 +31,7 @@ QUESTIONS = {
 _WORDS = {
     "down-weighted": "A token is looked at less because it shares its position",
     "up-weighted": "A token is looked at more because it shares its position",
-    "no effect": "Sharing a position does not change how much a token is looked at",
+    "no effect": "Sharing a position changes how much a token is looked at by less than {margin} %",
     "undecided": "Whether sharing a position changes how much a token is looked at is undecided",
 }
 _ENTROPY = ("standard", "shared", "unique", "visible", "offset 0.5", "unrelated")
@@ -56,7 +56,8 @@ def sentence(run: MeasureRun) -> str:
     row = found[0]
     if row["value"] is None:
         return f"{_WORDS['undecided']}: it was not measured."
-    return f"{_WORDS[row['outcome']]}: at equal distance the ratio is {_measured(row)}, over {row['n']} prompts."
+    words = _WORDS[row["outcome"]].format(margin=number(100 * (row["margin"] or 0.0)))
+    return f"{words}: at equal distance the ratio is {_measured(row)}, over {row['n']} prompts."
 
 
 def answer_table(run: MeasureRun) -> dict[str, Any] | None:
@@ -68,7 +69,7 @@ def answer_table(run: MeasureRun) -> dict[str, Any] | None:
         [
             row["question"],
             row["outcome"],
-            _measured(row),
+            _measured(row) + ("" if row["unit"] == "ratio" or row["value"] is None else f" {row['unit']}"),
             str(row["n"]),
             f"{row['arm']} / {row['reference']}" if row["reference"] else row["arm"],
             "—" if row["control"] is None else f"{row['control']}: {_measured(row, 'control_', n=False)}",
@@ -152,28 +153,27 @@ def measure_figures(run: MeasureRun) -> dict[str, Figure]:
             for row in run.rows("parallel_verdicts", question=question, unit="ratio")
             if row["quantity"] != "verdict" and row["value"] is not None
         ]
-        if verdicts is not None and rows:
+        by_class = [row for row in rows if row["quantity"].startswith("heads: ")]
+        if verdicts is not None and len(rows) > len(by_class):
             add(f"{short}_ratios", f"{title} Ratios in every form", partial(figures.parallel_ratios, verdicts, question))
+        if verdicts is not None and by_class:
+            add(f"{short}_heads", f"{title} By class of heads", partial(figures.parallel_ratios, verdicts, question, heads=True))
     if verdicts is not None and any(
         row["value"] is not None for row in run.rows("parallel_verdicts", question="pruning", unit="AUC")
     ):
         add("pruning_auc", "AUC of attention and of probability", partial(figures.parallel_auc, verdicts))
     if curves is not None:
-        for name, curve, unit, series in (
-            ("offset", "parallel offset", "ratio", None),
-            ("scaling", "parallel scaling", "ratio", None),
-            ("scaling_total", "parallel scaling", "share", None),
-            ("bias", "parallel bias", "ratio", None),
-            ("bias_cost", "parallel bias", "nats", None),
-            ("entropy", "parallel entropy", "share", _ENTROPY),
+        for name, label, curve, unit, series in (
+            ("offset", "A shared position against a set spread by ε", "parallel offset", "ratio", None),
+            ("scaling", "A set's member against the same token alone, by the size of the set", "parallel scaling", "ratio", None),
+            ("scaling_total", "Attention on a whole set, and what competition alone predicts", "parallel scaling", "share", None),
+            ("bias", "A set's member against the same token alone, by the bias on siblings", "parallel bias", "ratio", None),
+            ("bias_cost", "What a bias costs: KL from no bias, −ln p of the top path", "parallel bias", "nats", None),
+            ("entropy", "Entropy by layer and arm, a share of the largest possible", "parallel entropy", "share", _ENTROPY),
         ):
             here = run.rows("curves", curve=curve, unit=unit)
             if any(series is None or row["series"] in series for row in here):
-                add(
-                    name,
-                    f"Curve: {curve.removeprefix('parallel ')}, {unit}",
-                    partial(figures.parallel_curve, curves, curve, unit=unit, series=series),
-                )
+                add(name, label, partial(figures.parallel_curve, curves, curve, unit=unit, series=series))
     for name, table, label, draw in (
         ("intra", "parallel_intra", "Who looks at whom within a set", figures.parallel_intra),
         ("trace", "parallel_trace", "A set's first two tokens through the layers", figures.parallel_trace),
@@ -189,9 +189,9 @@ def measure_figures(run: MeasureRun) -> dict[str, Figure]:
 
 _TEXTS = {
     "shared position": (
-        "Two comparisons at equal distance, on the same tokens and the same query rows: queries moved so that a token stands as "
-        "far away under one position a token as "
-        "under a shared one (moved / unique), and the set spread around its place by half a position (shared / offset 0.5). Both must agree.",
+        "Two comparisons on the same tokens and the same query rows. In one, each token of the set has a position of its own or shares one, "
+        "and the queries are moved so that its distance is the same (moved / unique). In the other, the set is spread around its place by half "
+        "a position (shared / offset 0.5). Both must agree.",
         "Shared / unique as it comes mixes position with distance; it answers nothing and stands here for comparison.",
     ),
     "isolation": ("The same tree with siblings that see nobody of their set, and with siblings that see all.",),
@@ -253,7 +253,7 @@ def measure_sections(run: MeasureRun, drawn: list[str]) -> list[dict[str, Any]]:
             "name": "heads",
             "title": "Classes of heads",
             "text": [criteria] if heads else [],
-            "figures": [n for n in ("heads",) if n in drawn],
+            "figures": [n for n in ("heads", "position_heads") if n in drawn],
             "tables": [],
             "folded": [grid("Every head", columns, listed)] if listed else [],
             "missing": None if heads else "Not measured in this run.",

@@ -48,6 +48,8 @@ def test_ratios_show_every_form_and_leave_the_verdict_out() -> None:
     assert [(row["form"], row["value"]) for row in found] == [
         ("all keys", 1.02), ("prompt excluded", 1.04), ("sink excluded", 0.98), ("distance matched", 1.01),
     ]  # fmt: skip
+    classes = drawn(figures.parallel_ratios(TABLES["parallel_verdicts"], "shared position", heads=True))
+    assert [row["value"] for row in classes if "form" in row] == [1.5]
     published = [row for row in drawn(figures.parallel_ratios(TABLES["parallel_verdicts"], "sink")) if "form" in row]
     assert [(row["quantity"], row["value"]) for row in published] == [
         ("published, with sink", 0.5),

@@ -17,7 +17,7 @@ from symbolic_residue.errors import ConfigError, InstrumentError, PromptError
 from symbolic_residue.instrument import AttentionBias, Edit
 from symbolic_residue.parallel import arrange, Arranged, false_rates, measure_prompt, MeasureConfig, QUESTIONS, replay, verdicts
 from symbolic_residue.parallel.measure import collapse, FORMS, HEADLINE, log_ratios, relabelled
-from symbolic_residue.parallel.measure._auc import clustered_auc
+from symbolic_residue.parallel.measure._auc import auc_rows, clustered_auc
 from symbolic_residue.parallel.measure._infer import layer_rows, means, outcome_of, Rule
 from symbolic_residue.parallel.measure._prompt import _Run
 from symbolic_residue.store._schema import conform
@@ -321,3 +321,32 @@ def test_layers_that_only_some_prompts_have_are_not_tested_but_counted() -> None
     assert out["parallel_layers"].filter(pl.col("question") == "isolation")["layer"].to_list() == [1]
     rows = out["parallel_verdicts"].filter((pl.col("question") == "isolation") & (pl.col("quantity") == "verdict"))
     assert rows["n"].to_list() == [8] and rows["outcome"].to_list() == ["down-weighted"]
+
+
+def pruning_frame(prompts: int, pruned_in: int, seed: int = 0) -> pl.DataFrame:
+    """Attention knows what was pruned, probability does not."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(prompts):
+        for rank in range(1, 9):
+            pruned = i < pruned_in and rank > 5
+            attention = float(rng.normal(0.1 if pruned else 0.2, 0.05))
+            row = {"item": f"p{i}", "step": 0, "rank": rank, "probability": float(rng.random()), "judged": attention}
+            rows.append(row | {"attention": attention, "pruned": pruned})
+    return pl.DataFrame(rows)
+
+
+def test_what_attention_knows_of_pruning_is_found_and_needs_prompts() -> None:
+    def rows(frame: pl.DataFrame) -> dict[str, dict]:
+        return {row["quantity"]: row for row in auc_rows(frame, Rule())}
+
+    found = rows(pruning_frame(12, 12))
+    assert found["AUC of attention"]["low"] > 0.8 and found["AUC of attention"]["high"] <= 1
+    assert found["AUC of probability"]["low"] < 0.5 < found["AUC of probability"]["high"]
+    assert found["verdict"]["outcome"] == "measured" and found["verdict"]["low"] > 0 and found["verdict"]["n"] == 12
+    few = rows(pruning_frame(12, 5))
+    assert {row["outcome"] for row in few.values()} == {"undecided"} and few["verdict"]["low"] is None
+    assert "in 5 prompts" in few["verdict"]["note"]
+    apart = pruning_frame(8, 8).with_columns(pl.when("pruned").then(0.1).otherwise(0.9).alias("attention"))
+    assert rows(apart)["AUC of attention"]["value"] == 1 and rows(apart)["AUC of attention"]["low"] is None
+    assert rows(pruning_frame(8, 0))["verdict"]["outcome"] == "undecided"

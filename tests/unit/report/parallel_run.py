@@ -75,6 +75,7 @@ def measured_tables(*, n: int = 12, n_layers: int = 3, n_heads: int = 2) -> dict
     moved = {"arm": "moved", "reference": "unique"}
     rows = [verdict("shared position", "equal distance", value, "undecided", form=form, **moved) for form, value in _RATIOS]
     rows += [
+        verdict("shared position", "heads: local", 1.5, "undecided", note="3 heads.", **moved),
         verdict(
             "shared position", "equal distance, change before the softmax", 0.0625, "undecided", form="score", unit="nats", **moved
         ),

@@ -43,13 +43,14 @@ def test_the_answer_comes_first_with_its_control(page: str) -> None:
     assert rows["shared position"][1:] == [
         "down-weighted", "0.812 [0.731, 0.894]", "12", "moved / unique", "shared against offset 0.5: 0.875 [0.75, 0.969]",
     ]  # fmt: skip
+    assert rows["pruning"][2] == "0.125 [0.113, 0.138] AUC difference"
     assert rows["isolation"][1] == "no effect" and rows["competition"][2] == "—" and rows["competition"][3] == "0"
     assert "competition : The drop is too small." in words(answer)
 
 
 def test_every_question_has_its_figures_and_numbers(page: str) -> None:
     figures = {
-        "position": 3, "isolation": 1, "competition": 2, "sink": 1, "pruning": 1, "heads": 1, "entropy": 1, "trace": 1,
+        "position": 3, "isolation": 1, "competition": 2, "sink": 1, "pruning": 1, "heads": 2, "entropy": 1, "trace": 1,
     }  # fmt: skip
     for name, count in figures.items():
         assert section(page, name).count("<svg") == count, name

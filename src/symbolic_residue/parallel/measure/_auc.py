@@ -1,7 +1,8 @@
 """How well a score parts pruned from surviving tokens, with intervals over prompts.
 
 AUC: the chance that a surviving token scores above a pruned one, ties half, over all such pairs of all prompts. Prompts are drawn whole (bootstrap), for
-both scores alike, so their difference is paired. Intervals are percentiles, cut to the range by construction.
+both scores alike, so their difference is paired. Intervals are percentiles, in the range by construction; none is given where fewer than 6 prompts hold a
+pruned (or a surviving) token, or where every draw gives the same.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ def auc_rows(frame: pl.DataFrame | None, rule: Rule) -> list[dict[str, Any]]:
     draws = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS).astype(np.float64)])
     of = {name: clustered_auc(frame[name].to_numpy(), pruned, prompt, draws) for name in ("attention", "probability")}
     of["difference"] = of["attention"] - of["probability"]
-    note = f"{int(pruned.sum())} pruned and {int((~pruned).sum())} surviving tokens."
-    enough = n >= LEAST_PROMPTS
+    least = min(len(set(prompt[pruned])), len(set(prompt[~pruned])))
+    note = f"{int(pruned.sum())} pruned and {int((~pruned).sum())} surviving tokens; the rarer kind is in {least} prompts."
     held = {}
     for name, values in of.items():
         drawn = values[1:][np.isfinite(values[1:])]
-        bounds = (
-            np.quantile(drawn, [(1 - rule.level) / 2, (1 + rule.level) / 2]) if enough and len(drawn) > _DRAWS / 2 else (None, None)
-        )
-        held[name] = {"value": float(values[0]), "low": bounds[0], "high": bounds[1], "n": n, "note": note}
+        low, high = None, None
+        if least >= LEAST_PROMPTS and np.ptp(drawn) > 0:  # all draws alike: no spread is no certainty
+            low, high = (float(q) for q in np.quantile(drawn, [(1 - rule.level) / 2, (1 + rule.level) / 2]))
+        held[name] = {"value": float(values[0]), "low": low, "high": high, "n": n, "note": note}
     decided = "measured" if held["difference"]["low"] is not None else "undecided"
     out = [{**common, "quantity": f"AUC of {name}", "outcome": decided, **held[name]} for name in ("attention", "probability")]
     control = {f"control_{k}": held["probability"][k] for k in ("value", "low", "high")}

@@ -1,0 +1,181 @@
+"""The quality report of a set of directions: how good each is, beside what it would be without a concept.
+
+1. Per concept and layer: held-out AUC by leaving one scenario out (``_held_out``) with its interval and its permutation null, ratio of variance between to
+   within classes on the held-out scores, and the single numbers of ``_quality_parts``; the nearest concepts by cosine.
+2. Labels are permuted within scenarios, the same draws in every layer. Nulls from permuted labels are made for the difference of means only; other
+   estimators have intervals and null None.
+3. Concepts with fewer than 5 positives are measured but not ranked, and the report says so.
+4. Where heads were collected, every concept has the ``per_head`` block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+
+from symbolic_residue.concepts._collect import Pooled
+from symbolic_residue.concepts._design import Design, draw_labels, make_design
+from symbolic_residue.concepts._directions import Directions
+from symbolic_residue.concepts._heads import decompose_heads
+from symbolic_residue.concepts._heads_block import per_head_block
+from symbolic_residue.concepts._held_out import auc_of_draws, fold_auc, held_out_scores, permuted_scores, variance_ratio
+from symbolic_residue.concepts._quality_parts import (
+    alignment,
+    estimate_block,
+    length_leak,
+    mlp_columns,
+    mlp_cosine,
+    null_block,
+    pc_share,
+    ridge_r2,
+    scenario_leak,
+)
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.stats import generator, wilson
+
+if TYPE_CHECKING:
+    from symbolic_residue.models import Parts
+
+__all__ = ["MIN_POSITIVES", "quality_report"]
+
+MIN_POSITIVES = 5
+"""Fewer positives than that are not ranked."""
+_SMALL = 200
+"""Draws of the nulls that are not permutations of labels."""
+_NEAREST = 3
+
+
+def quality_report(
+    pooled: Pooled,
+    labels: Sequence[str],
+    scenarios: Sequence[str | None],
+    directions: Directions,
+    parts: Parts,
+    *,
+    n_draws: int = 1000,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """The content of ``quality.json``: plain data.
+
+    Args:
+        pooled: of :func:`collect`, the texts that the directions were found on.
+        labels, scenarios: one a text.
+        directions: of these texts.
+        parts: the model's parts (MLP columns, output weights).
+        n_draws: permutations of the labels; 1000 or more.
+        seed: of everything drawn.
+        progress: called with each concept as it begins.
+
+    Raises:
+        ConfigError: too few draws, labels that do not fit, a concept that cannot be held out.
+    """
+    if n_draws < 1000:
+        raise ConfigError(f"{n_draws} permutations are too few.", why="The tails would be noise.", todo="Draw 1000 or more.")
+    if len(labels) != len(pooled):
+        raise ConfigError(f"There are {len(labels)} labels for {len(pooled)} texts.", todo="Give one label a text.")
+    columns = {i: mlp_columns(parts.layers[i]) for i in directions.layers}
+    random = generator(seed).normal(size=(_SMALL, directions.model.hidden_size))
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    concepts: dict[str, Any] = {}
+    for concept in directions.concepts:
+        if progress is not None:
+            progress(concept)
+        design = make_design(labels, scenarios, concept, directions.against)
+        drawn = draw_labels(design, n_draws, seed)
+        all_labels = np.concatenate([design.positive[None], drawn])
+        layers = {}
+        for i in directions.layers:
+            layers[str(i)] = _layer(pooled, scenarios, directions, concept, design, all_labels, i, seed) | {
+                "mlp": {"value": None, "reason": columns[i]}
+                if isinstance(columns[i], str)
+                else mlp_cosine(directions.vector(concept, i).astype(np.float64), columns[i], random)  # type: ignore[arg-type]
+            }
+        ranked = design.n_pos >= MIN_POSITIVES
+        concepts[concept] = {
+            "n_pos": design.n_pos,
+            "n_neg": design.n_neg,
+            "n_scenarios": design.n_folds,
+            "paired": design.paired,
+            "left_out": design.left_out,
+            "smallest_p": design.smallest_p,
+            "ranked": ranked,
+            "why_not_ranked": None if ranked else f"{design.n_pos} positives; {MIN_POSITIVES} are needed.",
+            "layers": layers,
+        }
+        if pooled.heads:
+            found = decompose_heads(pooled, labels, scenarios, concept, parts, directions, n_draws=n_draws, seed=seed)
+            concepts[concept]["per_head"] = per_head_block(found)
+    ranking = {
+        str(i): sorted(
+            (c for c in concepts if concepts[c]["ranked"]), key=lambda c, i=i: -concepts[c]["layers"][str(i)]["auc"]["value"]
+        )
+        for i in directions.layers
+    }
+    return {
+        "model": asdict(directions.model),
+        "estimator": directions.estimator,
+        "against": directions.against,
+        "pooling": directions.pooling,
+        "m": directions.m,
+        "corpus_sha256": directions.corpus_sha256,
+        "n_draws": n_draws,
+        "n_draws_small": _SMALL,
+        "seed": seed,
+        "concepts": concepts,
+        "ranking_by_auc": ranking,
+        "not_ranked": {c: one["why_not_ranked"] for c, one in concepts.items() if not one["ranked"]},
+    }
+
+
+def _layer(
+    pooled: Pooled,
+    scenarios: Sequence[str | None],
+    directions: Directions,
+    concept: str,
+    design: Design,
+    labels: Any,
+    i: int,
+    seed: int,
+) -> dict[str, Any]:
+    x = np.asarray(pooled.resid[i][design.rows], dtype=np.float64)
+    plain = directions.estimator == "difference"
+    if plain:
+        every = permuted_scores(x, design, labels)
+        scores = every[0]
+    else:
+        every = None
+        scores = held_out_scores(x, design, directions.estimator)
+    block: dict[str, Any] = {"auc": estimate_block(fold_auc(scores, design), "scenarios" if design.paired else "folds")}
+    if every is not None:
+        shares, ratios = auc_of_draws(every, labels), variance_ratio(every, labels)
+        block["auc"] |= {key: value for key, value in null_block(shares).items() if key != "value"}
+        block["between_within"] = null_block(ratios)
+    else:
+        block["auc"] |= {"null_mean": None, "null_sd": None, "p": None}
+        block["between_within"] = {"value": float(variance_ratio(scores[None], labels[:1])[0]), "null_mean": None, "p": None}
+    if design.paired:
+        gaps = [scores[(design.stratum == s) & design.positive].mean() - scores[(design.stratum == s) & ~design.positive].mean()
+                for s in range(design.n_strata)]  # fmt: skip
+        block["pairs_in_order"] = estimate_block(wilson(int(np.count_nonzero(np.array(gaps) > 0)), len(gaps)), "scenarios")
+    v = directions.vector(concept, i).astype(np.float64)
+    at = directions.concepts.index(concept)
+    vectors = directions.vectors[i].astype(np.float64)
+    cosines = vectors @ v
+    order = [j for j in np.argsort(-np.abs(cosines), kind="stable") if j != at][:_NEAREST]
+    permuted = None
+    if plain:
+        permuted = design.weights(labels[1 : _SMALL + 1]) @ x
+        permuted /= np.maximum(np.linalg.norm(permuted, axis=1, keepdims=True), 1e-300)
+    names = np.array(["" if scenarios[r] is None else f"={scenarios[r]}" for r in design.rows])
+    return block | {
+        "pc_share": pc_share(pooled.resid[i], design, scenarios, _SMALL, seed),
+        "alignment": alignment(x, design, scenarios),
+        "nearest": [[directions.concepts[j], float(np.clip(cosines[j], -1, 1))] for j in order],
+        "ridge_r2": ridge_r2(v, np.delete(vectors, at, axis=0), permuted),
+        "length": length_leak(scores, pooled.n_tokens[design.rows].astype(np.float64), design),
+        "scenario": scenario_leak(scores, np.unique(names, return_inverse=True)[1], design.positive, _SMALL, seed),
+    }

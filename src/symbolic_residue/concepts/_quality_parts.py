@@ -1,0 +1,199 @@
+"""Single numbers of the quality report, each with what it is without a concept.
+
+1. ``pc_share``: share of the first principal component in the scenarios' *differences* (not centred, so that a common direction counts). Null: in each scenario
+   as many texts drawn from all its texts, of whatever concept, stand for the positives and negatives, so topic and the spread of single texts stay. (The
+   same share of centred positives would say nothing about the concept.)
+2. ``alignment``: cosine of each scenario's difference with the mean of the others'. Outliers lie more than 3 · 1.4826 · MAD below the median.
+3. ``mlp``: the largest |cosine| of the direction with one column of the layer's MLP down-projection (after the gain of a norm of the MLP's output, where
+   there is one); null: directions drawn uniformly.
+4. ``ridge_r2``: share of the unit direction that the other concepts' directions explain (ridge, λ = 0.01). Null: the same of directions from permuted labels.
+5. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
+   Fisher's z interval. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted
+   within classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as sps
+from torch import nn
+
+from symbolic_residue.concepts._design import Design
+from symbolic_residue.concepts._estimators import scenario_differences
+from symbolic_residue.concepts._null import tail_p
+from symbolic_residue.stats import auc, bound, Estimate, generator
+
+if TYPE_CHECKING:
+    from symbolic_residue.models import LayerParts
+
+__all__ = [
+    "alignment",
+    "estimate_block",
+    "length_leak",
+    "mlp_columns",
+    "mlp_cosine",
+    "null_block",
+    "pc_share",
+    "ridge_r2",
+    "scenario_leak",
+]
+
+Array = NDArray[np.float64]
+_RIDGE = 0.01
+_NOT_PAIRED = "No scenario holds both a positive and a negative, so there are no differences."
+
+
+def null_block(values: Array) -> dict[str, float]:
+    """From ``[1 + draw]``, the observed value first: value, mean and sd of the null, p."""
+    return {
+        "value": float(values[0]),
+        "null_mean": float(values[1:].mean()),
+        "null_sd": float(values[1:].std(ddof=1)),
+        "p": tail_p(values),
+    }
+
+
+def estimate_block(found: Estimate, counts: str) -> dict[str, Any]:
+    """An estimate as plain data; ``counts`` says what n counts."""
+    return {
+        "value": bound(found.value), "low": bound(found.low), "high": bound(found.high), "n": found.n, "n_counts": counts,
+        "method": found.method,
+    }  # fmt: skip
+
+
+def pc_share(x: NDArray[np.floating], design: Design, scenarios: Sequence[str | None], n_draws: int, seed: int) -> dict[str, Any]:
+    """First component's share of the differences, with its null.
+
+    Args:
+        x: ``[text, d]`` of *all* texts of the corpus.
+        design: of the concept.
+        scenarios: of all texts.
+        n_draws: of the null.
+        seed: of the null.
+    """
+    if not design.paired or design.n_strata < 3:
+        return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
+    x = np.asarray(x, dtype=np.float64)
+    rng, names = generator(seed), np.array(["" if s is None else f"={s}" for s in scenarios])
+    observed = scenario_differences(x[design.rows], design)
+    shares = [_first_share((observed @ observed.T)[None])]
+    n, larger = design.n_strata, False
+    drawn = np.zeros((n_draws, n, x.shape[1]))
+    for s in range(n):
+        here = design.stratum == s
+        pool = np.flatnonzero(names == names[design.rows[here][0]])
+        n_pos, n_all = int(design.positive[here].sum()), int(here.sum())
+        larger |= len(pool) > n_all
+        picked = pool[rng.random((n_draws, len(pool))).argsort(axis=1)[:, :n_all]]
+        drawn[:, s] = x[picked[:, :n_pos]].mean(1) - x[picked[:, n_pos:]].mean(1)
+    if not larger:
+        return {
+            "value": float(shares[0][0]),
+            "n": n,
+            "null": None,
+            "reason": "No scenario has texts of a third kind to draw a null from.",
+        }
+    return {**null_block(np.concatenate([*shares, _first_share(drawn @ drawn.transpose(0, 2, 1))])), "n": n}
+
+
+def _first_share(grams: Array) -> Array:
+    eigen = np.linalg.eigvalsh(grams)
+    total = eigen.sum(1)
+    return np.divide(eigen[:, -1], total, out=np.zeros_like(total), where=total > 0)
+
+
+def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | None]) -> dict[str, Any]:
+    """Cosine of each scenario's difference with the mean of the others', and the outliers by name."""
+    if not design.paired or design.n_strata < 3:
+        return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
+    differences = scenario_differences(x, design)
+    others = differences.sum(0) - differences
+    sizes = np.linalg.norm(differences, axis=1) * np.linalg.norm(others, axis=1)
+    cosines = np.divide((differences * others).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    middle = float(np.median(cosines))
+    limit = middle - 3 * 1.4826 * float(np.median(np.abs(cosines - middle)))
+    of = [str(names[int(design.rows[design.stratum == s][0])]) for s in range(design.n_strata)]
+    return {
+        "mean": float(cosines.mean()),
+        "median": middle,
+        "by_scenario": dict(zip(of, cosines.tolist(), strict=True)),
+        "outliers": [name for name, c in zip(of, cosines, strict=True) if c < limit],
+        "limit": limit,
+    }
+
+
+def mlp_columns(layer: LayerParts) -> Array | str:
+    """``[neuron, d_model]``: what single neurons write, each of length 1; or why there are none."""
+    if (reason := layer.absent("mlp_act")) is not None or layer.mlp_down is None:
+        return reason or "The layer has no MLP."
+    if hasattr(layer.mlp_down, "base_layer"):
+        return "An adapter is attached to the MLP's down-projection; merge it first."
+    stored: Any = layer.mlp_down.weight
+    weight = stored.detach().double().cpu().numpy()
+    columns = weight.T if isinstance(layer.mlp_down, nn.Linear) else weight
+    if layer.post_mlp_norm is not None:
+        columns = columns * layer.post_mlp_norm.gain().double().cpu().numpy()
+    sizes = np.linalg.norm(columns, axis=1, keepdims=True)
+    return np.divide(columns, sizes, out=np.zeros_like(columns), where=sizes > 0)
+
+
+def mlp_cosine(v: Array, columns: Array, random: Array) -> dict[str, Any]:
+    """Largest |cosine| with one column, against random unit directions ``[draw, d_model]``."""
+    cosines = columns @ v
+    at = int(np.abs(cosines).argmax())
+    null = np.abs(random @ columns.T).max(1)
+    return {**null_block(np.concatenate([[abs(float(cosines[at]))], null])), "neuron": at, "sign": float(np.sign(cosines[at]))}
+
+
+def ridge_r2(v: Array, others: Array, permuted: Array | None) -> dict[str, Any]:
+    """Share of the direction explained by ``others [concept, d]``, against ``permuted [draw, d]`` unit directions."""
+    if not len(others):
+        return {"value": None, "reason": "There is one concept only."}
+    rows = v[None] if permuted is None else np.concatenate([v[None], permuted])
+    inner = others @ others.T
+    beta = np.linalg.solve(inner + _RIDGE * np.eye(len(others)), others @ rows.T)
+    r2 = np.clip(1 - ((rows.T - others.T @ beta) ** 2).sum(0) / (rows**2).sum(1), 0, 1)
+    return {"value": float(r2[0]), "null": None} if permuted is None else null_block(r2)
+
+
+def length_leak(scores: Array, lengths: Array, design: Design) -> dict[str, Any]:
+    """Correlation of score and length, and how well length alone tells the classes apart."""
+    if design.paired:
+        a, b = (scenario_differences(value[:, None], design)[:, 0] for value in (scores, lengths))
+    else:
+        a, b = (
+            value - np.where(design.positive, value[design.positive].mean(), value[~design.positive].mean())
+            for value in (scores, lengths)
+        )
+    alone = auc(lengths[design.positive], lengths[~design.positive])
+    block: dict[str, Any] = {"length_alone_auc": alone.value, "n": len(a), "n_counts": "scenarios" if design.paired else "texts"}
+    if len(a) < 4 or a.std() == 0 or b.std() == 0:
+        return {**block, "r": None, "low": None, "high": None, "reason": "Too few texts, or all of one length."}
+    r = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    half = float(sps.norm.ppf(0.975)) / math.sqrt(len(a) - 3)
+    z = math.atanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return {**block, "r": r, "low": math.tanh(z - half), "high": math.tanh(z + half)}
+
+
+def scenario_leak(
+    scores: Array, scenario: NDArray[np.intp], positive: NDArray[np.bool_], n_draws: int, seed: int
+) -> dict[str, Any]:
+    """Share of the scores' variance (class means taken out) between scenarios, against permuted scenarios."""
+    if len(np.unique(scenario)) in (1, len(scenario)):
+        return {"value": None, "reason": "No two texts share a scenario, or all do."}
+    rng = generator(seed)
+    residual = scores - np.where(positive, scores[positive].mean(), scores[~positive].mean())
+    rows = np.tile(residual, (1 + n_draws, 1))
+    for part in (positive, ~positive):
+        rows[1:, part] = rng.permuted(np.tile(residual[part], (n_draws, 1)), axis=1)
+    member = np.zeros((len(scores), int(scenario.max()) + 1))
+    member[np.arange(len(scores)), scenario] = 1
+    counts = np.maximum(member.sum(0), 1)
+    between = ((rows @ member) ** 2 / counts).sum(1)
+    total = float((residual**2).sum())
+    return null_block(between / total) if total > 0 else {"value": None, "reason": "All scores are the same."}
