@@ -20,13 +20,14 @@ from typing import Any
 import polars as pl
 
 from symbolic_residue.models import cache_dir
-from symbolic_residue.parallel import QUESTIONS
+from symbolic_residue.parallel import false_rates, QUESTIONS
 from symbolic_residue.store import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parallel.md"
 MARK = re.compile(r"<!-- measured: (?P<name>\w+) -->\n.*?<!-- /measured -->", re.DOTALL)
 TOGETHER = "all prompts"
+DRAWS = 400
 
 
 def measure(out: Path) -> None:
@@ -94,6 +95,16 @@ def layers(run: RunFolder) -> str:
     return "\n".join(lines)
 
 
+def false(run: RunFolder) -> str:
+    """How often a verdict speaks where arms and references have exchanged their names by coins."""
+    names = ("parallel_arms", "parallel_competition", "parallel_published")
+    frames = {name: run.table(name).filter(pl.col("item") != TOGETHER) for name in names}
+    lines = ["| verdict | false | of | 95 % (Wilson) |", "|---|---|---|---|"]
+    for name, share in false_rates(frames, draws=DRAWS).items():
+        lines.append(f"| {name} | {share.value:.3f} | {share.n} | {share.low:.3f} to {share.high:.3f} |")
+    return "\n".join(lines)
+
+
 def heads(run: RunFolder) -> str:
     """How many heads are of each class."""
     table = run.table("parallel_heads").filter(pl.col("item") == TOGETHER)
@@ -115,7 +126,7 @@ def size(run: RunFolder) -> str:
     )
 
 
-TABLES = {"size": size, "verdicts": verdicts, "layers": layers, "heads": heads}
+TABLES = {"size": size, "verdicts": verdicts, "layers": layers, "heads": heads, "false": false}
 
 
 def pictures(report: Path) -> None:

@@ -75,6 +75,8 @@ def choose(log_p: Tensor, threshold: float, cap: int) -> Chosen:
     above = len(at)
     if not above:
         at = p.argmax()[None]
+    if above > cap:  # no need to sort what is cut off; equal ones at the edge all stay for the sort
+        at = at[p[at] >= torch.topk(p[at], cap).values[-1]]
     order = torch.sort(p[at], descending=True, stable=True).indices[:cap]  # ids rise, so equal ones stay in that order
     ids = at[order]
     return Chosen(ids.tolist(), p[ids].tolist(), above, float(torch.special.entr(p).sum()))

@@ -341,6 +341,14 @@ def test_combinations_and_sets(rows: list[list[float]], seed: int, threshold: fl
     assert set(chosen.ids) <= set(above) if above else chosen.ids == [int(mixed.log().exp().argmax())]
 
 
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=4, max_size=12), st.integers(1, 12))
+@settings(deadline=None)
+def test_equal_tokens_enter_by_id(logits: list[float], cap: int) -> None:
+    log_p = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)
+    ranked = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    assert choose(log_p, 1e-9, cap).ids == ranked[:cap]
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=5), st.integers(1, 60))
 @settings(deadline=None)
 def test_schedules_stay_within_their_values(values: list[float], steps: int) -> None:
