@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parallel.md"
 MARK = re.compile(r"<!-- measured: (?P<name>\w+) -->\n.*?<!-- /measured -->", re.DOTALL)
 TOGETHER = "all prompts"
-DRAWS = 400
+DRAWS = 200
 
 
 def measure(out: Path) -> None:
