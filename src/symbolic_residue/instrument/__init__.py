@@ -22,8 +22,8 @@ from symbolic_residue.instrument._edits import (
     Steer,
     ZeroAblate,
 )
-from symbolic_residue.instrument._generate import generate, stream
-from symbolic_residue.instrument._generation import Generation, Step, Stop
+from symbolic_residue.instrument._generate import generate, stop_ids_of, stream
+from symbolic_residue.instrument._generation import continuation, Generation, Step, Stop
 from symbolic_residue.instrument._instrument import cache_name, Instrument
 from symbolic_residue.instrument._means import ActivationMean, mean_activation
 from symbolic_residue.instrument._norms import norm_scales
@@ -65,10 +65,12 @@ __all__ = [
     "ZeroAblate",
     "cache_name",
     "collate",
+    "continuation",
     "generate",
     "mean_activation",
     "norm_scales",
     "open_model",
+    "stop_ids_of",
     "stream",
     "verify",
 ]

@@ -210,7 +210,7 @@ def _plan(
         prompts,
         max_new_tokens,
         sampler,
-        _stop_ids(instrument, stop_ids),
+        stop_ids_of(instrument, stop_ids),
         texts,
         tuple(reads),
         prefill_read,
@@ -270,7 +270,12 @@ def _checked_batch(instrument: Instrument, inputs: Batch | Tensor) -> Batch:
     return batch
 
 
-def _stop_ids(instrument: Instrument, given: Sequence[int] | None) -> frozenset[int]:
+def stop_ids_of(instrument: Instrument, given: Sequence[int] | None = None) -> frozenset[int]:
+    """The tokens that end a sequence: those given, or the model's own.
+
+    Raises:
+        ConfigError: an id that the model does not have.
+    """
     if given is not None:
         vocab = instrument.parts.vocab_size
         if not all(isinstance(t, int) and 0 <= t < vocab for t in given):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, InstrumentError, PromptError
-from symbolic_residue.instrument import AttentionRead, Trace
+from symbolic_residue.instrument import AttentionRead, continuation, stop_ids_of, Trace
 from symbolic_residue.parallel._choose import choose, combine, disagreement, log_softmax
 from symbolic_residue.parallel._config import ParallelConfig
 from symbolic_residue.parallel._forward import call_model
@@ -204,32 +204,28 @@ class _Decoding:
         self.looks = None if config.pruning is None else Looks(config.pruning, instrument.parts.attention_layers, len(prompts))
         limit = instrument.parts.max_context
         self.max_keys = config.max_keys or (4 * limit if limit is not None else 32768)
-        self.stop_ids = _stop_ids(instrument) if config.stop_ids is None else frozenset(config.stop_ids)
+        self.stop_ids = stop_ids_of(instrument, config.stop_ids)
         self.tokenizer = getattr(instrument.loaded, "tokenizer", None)
 
     def run(self) -> Generator[Grown, None, tuple[Tree, ...]]:
         """Steps until every sequence has ended."""
         with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
             stack.enter_context(self.watch.watching())
-            out = call_model(self.instrument, self.layout, mode="causal", cache=self.cache, keep_logits=1)
+            with torch.no_grad():  # around each forward, not around the yields: between steps the caller's own mode holds
+                out = call_model(self.instrument, self.layout, mode="causal", cache=self.cache, keep_logits=1)
             logits = out.logits[:, -1:]
             for number in range(self.config.max_steps):
                 sets = [self._choose(number, s, logits[i, : len(s.weights)]) for i, s in enumerate(self.sequences)]
                 if all(one is None for one in sets):
                     break
-                before = self.layout, [s.base for s in self.sequences]
+                before = self.layout
                 width = self._place(number, sets)
                 try:
                     trace = self._feed(width)
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if (
-                        isinstance(error, RuntimeError)
-                        and not isinstance(error, torch.OutOfMemoryError)
-                        and "memory" not in str(error)
-                    ):
+                    if not _out_of_memory(error):
                         raise
-                    self.layout = before[0]
+                    self.layout = before
                     self._end_all("out of memory")
                     break
                 assert trace.logits is not None
@@ -297,7 +293,7 @@ class _Decoding:
             rows = tuple(range(width))
             read = AttentionRead(stats=(), rows=rows, weights=True) if read is None else replace(read, rows=rows, weights=True)
         trace = Trace()
-        with ExitStack() as stack:
+        with torch.no_grad(), ExitStack() as stack:
             if self.reads or read is not None:
                 trace = stack.enter_context(self.instrument.attached(reads=self.reads, attention=read, prompt=None))
             out = call_model(
@@ -354,16 +350,17 @@ class _Decoding:
         ]
         assert self.looks is not None
         self.looks.moved(moved)
-        out = call_model(
-            self.instrument,
-            self.layout,
-            mode=self.config.mode,
-            rows=slice(lost[0], None),
-            cache=self.cache,
-            bias=self.config.bias,
-            embedding=self.embedding,
-            keep_logits=width,
-        )
+        with torch.no_grad():
+            out = call_model(
+                self.instrument,
+                self.layout,
+                mode=self.config.mode,
+                rows=slice(lost[0], None),
+                cache=self.cache,
+                bias=self.config.bias,
+                embedding=self.embedding,
+                keep_logits=width,
+            )
         return out.logits
 
     def _end_all(self, stop: Stop) -> None:
@@ -377,19 +374,12 @@ class _Decoding:
 
     def _reads(self, path: list[int], token: int) -> str:
         """How a token reads after the top path."""
-        if self.tokenizer is None:
-            return f" {token}"
-        before, whole = self._text(path).rstrip("�"), self._text([*path, token])
-        return whole[len(before) :] if whole.startswith(before) else self._text([token])
+        return f" {token}" if self.tokenizer is None else continuation(self.tokenizer, path, [token])
 
 
-def _stop_ids(instrument: Instrument) -> frozenset[int]:
-    """The model's own end-of-text tokens."""
-    for config in (getattr(instrument.model, "generation_config", None), instrument.model.config):
-        ids = getattr(config, "eos_token_id", None)
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; the CPU's allocator says so in words alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
 
 
 def _plain(config: ParallelConfig) -> dict[str, Any]:

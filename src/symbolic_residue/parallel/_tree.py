@@ -89,11 +89,6 @@ class TreeStep:
         """The most probable token."""
         return self.tokens[0]
 
-    @property
-    def survivors(self) -> tuple[PathToken, ...]:
-        """Tokens that were not pruned."""
-        return tuple(t for t in self.tokens if t.gone is None)
-
 
 @dataclass(frozen=True)
 class Tree:

@@ -385,3 +385,32 @@ def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
     logits[1, 4] = bad
     with pytest.raises(InstrumentError, match="NaN"):
         log_softmax(logits)
+
+
+def test_between_steps_gradients_are_as_the_caller_has_them() -> None:
+    from symbolic_residue.parallel import grow
+
+    steps = grow(instrument("llama", torch.float32), [PROMPT], ParallelConfig(threshold=0.05, max_steps=3, **FREE))
+    step = next(steps)
+    assert torch.is_grad_enabled()
+    assert step.trace is not None and step.trace.logits is not None and not step.trace.logits.requires_grad
+    steps.close()
+    assert torch.is_grad_enabled()
+
+
+def test_an_error_that_only_mentions_memory_is_no_lack_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from symbolic_residue.parallel import _decode
+
+    def broken(*args: object, **kwargs: object) -> object:
+        if kwargs.get("keep_logits"):
+            return call_model(*args, **kwargs)  # type: ignore[arg-type]
+        raise RuntimeError("unsupported memory format")
+
+    monkeypatch.setattr(_decode, "call_model", broken)
+    with pytest.raises(RuntimeError, match="memory format"):
+        decode(instrument("llama", torch.float32), [PROMPT], ParallelConfig(threshold=0.05, **FREE))
+
+
+def test_stop_ids_that_the_model_does_not_have_are_refused() -> None:
+    with pytest.raises(ConfigError, match="stop_ids"):
+        decode(instrument("llama", torch.float32), [PROMPT], ParallelConfig(stop_ids=(10**6,)))
