@@ -131,9 +131,7 @@ def quality_report(
     tested = [c for c in concepts if concepts[c]["ranked"] and concepts[c]["chosen"]["p_model"] is not None]
     for c, p in zip(tested, holm([concepts[c]["chosen"]["p_model"] for c in tested]) if tested else (), strict=True):
         concepts[c]["chosen"]["p_concepts"] = float(p)
-    weights = (
-        permuted_weights(labels, scenarios, directions, _SMALL, seed) if directions.estimator == "difference" else None
-    )
+    weights = permuted_weights(labels, scenarios, directions, _SMALL, seed) if directions.estimator == "difference" else None
     return {
         "model": asdict(directions.model),
         "estimator": directions.estimator,

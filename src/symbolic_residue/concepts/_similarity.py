@@ -58,7 +58,13 @@ def cosine_blocks(pooled: Pooled, directions: Directions, weights: Array | None)
     for i in directions.layers:
         v = directions.vectors[i].astype(np.float64)
         cosines = np.clip(v @ v.T, -1, 1)
-        block: dict[str, Any] = {"cosines": cosines.tolist(), "null_mean": None, "null_low": None, "null_high": None, "p_layer": None}
+        block: dict[str, Any] = {
+            "cosines": cosines.tolist(),
+            "null_mean": None,
+            "null_low": None,
+            "null_high": None,
+            "p_layer": None,
+        }
         if weights is not None and len(upper[0]):
             x = np.asarray(pooled.resid[i], dtype=np.float64)
             x = x - x.mean(0)  # the weights of a direction sum to 0
