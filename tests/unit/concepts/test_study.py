@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_models import build, tiny_tokenizer
 
+from symbolic_residue.concepts import _study as study
 from symbolic_residue.concepts import (
     collect,
     ConceptText,
@@ -26,7 +27,6 @@ from symbolic_residue.concepts import (
     write_corpus,
     write_record,
 )
-from symbolic_residue.concepts import _study as study
 from symbolic_residue.errors import (
     ConfigError,
     CorpusError,
@@ -182,7 +182,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_a_file_that_is_no_utf8_is_refused_by_its_place(instrument: Instrument, tmp_path: Path) -> None:
     write_corpus(corpus_of(), tmp_path / "texts")
     (tmp_path / "texts" / "paired" / "mill" / "joy.txt").write_bytes(b"caf\xe9 in the evening")
-    with pytest.raises(CorpusError, match="joy.txt:1: not UTF-8"):
+    with pytest.raises(CorpusError, match=r"joy\.txt:1: not UTF-8"):
         train_concepts(instrument, tmp_path / "texts", tmp_path / "run")
     with pytest.raises(CorpusError, match="There is no corpus"):
         train_concepts(instrument, tmp_path / "nowhere", tmp_path / "run")
