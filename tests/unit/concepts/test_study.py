@@ -43,13 +43,15 @@ from symbolic_residue.instrument import Instrument
 from symbolic_residue.models import bind, wrap
 
 EVENTS = ("mill", "river", "gate", "table", "book", "harbour")
-TOLD = {"baseline": "Anna put the {} there in the evening", "joy": "Ben asks for the {} with a smile", "fear": "They see the {} and turn home"}
+TOLD = {
+    "baseline": "Anna put the {} there in the evening",
+    "joy": "Ben asks for the {} with a smile",
+    "fear": "They see the {} and turn home",
+}
 
 
 def corpus_of(n: int = 6, concepts: tuple[str, ...] = ("joy", "fear")) -> Corpus:
-    return Corpus(
-        tuple(ConceptText(c, event, TOLD[c].format(event)) for event in EVENTS[:n] for c in ("baseline", *concepts))
-    )
+    return Corpus(tuple(ConceptText(c, event, TOLD[c].format(event)) for event in EVENTS[:n] for c in ("baseline", *concepts)))
 
 
 def instrument_of(seed: int = 0, name: str = "llama") -> Instrument:
