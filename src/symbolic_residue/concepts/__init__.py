@@ -21,6 +21,8 @@ from symbolic_residue.concepts._quality import MIN_POSITIVES, quality_report
 from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
 from symbolic_residue.concepts._readout_model import ReadoutModel
+from symbolic_residue.concepts._record import read_record, write_record
+from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
@@ -29,6 +31,7 @@ __all__ = [
     "MIN_POSITIVES",
     "POOLINGS",
     "Against",
+    "ConceptRun",
     "ConceptText",
     "Corpus",
     "Design",
@@ -44,6 +47,7 @@ __all__ = [
     "Pooling",
     "ReadoutModel",
     "SkippedLayer",
+    "Training",
     "Violation",
     "WordsAlone",
     "collect",
@@ -57,19 +61,24 @@ __all__ = [
     "held_out_scores",
     "load_directions",
     "make_design",
+    "open_concept_run",
     "open_pooled",
     "output_weights",
     "packaged_corpus",
     "per_head_block",
     "pooled_positions",
+    "prepare_training",
     "quality_report",
     "read_corpus",
+    "read_record",
     "require_valid",
     "save_directions",
     "scan_corpus",
     "scenario_differences",
     "skipped_layers",
+    "train_concepts",
     "validate_corpus",
     "words_alone",
     "write_corpus",
+    "write_record",
 ]
