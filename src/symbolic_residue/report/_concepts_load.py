@@ -1,6 +1,6 @@
 """What the page of a concepts run reads: JSON files and texts of the folder, each checked to belong to the others.
 
-1. ``quality.json`` must be there. ``heads.json``, ``causal.json`` and the files of ``watch/`` may be, ``corpus.jsonl`` too: its texts are shown beside their numbers.
+1. ``quality.json`` must be there. ``heads.json``, ``causal.json`` and the files of ``watch/`` may be, and ``corpus.jsonl``, whose texts are shown.
 2. A file that is cut short, lacks a field or is of other weights or another readout than ``quality.json`` is refused, never shown beside it.
 3. ``manifest.json`` is the store's; a folder made by the library alone has none, and the page then says so.
 """
