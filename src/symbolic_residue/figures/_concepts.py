@@ -39,7 +39,9 @@ def concept_layers(frame: polars.DataFrame, title: str, *, domain: tuple[float, 
     data = rows(frame, "concepts", _LINES)
     names = labels(list(dict.fromkeys(row["concept"] for row in data)), 24)
     if domain is None:
-        drawn = [row[key] for row in data for key in ("value", "low", "high", "null_low", "null_high", "beside") if row[key] is not None]
+        drawn = [
+            row[key] for row in data for key in ("value", "low", "high", "null_low", "null_high", "beside") if row[key] is not None
+        ]
         domain = (min(drawn), max(drawn))
     panels = []
     for index, (concept, shown) in enumerate(names.items()):
@@ -89,7 +91,9 @@ def concept_heads(frame: polars.DataFrame) -> Any:
     data = rows(frame, "heads of a concept", ("layer", "head", "ratio", "clear_model", "clear_layer"))
     n_layers, n_heads = len({row["layer"] for row in data}), len({row["head"] for row in data})
     ratios = sorted(row["ratio"] for row in data if row["ratio"] is not None)
-    limit = max(2.0, ratios[int(0.98 * (len(ratios) - 1))]) if ratios else 2.0  # one head far above all others would leave the rest pale
+    limit = (
+        max(2.0, ratios[int(0.98 * (len(ratios) - 1))]) if ratios else 2.0
+    )  # one head far above all others would leave the rest pale
     cell = max(13, min(24, 720 // n_layers))
     axis = alt.Axis(labelAngle=0, domain=False, ticks=False, labelOverlap="greedy")
     base = alt.Chart(inline(data)).encode(x=alt.X("layer:O", title="layer", axis=axis), y=alt.Y("head:O", title="head", axis=axis))

@@ -89,7 +89,11 @@ def head_figures(run: ConceptsRun) -> dict[str, Figure]:
 
 def _head_label(concept: str, rows: list[dict[str, Any]]) -> str:
     clear = [f"{row['layer']}.{row['head']}" for row in rows if row["clear_model"]]
-    said = f"{len(clear)} of {len(rows)} heads stand out: {', '.join(clear[:12])}{' …' if len(clear) > 12 else ''}" if clear else "none stands out"
+    said = (
+        f"{len(clear)} of {len(rows)} heads stand out: {', '.join(clear[:12])}{' …' if len(clear) > 12 else ''}"
+        if clear
+        else "none stands out"
+    )
     return f"Selectivity of every head for {concept}, layers across, heads down; {said}"
 
 

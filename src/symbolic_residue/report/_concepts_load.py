@@ -19,7 +19,19 @@ __all__ = ["CONCEPTS_KIND", "ConceptsRun", "load_concepts"]
 
 CONCEPTS_KIND = "concepts"
 
-_TOP = ("model", "estimator", "against", "pooling", "concepts", "similarity", "words_alone", "families", "n_draws", "seed", "not_ranked")
+_TOP = (
+    "model",
+    "estimator",
+    "against",
+    "pooling",
+    "concepts",
+    "similarity",
+    "words_alone",
+    "families",
+    "n_draws",
+    "seed",
+    "not_ranked",
+)
 _CONCEPT = ("n_pos", "n_neg", "n_scenarios", "paired", "left_out", "ranked", "why_not_ranked", "chosen", "layers")
 _LAYER = ("auc", "between_within", "pc_share", "alignment", "nearest", "ridge_r2", "length", "scenario", "mlp")
 _AUC = ("value", "low", "high", "n", "null_mean", "null_sd", "p", "p_model")
@@ -100,7 +112,9 @@ def load_concepts(folder: Path | str) -> ConceptsRun:
     if not path.is_dir():
         raise StoreError(f"There is no folder {path}.", todo="Give the folder of a concepts run.")
     if not (path / "quality.json").exists():
-        raise StoreError(f"{path} has no quality.json.", why="The page shows what it holds.", todo=f"Make it: residue concepts report {path}")
+        raise StoreError(
+            f"{path} has no quality.json.", why="The page shows what it holds.", todo=f"Make it: residue concepts report {path}"
+        )
     manifest: dict[str, Any] = {}
     if (path / "manifest.json").exists():
         manifest = RunFolder.open(path).manifest.model_dump(mode="json")
@@ -119,14 +133,18 @@ def load_concepts(folder: Path | str) -> ConceptsRun:
         _same(path, f"watch/{file.name}", _hashes(watched[file.stem]), quality, readout)
     names = ("quality.json", "heads.json", "causal.json", "readout.json", "readout.safetensors", "corpus.jsonl", "corpus.json")
     sizes = {name: (path / name).stat().st_size for name in names if (path / name).exists()}
-    return ConceptsRun(path, manifest, quality, _texts(path / "corpus.jsonl"), found["heads.json"], found["causal.json"], watched, sizes)
+    return ConceptsRun(
+        path, manifest, quality, _texts(path / "corpus.jsonl"), found["heads.json"], found["causal.json"], watched, sizes
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise RunDamagedError(f"{path} cannot be read.", why=str(error), todo="Make it again by the command that wrote it.") from error
+        raise RunDamagedError(
+            f"{path} cannot be read.", why=str(error), todo="Make it again by the command that wrote it."
+        ) from error
     if not isinstance(found, dict):
         raise RunDamagedError(f"{path} holds no object.", todo="Make it again by the command that wrote it.")
     return found
@@ -153,7 +171,11 @@ def _check(quality: dict[str, Any], path: Path) -> None:
             need(f"concepts.{concept}.layers.{layer}.", block, _LAYER)
             need(f"concepts.{concept}.layers.{layer}.auc.", block["auc"], _AUC)
         if "per_head" in one:
-            need(f"concepts.{concept}.per_head.", one["per_head"], ("layers", "skipped_layers", "mixers_beside_attention", "notes", "n_draws"))
+            need(
+                f"concepts.{concept}.per_head.",
+                one["per_head"],
+                ("layers", "skipped_layers", "mixers_beside_attention", "notes", "n_draws"),
+            )
             for layer, block in one["per_head"]["layers"].items():
                 need(f"concepts.{concept}.per_head.layers.{layer}.", block, _HEADS)
 
@@ -186,5 +208,7 @@ def _texts(path: Path) -> dict[tuple[str, str | None], str]:
                 one = json.loads(line)
                 found.setdefault((str(one["concept"]), one.get("scenario")), str(one["text"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunDamagedError(f"{path} cannot be read.", why=str(error), todo="Put back the corpus that the directions were found on.") from error
+        raise RunDamagedError(
+            f"{path} cannot be read.", why=str(error), todo="Put back the corpus that the directions were found on."
+        ) from error
     return found

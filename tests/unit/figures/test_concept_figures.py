@@ -32,7 +32,9 @@ def test_a_panel_a_concept_with_its_own_numbers() -> None:
         of_layers = [chart["datasets"][layer["data"]["name"]] for layer in panel["layer"] if layer["data"]]
         assert all(row["concept"] == f"concept {c}" for part in of_layers for row in part)
         line = next(x for x in panel["layer"] if x["mark"]["type"] == "line" and x["encoding"]["y"]["field"] == "value")
-        assert [row["value"] for row in chart["datasets"][line["data"]["name"]]] == pytest.approx([0.6 + 0.01 * c + 0.1 * i for i in range(3)])
+        assert [row["value"] for row in chart["datasets"][line["data"]["name"]]] == pytest.approx(
+            [0.6 + 0.01 * c + 0.1 * i for i in range(3)]
+        )
         dots = next(x for x in panel["layer"] if x["mark"]["type"] == "point")
         assert [row["layer"] for row in chart["datasets"][dots["data"]["name"]]] == [2]
         assert {x["encoding"]["y"]["scale"]["domain"][0] for x in panel["layer"]} == {0.3}
@@ -43,7 +45,11 @@ def test_a_panel_a_concept_with_its_own_numbers() -> None:
 
 
 def test_heads_are_marked_by_the_family_over_which_they_stand_out() -> None:
-    rows = [{"layer": i, "head": h, "ratio": 1.0 + i + h, "clear_model": (i, h) == (1, 2), "clear_layer": i == 1} for i in range(2) for h in range(3)]
+    rows = [
+        {"layer": i, "head": h, "ratio": 1.0 + i + h, "clear_model": (i, h) == (1, 2), "clear_layer": i == 1}
+        for i in range(2)
+        for h in range(3)
+    ]
     chart = figures.concept_heads(pl.DataFrame(rows)).to_dict()
     assert drawn(figures.concept_heads(pl.DataFrame(rows))) == rows
     outline, dots = chart["layer"][1], chart["layer"][2]
