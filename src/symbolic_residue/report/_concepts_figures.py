@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from symbolic_residue import figures
+from symbolic_residue.report._concepts_answer import listed
 from symbolic_residue.report._concepts_load import ConceptsRun
 from symbolic_residue.report._figure_set import Figure
 
@@ -89,11 +90,7 @@ def head_figures(run: ConceptsRun) -> dict[str, Figure]:
 
 def _head_label(concept: str, rows: list[dict[str, Any]]) -> str:
     clear = [f"{row['layer']}.{row['head']}" for row in rows if row["clear_model"]]
-    said = (
-        f"{len(clear)} of {len(rows)} heads stand out: {', '.join(clear[:12])}{' …' if len(clear) > 12 else ''}"
-        if clear
-        else "none stands out"
-    )
+    said = f"{len(clear)} of {len(rows)} heads stand out: {listed(clear)}" if clear else f"none of {len(rows)} heads stands out"
     return f"Selectivity of every head for {concept}, layers across, heads down; {said}"
 
 
