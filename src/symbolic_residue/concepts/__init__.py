@@ -22,6 +22,7 @@ from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, wri
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
 from symbolic_residue.concepts._record import read_record, write_record
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
+from symbolic_residue.concepts._study_quality import report_concepts
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
@@ -69,6 +70,7 @@ __all__ = [
     "quality_report",
     "read_corpus",
     "read_record",
+    "report_concepts",
     "require_valid",
     "save_directions",
     "scan_corpus",
