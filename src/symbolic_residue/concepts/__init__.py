@@ -1,5 +1,7 @@
 """Concepts: which directions, and which heads, carry a concept?"""
 
+from symbolic_residue.concepts._ablate import ablate_heads
+from symbolic_residue.concepts._ablate_verdict import Ablation, LayerLoss
 from symbolic_residue.concepts._collect import collect, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
@@ -27,6 +29,7 @@ __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "Ablation",
     "Against",
     "ConceptText",
     "Corpus",
@@ -36,6 +39,7 @@ __all__ = [
     "Fault",
     "HeadDecomposition",
     "LayerHeads",
+    "LayerLoss",
     "Meaning",
     "NullValue",
     "Pair",
@@ -45,6 +49,7 @@ __all__ = [
     "SkippedLayer",
     "Violation",
     "WordsAlone",
+    "ablate_heads",
     "collect",
     "concept_words",
     "corpus_card",
