@@ -89,7 +89,7 @@ def ablate_heads(
         instrument, texts, labels, scenarios, pooled, directions, concept, layer, tokens, k, n_controls
     )
     named = None if heads is None else check_heads(heads, instrument.parts, reach)
-    prompts = [build_prompt(instrument.loaded.tokenizer, texts[i], chat=directions.chat) for i in design.rows]
+    prompts = [build_prompt(instrument.loaded.tokenizer, texts[i], chat=directions.chat) for i in design.rows.tolist()]
     positions = [pooled_positions(p, directions.pooling, directions.m or 16) for p in prompts]
     means = _token_means(instrument, prompts, design, reach) if tokens == "all" else None
     order = generator(seed).permutation(design.n_folds)
@@ -189,7 +189,7 @@ def _part(
         # A head's own outputs differ from token to token; no one value stands for them.
         swaps = [Swap({}), Swap.of(chosen, mean), Swap({}), Swap({})]
     swaps += [Swap.of(one.heads, mean) for one in controls]
-    local = np.flatnonzero(np.isin(design.fold, judged_folds))
+    local = np.flatnonzero(np.isin(design.fold, judged_folds)).tolist()
     found = run_swaps(
         instrument,
         [prompts[i] for i in local],

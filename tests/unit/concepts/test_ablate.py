@@ -46,7 +46,7 @@ def planted() -> Instrument:
     pooled, _ = found_in(instrument)
     x = pooled.heads[0].astype(np.float64)
     delta = (x[1::2] - x[0::2]).mean(0)
-    weight = instrument.parts.layers[0].o_proj.weight  # type: ignore[union-attr]
+    weight: Any = instrument.parts.layers[0].o_proj.weight  # type: ignore[union-attr]
     with torch.no_grad():
         for h in range(16):
             if (0, h) not in PLANTED:
@@ -140,12 +140,12 @@ def test_a_swap_is_the_edit_of_one_forward_and_padding_does_not_matter(name: str
                 for s, heads in enumerate(([], [(0, 1), (1, 0), (1, 2)], [(0, 0)])):
                     edits = [
                         Replace(
-                            f"z.{l}",
+                            f"z.{at}",
                             rows=list(own),
                             heads=[h],
-                            value=torch.tensor(values[l][i if l else 0, h], dtype=torch.float32),
+                            value=torch.tensor(values[at][i if at else 0, h], dtype=torch.float32),
                         )
-                        for l, h in heads
+                        for at, h in heads
                     ]
                     trace = instrument.run(torch.tensor([prompt.ids]), reads=("resid_post.1",), edits=edits)
                     expected = trace["resid_post.1"][0, list(own)].double().mean(0).numpy() @ v
