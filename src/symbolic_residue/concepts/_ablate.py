@@ -89,7 +89,7 @@ def ablate_heads(
         instrument, texts, labels, scenarios, pooled, directions, concept, layer, tokens, k, n_controls
     )
     named = None if heads is None else check_heads(heads, instrument.parts, reach)
-    prompts = [build_prompt(instrument.loaded.tokenizer, texts[i], chat=directions.chat) for i in design.rows.tolist()]
+    prompts = [build_prompt(instrument.loaded.tokenizer, texts[i], chat=directions.chat) for i in map(int, design.rows)]
     positions = [pooled_positions(p, directions.pooling, directions.m or 16) for p in prompts]
     means = _token_means(instrument, prompts, design, reach) if tokens == "all" else None
     order = generator(seed).permutation(design.n_folds)

@@ -6,6 +6,10 @@
    estimators have intervals and null None.
 3. Concepts with fewer than 5 positives are measured but not ranked, and the report says so.
 4. Where heads were collected, every concept has the ``per_head`` block.
+5. Where a concept stands out most is found by looking, so its p value (``p_model``) is family-wise over the layers (``_null``), and ``chosen`` has Holm's over
+   the ranked concepts beside it. The interval of the chosen layer's AUC knows nothing of that choice.
+6. ``similarity``: cosines of the directions with their null (``_similarity``). With the corpus given: ``words_alone``, what words tell without any model, and
+   the stated families.
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 from symbolic_residue.concepts._collect import Pooled
+from symbolic_residue.concepts._corpus import Corpus
 from symbolic_residue.concepts._design import Design, draw_labels, make_design
 from symbolic_residue.concepts._directions import Directions
 from symbolic_residue.concepts._heads import decompose_heads
 from symbolic_residue.concepts._heads_block import per_head_block
 from symbolic_residue.concepts._held_out import auc_of_draws, fold_auc, held_out_scores, permuted_scores, variance_ratio
+from symbolic_residue.concepts._null import max_t_p, standardised
 from symbolic_residue.concepts._quality_parts import (
     alignment,
     estimate_block,
@@ -33,8 +39,10 @@ from symbolic_residue.concepts._quality_parts import (
     ridge_r2,
     scenario_leak,
 )
+from symbolic_residue.concepts._similarity import cosine_blocks, permuted_weights
+from symbolic_residue.concepts._words_alone import words_alone
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats import generator, wilson
+from symbolic_residue.stats import bound, generator, holm, wilson
 
 if TYPE_CHECKING:
     from symbolic_residue.models import Parts
@@ -57,6 +65,7 @@ def quality_report(
     *,
     n_draws: int = 1000,
     seed: int = 0,
+    corpus: Corpus | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """The content of ``quality.json``: plain data.
@@ -68,6 +77,7 @@ def quality_report(
         parts: the model's parts (MLP columns, output weights).
         n_draws: permutations of the labels; 1000 or more.
         seed: of everything drawn.
+        corpus: that the texts are of, for ``words_alone`` and ``families``.
         progress: called with each concept as it begins.
 
     Raises:
@@ -87,13 +97,15 @@ def quality_report(
         design = make_design(labels, scenarios, concept, directions.against)
         drawn = draw_labels(design, n_draws, seed)
         all_labels = np.concatenate([design.positive[None], drawn])
-        layers = {}
+        layers, drawn_auc = {}, {}
         for i in directions.layers:
-            layers[str(i)] = _layer(pooled, scenarios, directions, concept, design, all_labels, i, seed) | {
+            layers[str(i)], drawn_auc[i] = _layer(pooled, scenarios, directions, concept, design, all_labels, i, seed)
+            layers[str(i)] |= {
                 "mlp": {"value": None, "reason": columns[i]}
                 if isinstance(columns[i], str)
                 else mlp_cosine(directions.vector(concept, i).astype(np.float64), columns[i], random)  # type: ignore[arg-type]
             }
+        chosen = _chosen(layers, drawn_auc)
         ranked = design.n_pos >= MIN_POSITIVES
         concepts[concept] = {
             "n_pos": design.n_pos,
@@ -104,6 +116,7 @@ def quality_report(
             "smallest_p": design.smallest_p,
             "ranked": ranked,
             "why_not_ranked": None if ranked else f"{design.n_pos} positives; {MIN_POSITIVES} are needed.",
+            "chosen": chosen,
             "layers": layers,
         }
         if pooled.heads:
@@ -115,6 +128,10 @@ def quality_report(
         )
         for i in directions.layers
     }
+    tested = [c for c in concepts if concepts[c]["ranked"] and concepts[c]["chosen"]["p_model"] is not None]
+    for c, p in zip(tested, holm([concepts[c]["chosen"]["p_model"] for c in tested]) if tested else (), strict=True):
+        concepts[c]["chosen"]["p_concepts"] = float(p)
+    weights = permuted_weights(labels, scenarios, directions, _SMALL, seed) if directions.estimator == "difference" else None
     return {
         "model": asdict(directions.model),
         "estimator": directions.estimator,
@@ -122,6 +139,9 @@ def quality_report(
         "pooling": directions.pooling,
         "m": directions.m,
         "corpus_sha256": directions.corpus_sha256,
+        "families": None if corpus is None else {name: list(members) for name, members in corpus.families.items()},
+        "words_alone": None if corpus is None else _words(corpus),
+        "similarity": dict(cosine_blocks(pooled, directions, weights)),
         "n_draws": n_draws,
         "n_draws_small": _SMALL,
         "seed": seed,
@@ -140,7 +160,7 @@ def _layer(
     labels: Any,
     i: int,
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Any]:
     x = np.asarray(pooled.resid[i][design.rows], dtype=np.float64)
     plain = directions.estimator == "difference"
     if plain:
@@ -150,12 +170,13 @@ def _layer(
         every = None
         scores = held_out_scores(x, design, directions.estimator)
     block: dict[str, Any] = {"auc": estimate_block(fold_auc(scores, design), "scenarios" if design.paired else "folds")}
+    shares = None
     if every is not None:
         shares, ratios = auc_of_draws(every, labels), variance_ratio(every, labels)
         block["auc"] |= {key: value for key, value in null_block(shares).items() if key != "value"}
         block["between_within"] = null_block(ratios)
     else:
-        block["auc"] |= {"null_mean": None, "null_sd": None, "p": None}
+        block["auc"] |= {"null_mean": None, "null_sd": None, "p": None, "p_model": None}
         block["between_within"] = {"value": float(variance_ratio(scores[None], labels[:1])[0]), "null_mean": None, "p": None}
     if design.paired:
         gaps = [scores[(design.stratum == s) & design.positive].mean() - scores[(design.stratum == s) & ~design.positive].mean()
@@ -171,7 +192,7 @@ def _layer(
         permuted = design.weights(labels[1 : _SMALL + 1]) @ x
         permuted /= np.maximum(np.linalg.norm(permuted, axis=1, keepdims=True), 1e-300)
     names = np.array(["" if scenarios[r] is None else f"={scenarios[r]}" for r in design.rows])
-    return block | {
+    block |= {
         "pc_share": pc_share(pooled.resid[i], design, scenarios, _SMALL, seed),
         "alignment": alignment(x, design, scenarios),
         "nearest": [[directions.concepts[j], float(np.clip(cosines[j], -1, 1))] for j in order],
@@ -179,3 +200,30 @@ def _layer(
         "length": length_leak(scores, pooled.n_tokens[design.rows].astype(np.float64), design),
         "scenario": scenario_leak(scores, np.unique(names, return_inverse=True)[1], design.positive, _SMALL, seed),
     }
+    return block, shares
+
+
+def _chosen(layers: dict[str, dict[str, Any]], drawn: dict[int, Any]) -> dict[str, Any]:
+    """The layer in which the concept stands out most, with p over the layers; writes ``p_model`` into the layers' blocks."""
+    if any(one is None for one in drawn.values()):
+        best = max(layers, key=lambda i: layers[i]["auc"]["value"])
+        return {"layer": int(best), "rule": "largest held-out AUC, chosen by looking; no null", "p_model": None, "p_concepts": None}
+    z = standardised(np.stack([drawn[i] for i in drawn], axis=1))
+    p = max_t_p(z[0], z.max(1))
+    for i, one in zip(drawn, p, strict=True):
+        layers[str(i)]["auc"]["p_model"] = float(one)
+    best = max(drawn, key=lambda i: (-layers[str(i)]["auc"]["p_model"], layers[str(i)]["auc"]["value"]))
+    rule = "smallest p over all layers, and of those the largest held-out AUC"
+    return {"layer": best, "rule": rule, "p_model": layers[str(best)]["auc"]["p_model"], "p_concepts": None}
+
+
+def _words(corpus: Corpus) -> dict[str, Any]:
+    """Concept → negatives → AUC by words alone; value None where it could not be had."""
+    found: dict[str, Any] = {}
+    for row in words_alone(corpus):
+        auc = row.auc
+        value, low, high = (bound(x) for x in (auc.value, auc.low, auc.high))
+        found.setdefault(row.concept, {})[row.against] = {
+            "value": value, "low": low, "high": high, "n": auc.n, "n_counts": "scenarios", "method": auc.method,
+        }  # fmt: skip
+    return found

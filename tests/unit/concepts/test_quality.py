@@ -13,11 +13,14 @@ from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.concepts import (
     collect,
+    ConceptText,
+    Corpus,
     Design,
     draw_labels,
     find_directions,
     held_out_scores,
     make_design,
+    Meaning,
     Pooled,
     quality_report,
     ReadoutModel,
@@ -209,7 +212,11 @@ def test_the_report_is_plain_data_with_every_field(estimator: Any) -> None:
     pooled = collect(Instrument(loaded), TEXTS)
     labels = LABELS
     directions = find_directions(pooled, labels, SCENARIOS, MODEL, estimator=estimator)
-    report = json.loads(json.dumps(quality_report(pooled, labels, SCENARIOS, directions, loaded.parts), allow_nan=False))
+    corpus = Corpus(tuple(map(ConceptText, labels, SCENARIOS, TEXTS)), {"joy": Meaning("basic")})
+    found = quality_report(pooled, labels, SCENARIOS, directions, loaded.parts, corpus=corpus)
+    report = json.loads(json.dumps(found, allow_nan=False))
+    assert report["families"] == {"basic": ["joy"]} and report["words_alone"]["fear"]["baseline"]["n"] == 8
+    assert (report["similarity"]["1"]["p_layer"] is None) == (estimator == "lda")
     assert set(report["concepts"]) == {"joy", "fear"} and set(report["ranking_by_auc"]) == {"0", "1"}
     joy = report["concepts"]["joy"]
     assert (joy["n_pos"], joy["n_neg"], joy["ranked"], joy["paired"]) == (8, 8, True, True)
@@ -255,3 +262,38 @@ def test_fewer_than_five_positives_are_not_ranked_and_refusals() -> None:
         quality_report(pooled, labels[1:], scenarios, directions, parts)
     with pytest.raises(ConfigError, match="one fold"):
         held_out_scores(np.ones((2, 3)), make_design(["joy", "baseline"], ["a", "a"], "joy"))
+
+
+def made(seed: int, shift: float, n: int = 16, width: int = 64, n_layers: int = 6) -> tuple[Pooled, list[str], list[str]]:
+    """Arrays with topic, no model: joy moves by ``shift`` in layer 4 alone, fear nowhere."""
+    rng = np.random.default_rng(seed)
+    labels, scenarios = ["baseline", "joy", "fear"] * n, [f"{i:03}" for i in range(n) for _ in range(3)]
+    resid = {}
+    for layer in range(n_layers):
+        x = rng.normal(size=(3 * n, width)) + np.repeat(rng.normal(size=(n, width)), 3, axis=0)
+        if layer == 4:
+            x[1::3, 0] += shift
+        resid[layer] = x.astype(np.float32)
+    return Pooled(resid, {}, np.arange(3 * n) % 7 + 20, "last", None, (), ()), labels, scenarios
+
+
+def test_the_chosen_layer_pays_for_having_been_chosen() -> None:
+    """Planted: joy in layer 4, by 3 sd. Null: six layers of noise, 8 times two concepts."""
+    parts = SimpleNamespace(layers=bind(build("llama")).layers * 3)
+    model = ReadoutModel("a model", "0" * 64, None, "float32", 64, 6)
+
+    def report(seed: int, shift: float) -> Any:
+        pooled, labels, scenarios = made(seed, shift)
+        one = find_directions(pooled, labels, scenarios, model, concepts=["joy", "fear"])
+        return quality_report(pooled, labels, scenarios, one, parts)  # type: ignore[arg-type]
+
+    planted = report(0, 3.0)["concepts"]["joy"]
+    assert planted["chosen"]["layer"] == 4 and planted["chosen"]["p_model"] <= 0.01
+    assert planted["chosen"]["p_concepts"] == pytest.approx(2 * planted["chosen"]["p_model"])
+    for block in planted["layers"].values():
+        assert block["auc"]["p_model"] >= block["auc"]["p"]
+    assert planted["layers"]["4"]["auc"]["p_model"] == planted["chosen"]["p_model"]
+    null = [report(seed, 0.0)["concepts"] for seed in range(1, 9)]
+    p = [one["chosen"]["p_model"] for each in null for one in each.values()]
+    smallest = [min(b["auc"]["p"] for b in one["layers"].values()) for each in null for one in each.values()]
+    assert np.mean(np.array(smallest) <= 0.1) > np.mean(np.array(p) <= 0.1) and wilson(sum(x <= 0.1 for x in p), 16).low <= 0.1
