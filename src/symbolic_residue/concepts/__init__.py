@@ -1,9 +1,11 @@
 """Concepts: which directions, and which heads, carry a concept?"""
 
-from symbolic_residue.concepts._collect import collect, Pooled, skipped_layers, SkippedLayer
+from symbolic_residue.concepts._ablate import ablate_heads
+from symbolic_residue.concepts._ablate_verdict import Ablation, LayerLoss
+from symbolic_residue.concepts._collect import collect, open_pooled, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
-from symbolic_residue.concepts._directions import Directions, find_directions, ReadoutModel
+from symbolic_residue.concepts._directions import Directions, find_directions
 from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
 from symbolic_residue.concepts._heads import (
     decompose_heads,
@@ -20,6 +22,7 @@ from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
 from symbolic_residue.concepts._quality import MIN_POSITIVES, quality_report
 from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
+from symbolic_residue.concepts._readout_model import ReadoutModel
 from symbolic_residue.concepts._record import read_record, write_record
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._study_quality import report_concepts
@@ -30,6 +33,7 @@ __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "Ablation",
     "Against",
     "ConceptRun",
     "ConceptText",
@@ -40,6 +44,7 @@ __all__ = [
     "Fault",
     "HeadDecomposition",
     "LayerHeads",
+    "LayerLoss",
     "Meaning",
     "NullValue",
     "Pair",
@@ -50,6 +55,7 @@ __all__ = [
     "Training",
     "Violation",
     "WordsAlone",
+    "ablate_heads",
     "collect",
     "concept_words",
     "corpus_card",
@@ -62,6 +68,7 @@ __all__ = [
     "load_directions",
     "make_design",
     "open_concept_run",
+    "open_pooled",
     "output_weights",
     "packaged_corpus",
     "per_head_block",

@@ -286,9 +286,9 @@ def _chosen(layers: dict[str, dict[str, Any]], drawn: dict[int, Any]) -> dict[st
     p = max_t_p(z[0], z.max(1))
     for i, one in zip(drawn, p, strict=True):
         layers[str(i)]["auc"]["p_model"] = float(one)
-    at = int(z[0].argmax())
-    rule = "largest held-out AUC in standard deviations of its permutation null; p over all layers"
-    return {"layer": list(drawn)[at], "rule": rule, "p_model": float(p[at]), "p_concepts": None}
+    best = max(drawn, key=lambda i: (-layers[str(i)]["auc"]["p_model"], layers[str(i)]["auc"]["value"]))
+    rule = "smallest p over all layers, and of those the largest held-out AUC"
+    return {"layer": best, "rule": rule, "p_model": layers[str(best)]["auc"]["p_model"], "p_concepts": None}
 
 
 def _words(corpus: Corpus) -> dict[str, Any]:
