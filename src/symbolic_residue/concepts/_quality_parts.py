@@ -3,13 +3,14 @@
 1. ``pc_share``: share of the first principal component in the scenarios' *differences* (not centred, so that a common direction counts). Null: in each scenario
    as many texts drawn from all its texts, of whatever concept, stand for the positives and negatives, so topic and the spread of single texts stay. (The
    same share of centred positives would say nothing about the concept.)
-2. ``alignment``: cosine of each scenario's difference with the mean of the others'. Outliers lie more than 3 · 1.4826 · MAD below the median.
+2. ``alignment``: cosine of each scenario's difference with the mean of the others'; ``by_text``: the same of each positive text minus its scenario's negatives,
+   in the order of ``positive_rows``. Outliers lie more than 3 · 1.4826 · MAD below the median; ``outlier_texts`` are rows of the corpus.
 3. ``mlp``: the largest |cosine| of the direction with one column of the layer's MLP down-projection (after the gain of a norm of the MLP's output, where
    there is one); null: directions drawn uniformly.
 4. ``ridge_r2``: share of the unit direction that the other concepts' directions explain (ridge, λ = 0.01). Null: the same of directions from permuted labels.
 5. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
-   Fisher's z interval. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted
-   within classes.
+   Fisher's z interval. ``length_direction``: cosine of the direction with the one along which the neutral tellings grow longer.
+6. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "alignment",
     "estimate_block",
+    "length_cosine",
     "length_leak",
     "mlp_columns",
     "mlp_cosine",
@@ -149,8 +151,13 @@ def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | Non
     others = differences.sum(0) - differences
     sizes = np.linalg.norm(differences, axis=1) * np.linalg.norm(others, axis=1)
     cosines = np.divide((differences * others).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
-    middle = float(np.median(cosines))
-    limit = middle - 3 * 1.4826 * float(np.median(np.abs(cosines - middle)))
+    middle, limit = _limit(cosines)
+    at = np.flatnonzero(design.positive)
+    negative = np.stack([x[(design.stratum == s) & ~design.positive].mean(0) for s in range(design.n_strata)])
+    single = np.asarray(x, dtype=np.float64)[at] - negative[design.stratum[at]]
+    rest = others[design.stratum[at]]
+    sizes = np.linalg.norm(single, axis=1) * np.linalg.norm(rest, axis=1)
+    by_text = np.divide((single * rest).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
     of = [str(names[int(design.rows[design.stratum == s][0])]) for s in range(design.n_strata)]
     return {
         "mean": float(cosines.mean()),
@@ -158,7 +165,15 @@ def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | Non
         "by_scenario": dict(zip(of, cosines.tolist(), strict=True)),
         "outliers": [name for name, c in zip(of, cosines, strict=True) if c < limit],
         "limit": limit,
+        "by_text": by_text.tolist(),
+        "outlier_texts": design.rows[at[by_text < _limit(by_text)[1]]].tolist(),
     }
+
+
+def _limit(cosines: Array) -> tuple[float, float]:
+    """Median, and below what a value is an outlier."""
+    middle = float(np.median(cosines))
+    return middle, middle - 3 * 1.4826 * float(np.median(np.abs(cosines - middle)))
 
 
 def mlp_columns(layer: LayerParts) -> Array | str:
@@ -212,6 +227,34 @@ def length_leak(scores: Array, lengths: Array, design: Design) -> dict[str, Any]
     half = float(sps.norm.ppf(0.975)) / math.sqrt(len(a) - 3)
     z = math.atanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
     return {**block, "r": r, "low": math.tanh(z - half), "high": math.tanh(z + half)}
+
+
+def length_cosine(
+    v: Array, x: NDArray[np.floating], lengths: NDArray[np.integer], rows: NDArray[np.intp], permuted: Array | None
+) -> dict[str, Any]:
+    """Cosine of a direction with the slope of activations on length, over neutral tellings (other texts would bring their concept).
+
+    Args:
+        v: unit direction ``[d]``.
+        x: ``[text, d]`` of all texts.
+        lengths: ``[text]``, tokens.
+        rows: the neutral tellings.
+        permuted: unit directions ``[draw, d]`` of permuted labels.
+    """
+    tokens = lengths[rows].astype(np.float64)
+    tokens -= tokens.mean() if len(rows) else 0
+    if len(rows) < 4 or not tokens.any():
+        return {"value": None, "reason": "Fewer than four neutral tellings, or all of one length.", "n": len(rows)}
+    slope = tokens @ (x[rows] - x[rows].mean(0)).astype(np.float64)
+    size = float(np.linalg.norm(slope))
+    if size == 0:
+        return {"value": None, "reason": "Length changes nothing here.", "n": len(rows)}
+    block: dict[str, Any] = {"value": float(np.clip(v @ slope / size, -1, 1)), "n": len(rows), "n_counts": "neutral tellings"}
+    if permuted is not None:
+        values = np.abs(np.concatenate([v[None], permuted]) @ slope / size)
+        block |= {f"null_{key}": float(f(values[1:])) for key, f in (("mean", np.mean), ("sd", lambda a: a.std(ddof=1)))}
+        block["p"] = tail_p(values)
+    return block
 
 
 def scenario_leak(
