@@ -140,7 +140,7 @@ def _largest(matrix: Array) -> float:
     if len(matrix) < 64 or not matrix.any():
         return float(np.linalg.eigvalsh(matrix)[-1])
     start = np.random.default_rng(0).normal(size=len(matrix))
-    return float(eigsh(matrix, k=1, which="LA", v0=start, tol=1e-12, return_eigenvectors=False)[0])
+    return float(eigsh(matrix, k=1, which="LA", v0=start, return_eigenvectors=False)[0])
 
 
 def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | None]) -> dict[str, Any]:
