@@ -1,8 +1,8 @@
 """``residue concepts report RUN``: how good each direction is, beside its controls, and the page.
 
 1. ``quality.json`` is made concept by concept; stopped, the same command goes on.
-2. The layer shown is the one where the held-out AUC lies farthest above its permutation null, in standard deviations of the null. It is chosen by looking, so
-   its p is family-wise over the layers, and Holm's over the concepts stands beside it. ``--layer`` shows a layer fixed beforehand, with that layer's own p.
+2. The layer shown is the one with the smallest p over all layers, and of those the largest held-out AUC. It is chosen by looking, so that p is family-wise
+   over the layers, and Holm's over the concepts stands beside it. ``--layer`` shows a layer fixed beforehand, with that layer's own p.
 3. Words alone, without any model, stand beside every AUC.
 """
 
@@ -133,9 +133,11 @@ def _show(report: dict[str, Any], rows: list[dict[str, Any]], layer: int | None,
             _beside(row["scenario"]),
         )
     counts = "scenarios" if all(row["paired"] for row in rows) else "scenarios, or folds where texts have none"
+    rules = {one["chosen"]["rule"] for one in report["concepts"].values() if one["chosen"]["layer"] is not None}
+    rule = "; ".join(sorted(rules)) or "none could be"
     chosen = (
-        f"The layer is where the AUC lies farthest above its null, in the null's sd. It was chosen by looking: p is over all {len(report['ranking_by_auc'])} "
-        "layers, p, concepts is Holm's over the ranked ones, and the interval knows nothing of the choice."
+        f"The layer was chosen by looking ({rule}): p is over all {len(report['ranking_by_auc'])} layers, "
+        "p, concepts is Holm's over the ranked ones, and the interval knows nothing of the choice."
         if layer is None
         else "The layer was fixed by --layer; p is its own and is corrected for nothing."
     )

@@ -216,7 +216,7 @@ def _nan(path: Path) -> None:
         ("readout.json", _cut, 3, "no readable directions"),
         ("readout.safetensors", Path.unlink, 3, "no readable directions"),
         ("activations/resid_1.npy", _cut, 5, "cannot be read"),
-        ("activations/resid_1.npy", _nan, 5, "NaN"),
+        ("activations/resid_1.npy", _nan, 5, "of 18 texts are whole"),
         ("training.json", _cut, 5, "cannot be read"),
         ("quality.json", _cut, 5, "cannot be read"),
         ("corpus.jsonl", _cut, 5, "cannot be read"),
