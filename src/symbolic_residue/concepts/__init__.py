@@ -1,5 +1,7 @@
 """Concepts: which directions, and which heads, carry a concept?"""
 
+from symbolic_residue.concepts._ablate import ablate_heads
+from symbolic_residue.concepts._ablate_verdict import Ablation, LayerLoss
 from symbolic_residue.concepts._collect import collect, open_pooled, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
@@ -23,6 +25,7 @@ from symbolic_residue.concepts._readout_file import load_directions, save_direct
 from symbolic_residue.concepts._readout_model import ReadoutModel
 from symbolic_residue.concepts._record import read_record, write_record
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
+from symbolic_residue.concepts._study_quality import report_concepts
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
@@ -30,6 +33,7 @@ __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "Ablation",
     "Against",
     "ConceptRun",
     "ConceptText",
@@ -40,6 +44,7 @@ __all__ = [
     "Fault",
     "HeadDecomposition",
     "LayerHeads",
+    "LayerLoss",
     "Meaning",
     "NullValue",
     "Pair",
@@ -50,6 +55,7 @@ __all__ = [
     "Training",
     "Violation",
     "WordsAlone",
+    "ablate_heads",
     "collect",
     "concept_words",
     "corpus_card",
@@ -71,6 +77,7 @@ __all__ = [
     "quality_report",
     "read_corpus",
     "read_record",
+    "report_concepts",
     "require_valid",
     "save_directions",
     "scan_corpus",

@@ -3,14 +3,14 @@
 ::
 
     FOLDER/corpus.jsonl, corpus.json        the texts as they were read, and what is stated about them
-    FOLDER/training.json                    settings, hashes of model and texts, and how far it has come
-    FOLDER/activations/                     resid_<layer>.npy, heads_<layer>.npy: pooled rows, float32
+    FOLDER/training.json                    settings, hashes of model and texts
+    FOLDER/activations/                     resid_<layer>.npy, heads_<layer>.npy: pooled rows (see :func:`collect`)
     FOLDER/readout.safetensors, readout.json    the directions
 
 1. :func:`prepare_training` judges corpus, options and every text's tokens before anything runs or is written. A concept with too few texts is let through:
    it is measured and not ranked.
-2. ``into(folder)`` writes the texts, runs them, and finds the directions. Each step's result is kept when it is whole; a step that is there is not done
-   again. A folder of other texts, settings or weights is refused with what differs; batch size and side of padding may change (rounding only).
+2. ``into(folder)`` writes the texts, runs them batch by batch, and finds the directions; what is there and whole is not done again. A folder of other texts,
+   settings or weights is refused with what differs; batch size and side of padding may change (rounding only).
 3. :func:`open_concept_run` maps the activations, does not load them, and checks that texts, activations and directions belong together.
 """
 
@@ -23,9 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, Literal, TYPE_CHECKING
 
-import numpy as np
-
-from symbolic_residue.concepts._collect import collect, Pooled, SkippedLayer
+from symbolic_residue.concepts._collect import collect, open_pooled, Pooled
 from symbolic_residue.concepts._corpus import BASELINE, Corpus
 from symbolic_residue.concepts._design import Against, make_design
 from symbolic_residue.concepts._directions import Directions, find_directions, ReadoutModel
@@ -131,19 +129,16 @@ class Training:
         """
         folder, tell = Path(folder), progress or _silent
         if not self.check(folder):
-            write_json(folder / _RECORD, {"format": _FORMAT, "made_of": self._identity(), "pooled": None})
+            write_json(folder / _RECORD, {"format": _FORMAT, "made_of": self._identity()})
         self._texts(folder)
-        record = read_json(folder / _RECORD)
         texts = [one.text for one in self.corpus.texts]
         s = self.settings
-        if record.get("pooled") is None:
-            tell(f"running {len(texts)} texts", 0.0)
-            pooled = collect(
-                self.instrument, texts, pooling=s["pooling"], m=s["m"] or 16, layers=s["layers"], chat=s["chat"],
-                batch_size=self.batch_size, side=self.side, folder=folder / _ACTIVATIONS,
-            )  # fmt: skip
-            write_json(folder / _RECORD, record | {"pooled": _described(pooled)})
-        pooled = _mapped(folder, read_json(folder / _RECORD))
+        tell("texts", 0.0)
+        pooled = collect(
+            self.instrument, texts, pooling=s["pooling"], m=s["m"] or 16, layers=s["layers"], chat=s["chat"],
+            batch_size=self.batch_size, side=self.side, folder=folder / _ACTIVATIONS,
+            progress=lambda done, of: tell(f"{done} of {of} texts", 0.9 * done / of),
+        )  # fmt: skip
         tell("directions", 0.9)
         if not (folder / "readout.json").exists():
             found = find_directions(
@@ -299,7 +294,7 @@ def open_concept_run(folder: str | Path, loaded: LoadedModel | None = None) -> C
     record = read_json(folder / _RECORD)
     if record.get("format") != _FORMAT:
         raise RunDamagedError(f"{folder / _RECORD} has format {record.get('format')!r}; this version reads {_FORMAT}.")
-    if record.get("pooled") is None or not (folder / "readout.json").exists():
+    if not (folder / "readout.json").exists():
         raise StoreError(f"The training in {folder} is not finished.", todo="Go on with the command that began it.")
     directions = load_directions(folder, loaded)
     try:
@@ -312,51 +307,11 @@ def open_concept_run(folder: str | Path, loaded: LoadedModel | None = None) -> C
         raise RunDamagedError(f"{folder / _RECORD} lacks {error}.") from error
     if _texts_sha(corpus) != stated or directions.corpus_sha256 != corpus.sha256:
         raise RunDamagedError(f"{folder / 'corpus.jsonl'} is not the corpus that the directions were found on.")
-    pooled = _mapped(folder, record)
+    pooled = open_pooled(folder / _ACTIVATIONS)
     if len(pooled) != len(corpus.texts) or pooled.layers != directions.layers:
         raise RunDamagedError(f"The activations in {folder} do not belong to its directions.")
     labels, scenarios = tuple(one.concept for one in corpus.texts), tuple(one.scenario for one in corpus.texts)
     return ConceptRun(folder, corpus, labels, scenarios, pooled, directions, seed)
-
-
-def _described(pooled: Pooled) -> dict[str, Any]:
-    """What is not in the arrays."""
-    return {
-        "n_tokens": pooled.n_tokens.tolist(),
-        "pooling": pooled.pooling,
-        "m": pooled.m,
-        "resid": {str(i): list(a.shape) for i, a in pooled.resid.items()},
-        "heads": {str(i): list(a.shape) for i, a in pooled.heads.items()},
-        "skipped": [asdict(one) for one in pooled.skipped],
-        "beside": [asdict(one) for one in pooled.beside],
-    }
-
-
-def _mapped(folder: Path, record: dict[str, Any]) -> Pooled:
-    """The activations, mapped; every row must be there and finite."""
-    try:
-        stated = record["pooled"]
-        arrays = {
-            kind: {int(i): _array(folder / _ACTIVATIONS / f"{kind}_{i}.npy", shape) for i, shape in stated[kind].items()}
-            for kind in ("resid", "heads")
-        }
-        skipped, beside = (tuple(SkippedLayer(**one) for one in stated[key]) for key in ("skipped", "beside"))
-        lengths = np.array(stated["n_tokens"], dtype=np.int64)
-        return Pooled(arrays["resid"], arrays["heads"], lengths, stated["pooling"], stated["m"], skipped, beside)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunDamagedError(f"{folder / _RECORD} lacks {error}.") from error
-
-
-def _array(path: Path, shape: list[int]) -> Any:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise RunDamagedError(f"{path} cannot be read.", why=str(error), todo="Train again in another folder.") from error
-    if list(array.shape) != shape or array.dtype != np.float32:
-        raise RunDamagedError(f"{path} holds {array.dtype} of shape {array.shape}, not float32 of {tuple(shape)}.")
-    if not bool(np.isfinite(array).all()):
-        raise RunDamagedError(f"{path} holds NaN or infinity.", todo="Train again in another folder.")
-    return array
 
 
 def _texts_sha(corpus: Corpus) -> str:

@@ -98,27 +98,33 @@ def test_a_stopped_training_goes_on_and_does_nothing_twice(
     folder, calls = tmp_path / "run", []
     real_collect, real_find = study.collect, study.find_directions
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append("collect")
-        return real_collect(*args, **kwargs)
+    def counted(*args: Any, progress: Any, **kwargs: Any) -> Any:
+        def tell(done: int, of: int) -> None:
+            calls.append(done)
+            progress(done, of)
+
+        return real_collect(*args, progress=tell, **kwargs)
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "collect", stop)
+    def half(what: str, share: float) -> None:
+        if 0.3 < share < 0.8:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        train_concepts(instrument, corpus_of(), folder)
+        train_concepts(instrument, corpus_of(), folder, batch_size=6, progress=half)
     with pytest.raises(StoreError, match="not finished"):
         open_concept_run(folder)
     monkeypatch.setattr(study, "collect", counted)
     monkeypatch.setattr(study, "find_directions", stop)
     with pytest.raises(KeyboardInterrupt):
         train_concepts(instrument, corpus_of(), folder, batch_size=4, side="left")
-    assert calls == ["collect"]
+    assert calls == [6, 10, 14, 18]  # the first batch of six was there
     (folder / "corpus.jsonl").write_text((folder / "corpus.jsonl").read_text()[:100])  # cut short
     monkeypatch.setattr(study, "find_directions", real_find)
     run = train_concepts(instrument, corpus_of(), folder)
-    assert calls == ["collect"] and run.corpus.texts == corpus_of().texts
+    assert calls[4:] == [18] and run.corpus.texts == corpus_of().texts
     monkeypatch.setattr(study, "find_directions", stop)
     train_concepts(instrument, corpus_of(), folder)
 
@@ -244,9 +250,9 @@ def other_text(path: Path) -> None:
         ("readout.safetensors", cut, DamagedFileError, "sha256"),
         ("readout.safetensors", nan_weights, DamagedFileError, "not finite"),
         ("readout.json", cut, DamagedFileError, "no readable directions"),
-        ("activations/resid_1.npy", cut, RunDamagedError, "resid_1.npy cannot be read"),
-        ("activations/heads_0.npy", Path.unlink, RunDamagedError, "heads_0.npy cannot be read"),
-        ("activations/heads_0.npy", nan_row, RunDamagedError, "NaN"),
+        ("activations/resid_1.npy", cut, RunDamagedError, "cannot be read"),
+        ("activations/heads_0.npy", Path.unlink, RunDamagedError, "cannot be read"),
+        ("activations/heads_0.npy", nan_row, RunDamagedError, "2 of 18 texts are whole"),
         ("training.json", cut, RunDamagedError, "training.json cannot be read"),
         ("corpus.jsonl", cut, RunDamagedError, "texts"),
         ("corpus.jsonl", other_text, RunDamagedError, "not the corpus"),
