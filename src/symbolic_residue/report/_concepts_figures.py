@@ -98,5 +98,5 @@ def _head_layers(run: ConceptsRun) -> list[tuple[str, int, dict[str, Any]]]:
     return [
         (concept, int(layer), block)
         for concept, one in run.quality["concepts"].items()
-        for layer, block in sorted(one.get("per_head", {"layers": {}})["layers"].items(), key=lambda item: int(item[0]))
+        for layer, block in sorted(((one.get("per_head") or {}).get("layers") or {}).items(), key=lambda item: int(item[0]))
     ]

@@ -58,7 +58,7 @@ def concepts_html(run: ConceptsRun) -> str:
         facts=facts(run),
         readout=readout_table(run),
         direction=direction_table(run),
-        rule=next(iter(run.quality["concepts"].values()))["chosen"]["rule"],
+        rule="; ".join(sorted({one["chosen"]["rule"] for one in run.quality["concepts"].values() if one["chosen"]["layer"] is not None})) or "none",
         middle=run.middle,
         fixed=[readout_table(run, run.middle), direction_table(run, run.middle)],
         unranked=unranked(run),

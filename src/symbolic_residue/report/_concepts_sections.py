@@ -20,7 +20,7 @@ def facts(run: ConceptsRun) -> list[tuple[str, str]]:
     """What was measured, and how, as (name, value)."""
     q = run.quality
     model = q["model"]
-    texts = sum(1 for concept, _ in run.texts if concept in q["concepts"])
+    texts = sum(one["concept"] in q["concepts"] for one in run.texts)
     n = sorted({one["n_scenarios"] for one in q["concepts"].values()})
     return [
         ("model", f"{model['model']}, {model['n_layers']} layers, d_model {model['hidden_size']}, {model['dtype']}"),

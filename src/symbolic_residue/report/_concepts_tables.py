@@ -20,6 +20,7 @@ LOWEST = 3
 
 def readout_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any]:
     """A row a concept: how well it is read, in its chosen layer or in one."""
+    mine, theirs = ("others", "baseline") if run.quality["against"] == "others" else ("baseline", "others")
     cells, marked = [], []
     for concept, one in run.quality["concepts"].items():
         at = run.chosen(concept) if layer is None else layer
@@ -38,19 +39,32 @@ def readout_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any]:
                 str(at),
                 measured(auc, between="\n"),
                 null,
-                p_text(auc["p_model"]),
+                p_text(auc.get("p_model")),
                 *([p_text(one["chosen"]["p_concepts"]), said] if layer is None else []),
                 measured(block.get("pairs_in_order"), between="\n"),
-                measured(words["baseline"], between="\n"),
-                measured(words["others"], between="\n"),
+                measured(words[mine], between="\n"),
+                *([_rival(one["other_negatives"])] if layer is None else []),
+                measured(words[theirs], between="\n"),
             ]
         )
         marked.append(bool(layer is None and run.above_chance(concept)))
     columns = {"concept": False, "family": False, "scenarios": True, "layer": True, "held-out AUC [95 %]": False, "under permuted labels": False,
                "p over layers": True, **({"p over layers and concepts": True, "verdict": False} if layer is None else {}), "pairs in order [95 %]": False,
-               "words alone: neutral": False, "words alone: other concepts": False}  # fmt: skip
+               f"words alone, {_SHORT[mine]}": False, **({f"AUC against {_SHORT[theirs]}": False} if layer is None else {}),
+               f"words alone, {_SHORT[theirs]}": False}  # fmt: skip
     where = "in its chosen layer" if layer is None else f"in layer {layer}"
     return grid(f"How well each concept is read {where}", columns, cells, marked)
+
+
+_SHORT = {"baseline": "neutral", "others": "other concepts"}
+
+
+def _rival(block: dict[str, Any]) -> str:
+    """AUC against the other kind of negatives, with interval, null and its own p."""
+    auc = block["auc"]
+    if auc is None or auc["value"] is None:
+        return "—"
+    return f"{measured(auc, between=chr(10))}\n({number(auc.get('null_mean'))}; {p_text(auc.get('p'))})"
 
 
 def direction_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any]:
@@ -93,20 +107,24 @@ def unranked(run: ConceptsRun) -> list[tuple[str, str]]:
 
 def outlier_rows(run: ConceptsRun, concept: str) -> dict[str, Any]:
     """The tellings of one concept that point least where the others do: the lowest three and every outlier, with their texts."""
-    found = run.at(concept)["alignment"]
+    found, numbers = run.at(concept)["alignment"], run.quality["concepts"][concept]["positive_rows"]
     if not found.get("by_scenario"):
         return {"reason": found.get("reason") or "Not measured.", "rows": []}
-    ordered = sorted(found["by_scenario"].items(), key=lambda item: item[1])
-    outliers = set(found["outliers"])
-    shown = [(name, value) for index, (name, value) in enumerate(ordered) if index < LOWEST or name in outliers]
-    rows = [
-        {
-            "scenario": name, "value": value, "outlier": name in outliers, "text": run.texts.get((concept, name)),
-            "neutral": run.texts.get(("baseline", name)),
-        }
-        for name, value in shown
-    ]  # fmt: skip
-    return {"reason": "", "rows": rows, "median": found["median"], "limit": found["limit"], "n": len(ordered), "outliers": len(outliers)}
+    ordered = sorted(zip(numbers, found["by_text"], strict=True), key=lambda item: (item[1], item[0]))
+    outliers = set(found["outlier_texts"])
+    rows = []
+    for index, (number_, value) in enumerate(ordered):
+        if index >= LOWEST and number_ not in outliers:
+            continue
+        text = run.texts[number_] if number_ < len(run.texts) else {"scenario": None, "text": None}
+        scenario = text["scenario"]
+        rows.append(
+            {
+                "scenario": f"text {number_}" if scenario is None else scenario, "value": value, "outlier": number_ in outliers, "text": text["text"],
+                "neutral": run.neutral(scenario) if scenario is not None else None,
+            }
+        )  # fmt: skip
+    return {"reason": "", "rows": rows, "median": found["median"], "n": len(ordered), "outliers": len(outliers), "scenarios": len(found["by_scenario"])}
 
 
 def head_table(run: ConceptsRun, concept: str) -> dict[str, Any] | None:

@@ -33,15 +33,15 @@ PLACE = f"the {SCRIPT} \u202emill"
 
 
 def write_concepts(
-    folder: Path, *, nasty: bool = False, model: str = "llama", seed: int = 0, manifest: bool = True, **options: Any
+    folder: Path, *, nasty: bool = False, model: str = "llama", seed: int = 0, manifest: bool = True, late: int = 4, **options: Any
 ) -> Path:
-    """Corpus, readout and quality report of a tiny model: joy and fear (basic), trust (relational), and ``late`` in 4 of 8 scenarios only, without a family."""
+    """Corpus, readout and quality report of a tiny model: joy and fear (basic), trust (relational), and ``late`` in the first few of 8 scenarios only, without a family."""
     name = {"joy": EVIL} if nasty else {}
     texts = []
     for index, word in enumerate(WORDS):
         scenario = PLACE if nasty and index == 0 else word
         for concept, telling in TELLINGS.items():
-            if concept != "late" or index < 4:
+            if concept != "late" or index < late:
                 text = telling.format(word) + (f" {NASTY}" if nasty and index == 0 else "")
                 texts.append(ConceptText(name.get(concept, concept), scenario, text))
     families = {"joy": "basic", "fear": "basic", "trust": f"relational {SCRIPT}" if nasty else "relational", "late": None}

@@ -95,7 +95,8 @@ def test_every_concept_stands_beside_its_null_and_words_alone(page: str, quality
         row = next(row for row in found if row[0] == concept)
         assert row[2] == str(one["n_scenarios"]) and row[3] == str(one["chosen"]["layer"])
         assert row[4].startswith(number(layer["auc"]["value"])) and number(layer["auc"]["null_mean"]) in row[5]
-        assert row[-2].startswith(number(quality["words_alone"][concept]["baseline"]["value"]))
+        assert row[-3].startswith(number(quality["words_alone"][concept]["baseline"]["value"]))
+        assert row[-2].startswith(number(one["other_negatives"]["auc"]["value"]))
         assert row[-1].startswith(number(quality["words_alone"][concept]["others"]["value"]))
         direction = rows[concept]  # the last table with this row: the middle layer's directions
         assert direction[1] == "1"
@@ -128,10 +129,13 @@ def test_similarity_has_a_map_a_layer_with_the_null_and_families(folder: Path, p
         assert marks == [[i != j and p[i][j] <= 0.05 for j in range(4)] for i in range(4)]
 
 
-def test_outlier_texts_are_shown_with_their_neutral_tellings(page: str, quality: dict[str, Any]) -> None:
+def test_outlier_texts_are_shown_with_their_neutral_tellings(folder: Path, page: str, quality: dict[str, Any]) -> None:
     one = quality["concepts"]["trust"]
-    found = one["layers"][str(one["chosen"]["layer"])]["alignment"]["by_scenario"]
-    lowest = min(found, key=found.get)
+    values = one["layers"][str(one["chosen"]["layer"])]["alignment"]["by_text"]
+    corpus = [json.loads(line) for line in (folder / "corpus.jsonl").read_text("utf-8").splitlines()]
+    found = {corpus[row]["scenario"]: value for row, value in zip(one["positive_rows"], values, strict=True)}
+    assert {corpus[row]["concept"] for row in one["positive_rows"]} == {"trust"}
+    lowest = min(found, key=found.__getitem__)
     rows = [row for row in table_rows(section(page, "outliers")) if row[0] == lowest and TELLINGS["trust"].format(lowest) in row[2]]
     assert len(rows) == 1 and rows[0][1].startswith(number(found[lowest], signed=True))
     assert rows[0][3] == TELLINGS["baseline"].format(lowest)
@@ -170,6 +174,14 @@ def test_without_heads_manifest_corpus_or_null_the_page_says_so(tmp_path: Path) 
     assert "No heads were decomposed" in section(page, "heads") and "No heads were decomposed" in section(page, "concentration")
     assert "no corpus.jsonl" in section(page, "outliers") and "No null: permuted labels" in section(page, "similarity")
     assert "above chance" not in section(page, "concepts")
+
+
+def test_a_concept_that_cannot_be_held_out_has_its_row_and_its_reason(tmp_path: Path) -> None:
+    page = concepts_page(write_concepts(tmp_path / "run", late=1)).read_text("utf-8")
+    row = next(row for row in table_rows(section(page, "concepts")) if row[0] == "late")
+    assert row[2:5] == ["1", "1", "—"] and "not tested" in row
+    assert "Fewer than three scenarios" in section(page, "outliers")
+    assert "late (There is one negative" in words(section(page, "heads"))
 
 
 def test_words_are_beaten_only_where_the_intervals_lie_apart(edited: Any) -> None:
