@@ -48,6 +48,7 @@ class LocalLayer:
         mlp_scale: constant factor of what the MLP writes.
         mlp_constant: ``[position, d_model]`` or ``[1, d_model]``.
         gate, up: the neurons' pre-activations, ``[position, neuron]`` (up None in plain MLPs).
+        route: the router's weight of each neuron, ``[position, neuron]``, of a mixture of experts.
         dtype: of all of it.
     """
 
@@ -63,12 +64,13 @@ class LocalLayer:
     mlp_constant: Tensor
     gate: Tensor
     up: Tensor | None
+    route: Tensor | None
     dtype: torch.dtype
 
     @property
     def activations(self) -> Tensor:
         """The neurons' activations ``[position, neuron]``."""
-        return self.mlp.respond(self.gate, self.up)
+        return self.mlp.respond(self.gate, self.up, self.route)
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
         """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
@@ -104,9 +106,8 @@ class LocalLayer:
 
     def read_by(self, neurons: Tensor, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """The directions ``[unit, d_model]`` of the residual stream that single neurons read, and the constants ``[unit]``: a = x · direction + constant."""
-        c_g, c_u = self.mlp.coefficients(
-            self.gate[positions, neurons], None if self.up is None else self.up[positions, neurons], rule
-        )
+        picked = [None if one is None else one[positions, neurons] for one in (self.up, self.route)]
+        c_g, c_u = self.mlp.coefficients(self.gate[positions, neurons], *picked, rule)
         direction = torch.zeros(len(neurons), self.mlp.gate.shape[0], dtype=self.dtype, device=self.gate.device)
         constant = torch.zeros(len(neurons), dtype=self.dtype, device=self.gate.device)
         for c, weight, added in ((c_g, self.mlp.gate, self.mlp.gate_bias), (c_u, self.mlp.up, self.mlp.up_bias)):
@@ -122,7 +123,7 @@ class LocalLayer:
 
     def neurons_back(self, per_neuron: Tensor, rule: Rule) -> Tensor:
         """Directions on the activations ``[position, neuron]`` pulled back to the residual stream that the MLP reads, ``[position, d_model]``."""
-        c_g, c_u = self.mlp.coefficients(self.gate, self.up, rule)
+        c_g, c_u = self.mlp.coefficients(self.gate, self.up, self.route, rule)
         into = torch.zeros(len(per_neuron), self.mlp.gate.shape[0], dtype=self.dtype, device=per_neuron.device)
         for c, weight in ((c_g, self.mlp.gate), (c_u, self.mlp.up)):
             if c is not None and weight is not None:
@@ -145,7 +146,8 @@ class LocalModel:
         layers: the blocks.
         embedded: ``[position, d_model]``: what enters the first block.
         norm: the final norm.
-        logits: ``[vocab]`` of the last position as the model gave them (softcap included).
+        final: ``[position, d_model]``: what it reads.
+        logits: ``[position, vocab]`` as the model gave them (softcap included).
         error: largest relative difference of a rebuilt layer's write from the model's.
     """
 
@@ -154,6 +156,7 @@ class LocalModel:
     layers: tuple[LocalLayer, ...]
     embedded: Tensor
     norm: FrozenNorm
+    final: Tensor
     logits: Tensor
     error: float
 
@@ -164,6 +167,13 @@ class LocalModel:
     def dtype(self) -> torch.dtype:
         """Of all tensors."""
         return self.embedded.dtype
+
+    def uncapped_logits(self, position: int = -1) -> Tensor:
+        """``[vocab]`` before any softcap, by the model's own norm and unembedding: what targets are checked against."""
+        if self.parts.logit_softcap is None:
+            return self.logits[position]
+        with torch.no_grad():
+            return self.parts.unembed(self.parts.final_norm.module(self.final[position : position + 1 or None]))[0] * self.parts.logit_scale
 
     def logit_direction(self, weights: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
         """The residual direction ``[d_model]`` of Σ weights · logits at a position (before any softcap), and its constant.
@@ -222,7 +232,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
     reads = [f"{kind}.{layer.index}" for layer in parts.layers for kind in kinds if layer.absent(kind) is None]
     reads.append(f"resid_post.{parts.n_layers - 1}")
     read = AttentionRead(stats=(), rows=tuple(range(-n, 0)), weights=True)
-    trace = instrument.run(ids[None], reads=reads, attention=read, keep_logits=1, on_read=keep)
+    trace = instrument.run(ids[None], reads=reads, attention=read, on_read=keep)
     assert trace.attention is not None and trace.logits is not None
     patterns = trace.attention["weights"]
     layers, error = [], 0.0
@@ -232,7 +242,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         error = max(error, off)
     last = took["resid_post", parts.n_layers - 1]
     return LocalModel(
-        parts, ids, tuple(layers), took["resid_pre", 0], FrozenNorm.of(parts.final_norm, last, dtype), trace.logits[0, -1], error
+        parts, ids, tuple(layers), took["resid_pre", 0], FrozenNorm.of(parts.final_norm, last, dtype), last, trace.logits[0], error
     )
 
 
@@ -269,7 +279,8 @@ def _layer(
     mid = pre if parts.parallel else took["resid_mid", i]
     mlp_in = FrozenNorm.of(parts.pre_mlp_norm, mid, dtype)
     gate, up = mlp.read(took["mlp_in", i])
-    activations = mlp.respond(gate, up)
+    route = None if mlp.route is None else mlp.route(took["mlp_in", i])
+    activations = mlp.respond(gate, up, route)
     down = activations @ mlp.down + (0 if mlp.down_bias is None else mlp.down_bias)
     down = down * parts.mlp_down_scale
     mlp_out = FrozenNorm.of(parts.post_mlp_norm, down, dtype)
@@ -279,16 +290,16 @@ def _layer(
     if mlp_out.bias is not None:
         fixed = fixed + parts.mlp_scale * mlp_out.bias
     built = LocalLayer(
-        parts, pattern, norm_in, norm_out, constant, mlp, mlp_in, mlp_out, parts.mlp_scale, fixed, gate, up, dtype
+        parts, pattern, norm_in, norm_out, constant, mlp, mlp_in, mlp_out, parts.mlp_scale, fixed, gate, up, route, dtype
     )
-    after = took.get(("resid_mid", i))
     checks = [
         ("the values at its attention's output", (own @ _values(took["v", i], parts.n_heads).transpose(0, 1)).transpose(0, 1).flatten(1), z),
+        ("what its attention writes", _attended(built, pre, constant), took["attn_out", i]),
         ("its MLP's input", mlp_in.linear(mid) + (0 if mlp_in.bias is None else mlp_in.bias), took["mlp_in", i]),
-        ("its neurons' activations", activations, took["mlp_act", i]),
+        ("what its MLP writes", built.neurons_write() + fixed, took["mlp_out", i]),
     ]
-    if after is not None:
-        checks.append(("the residual stream after attention", _after_attention(built, pre, constant), after))
+    if ("mlp_act", i) in took:
+        checks.append(("its neurons' activations", activations, took["mlp_act", i]))
     worst = 0.0
     for what, rebuilt, model in checks:
         off = float((rebuilt - model).abs().max() / model.abs().max().clamp(min=1e-30))
@@ -307,12 +318,12 @@ def _values(v: Tensor, n_heads: int) -> Tensor:
     return v if v.shape[1] == n_heads else v.repeat_interleave(n_heads // v.shape[1], 1)
 
 
-def _after_attention(layer: LocalLayer, x: Tensor, constant: Tensor) -> Tensor:
-    """The residual stream after the frozen attention, head by head: written apart from the maps that the sweeps use, and checked against the model."""
+def _attended(layer: LocalLayer, x: Tensor, constant: Tensor) -> Tensor:
+    """What the frozen attention writes, head by head: written apart from the maps that the sweeps use, and checked against the model."""
     w_v, w_o = layer.attention_weights()
     group, d_head = layer.parts.n_heads // layer.parts.n_kv_heads, layer.parts.d_head
     v = x @ w_v
-    out = x + constant
+    out = constant
     for h, pattern in enumerate(layer.pattern):
         kv = h // group
         out = out + pattern @ v[:, kv * d_head : (kv + 1) * d_head] @ w_o[h * d_head : (h + 1) * d_head]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from symbolic_residue.graph._columns import Units
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._maps import relevance_step
 from symbolic_residue.graph._mlp import Rule
@@ -35,6 +36,19 @@ class Relevance:
 
     neurons: tuple[Tensor, ...]
     embeddings: Tensor
+
+    def top(self, count: int) -> Units:
+        """The neurons of largest effect in size; all where there are fewer. Ties go to the earlier layer, position, neuron."""
+        sizes = [one.shape[1] for one in self.neurons]
+        found = []
+        for i, one in enumerate(self.neurons):
+            size, order = one.abs().flatten().sort(descending=True, stable=True)
+            order = order[:count]
+            layer = torch.full_like(order, i)
+            found.append((size[:count], torch.stack([layer, order // sizes[i], order % sizes[i]], 1)))
+        size = torch.cat([s for s, _ in found])
+        chosen = size.sort(descending=True, stable=True).indices[:count]
+        return Units.of(torch.cat([t for _, t in found])[chosen])
 
 
 def relevance(

@@ -18,180 +18,64 @@ The sum ``Σ layer · (t + 1)`` over rows against ``Σ (layers above) · (T − 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Sources, Units
 from symbolic_residue.graph._local import LocalModel
-from symbolic_residue.graph._maps import attend_back
-from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._maps import attend, attend_back
 
-__all__ = ["Columns", "Rows", "Units", "sweep_down", "unit_rows"]
+__all__ = ["direct_edges", "sweep_down", "sweep_up", "work"]
 
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Chosen neurons, ``[unit]`` each, in order of layer, then position, then neuron."""
-
-    layer: Tensor
-    position: Tensor
-    neuron: Tensor
-
-    def __len__(self) -> int:
-        return len(self.layer)
-
-    def at(self, layer: int) -> Tensor:
-        """Which units lie in a layer, by number."""
-        return (self.layer == layer).nonzero()[:, 0]
-
-    @classmethod
-    def of(cls, triples: Tensor) -> Units:
-        """From ``[unit, (layer, position, neuron)]`` in any order.
-
-        Raises:
-            ValueError: a neuron named twice.
-        """
-        rows = sorted(map(tuple, triples.tolist()))
-        if len(set(rows)) < len(rows):
-            raise ValueError("A neuron is named twice.")
-        layer, position, neuron = (torch.tensor([row[i] for row in rows], dtype=torch.long) for i in range(3))
-        return cls(layer, position, neuron)
+Direction = Literal["auto", "down", "up"]
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What is explained: directions ``[row, d_model]`` at a layer and position, with constants ``[row]``.
-
-    ``layer``: the row reads what that layer's MLP reads; the number of layers: the last residual stream.
-    """
-
-    direction: Tensor
-    constant: Tensor
-    layer: Tensor
-    position: Tensor
-
-    def __len__(self) -> int:
-        return len(self.layer)
+def work(rows: Rows, units: Units, columns: Columns) -> tuple[int, int]:
+    """Layer-positions that ``down`` and ``up`` carry: see the module's text."""
+    n, n_layers = columns.n_positions, columns.n_layers
+    down = int((rows.layer.clamp(max=n_layers) * (rows.position + 1)).sum())
+    up = int(((n_layers - 1 - units.layer) * (n - units.position)).sum()) + n_layers * n * (n + 1) // 2
+    kinds = 2 if columns.biased else 1
+    each = n * (n + 1) // 2 if columns.by_position else n
+    return down, up + kinds * each * n_layers * (n_layers - 1) // 2
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where each kind of column begins: ``[units | rest (layer, position) | embeddings | bias (layer, position) | constant]``."""
-
-    n_units: int
-    n_layers: int
-    n_positions: int
-    biased: bool
-
-    @property
-    def rest(self) -> slice:
-        """REST nodes, layer by layer."""
-        return slice(self.n_units, self.n_units + self.n_layers * self.n_positions)
-
-    @property
-    def embeddings(self) -> slice:
-        """One a position."""
-        return slice(self.rest.stop, self.rest.stop + self.n_positions)
-
-    @property
-    def bias(self) -> slice:
-        """BIAS nodes, layer by layer; empty where the architecture has no constants."""
-        return slice(self.embeddings.stop, self.embeddings.stop + (self.n_layers * self.n_positions if self.biased else 0))
-
-    @property
-    def constant(self) -> int:
-        """The row's own constant."""
-        return self.bias.stop
-
-    def __len__(self) -> int:
-        return self.constant + 1
-
-
-def unit_rows(local: LocalModel, units: Units, rule: Rule) -> Rows:
-    """The chosen neurons as rows."""
-    directions = torch.zeros(len(units), local.embedded.shape[1], dtype=local.dtype)
-    constants = torch.zeros(len(units), dtype=local.dtype)
-    for i, layer in enumerate(local.layers):
-        at = units.at(i)
-        if len(at):
-            directions[at], constants[at] = layer.read_by(units.neuron[at], units.position[at], rule)
-    return Rows(directions, constants, units.layer, units.position)
-
-
-@dataclass(frozen=True, eq=False)
-class _Sources:
-    """What one layer's columns write."""
-
-    at: Tensor
-    """Units of the layer, by number, in order of position."""
-
-    write: Tensor
-    """``[unit, d_model]``."""
-
-    runs: tuple[tuple[int, int, int], ...]
-    """(position, first, last + 1) of the units that share a position."""
-
-    rest: Tensor
-    """``[position, d_model]``."""
-
-
-def layer_sources(local: LocalModel, units: Units) -> list[_Sources]:
-    """The columns' writes, layer by layer."""
-    found = []
-    for i, layer in enumerate(local.layers):
-        at = units.at(i)
-        at = at[torch.argsort(units.position[at], stable=True)]
-        position, neuron = units.position[at], units.neuron[at]
-        write = layer.written(neuron, position, layer.activations[position, neuron])
-        rest = layer.neurons_write().index_add(0, position, -write)
-        where, counts = torch.unique_consecutive(position, return_counts=True)
-        ends = counts.cumsum(0).tolist()
-        runs = tuple(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else ()
-        found.append(_Sources(at, write, runs, rest))
-    return found
-
-
-def buckets(need: Tensor, order: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:
-    """Numbers in chunks of at most ``budget`` number-positions, each with the positions that its bucket carries.
-
-    Args:
-        need: ``[n]``: positions that each needs, at least 1.
-        order: ``[n]``: inside a bucket, smallest first.
-        budget: number-positions a chunk.
-    """
-    width, below, most = 1, 0, int(need.max()) if len(need) else 0
-    while below < most:
-        width = min(width, most)
-        chosen = ((need > below) & (need <= width)).nonzero()[:, 0]
-        chosen = chosen[torch.argsort(order[chosen], stable=True)]
-        for chunk in chosen.split(max(1, budget // width)) if len(chosen) else ():
-            yield width, chunk
-        below, width = width, width * 2
-
-
-def sweep_down(
-    local: LocalModel, rows: Rows, units: Units, *, budget: int = 8192, sources: list[_Sources] | None = None
+def direct_edges(
+    local: LocalModel,
+    rows: Rows,
+    units: Units,
+    *,
+    by_position: bool = True,
+    direction: Direction = "auto",
+    budget: int = 8192,
 ) -> tuple[Tensor, Columns]:
-    """Every edge, pulled down from the rows.
+    """Every edge, by whichever sweep is less work.
 
     Args:
         local: the replacement model.
         rows: what is explained.
         units: the chosen neurons, as columns.
+        by_position: a REST (and BIAS) a layer and position, or a layer.
+        direction: ``down``, ``up``, or the one with less work.
         budget: row-positions held at a time: ``budget · d_model`` numbers, a few times over.
-        sources: of :func:`layer_sources`, where the caller has them.
 
     Returns:
         ``[row, column]`` and what the columns are.
     """
-    n, n_layers = len(local), len(local.layers)
-    biased = any(bool((one.attn_constant != 0).any()) or bool((one.mlp_constant != 0).any()) for one in local.layers)
-    columns = Columns(len(units), n_layers, n, biased)
+    columns = make_columns(local, units, by_position)
+    if direction == "auto":
+        down, up = work(rows, units, columns)
+        direction = "down" if down <= up else "up"
+    return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
+
+
+def sweep_down(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192) -> Tensor:
+    """Every edge, pulled down from the rows, ``[row, column]``; arguments as of :func:`direct_edges`."""
+    n_layers = len(local.layers)
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
-    edges[:, columns.constant] = rows.constant
-    sources = layer_sources(local, units) if sources is None else sources
+    sources = layer_sources(local, units)
     for width, chunk in buckets(rows.position + 1, -rows.layer, budget):
         g = torch.zeros(len(chunk), width, rows.direction.shape[1], dtype=local.dtype)
         part = torch.zeros(len(chunk), len(columns), dtype=local.dtype)
@@ -201,28 +85,27 @@ def sweep_down(
         for i in reversed(range(min(n_layers, int(layer_of[0]) + 1))):
             layer, source = local.layers[i], sources[i]
             born = int((layer_of >= i).sum())
-            rest = columns.rest.start + i * n
-            bias = columns.bias.start + i * n
             if alive:
+                live = g[:alive]
                 for at, first, last in source.runs:
                     if at >= width:
                         break
-                    part[:alive, source.at[first:last]] = g[:alive, at] @ source.write[first:last].T
-                part[:alive, rest : rest + width] = _products(g[:alive], source.rest[:width])
-                if biased:
-                    part[:alive, bias : bias + width] = _products(g[:alive], layer.mlp_constant[:width])
+                    part[:alive, source.at[first:last]] = live[:, at] @ source.write[first:last].T
+                _read_spread(part[:alive], live, source.rest, columns.rest, i, columns)
+                if columns.biased:
+                    _read_spread(part[:alive], live, layer.mlp_constant, columns.bias, i, columns)
             if not layer.parallel:
                 alive = _enter(g, rows, chunk, alive, born)
             if alive:
-                if biased:
-                    part[:alive, bias : bias + width] += _products(g[:alive], layer.attn_constant[:width])
+                if columns.biased:
+                    _read_spread(part[:alive], g[:alive], layer.attn_constant, columns.bias, i, columns)
                 attend_back(layer, layer.attention_weights(), g[:alive])
             if layer.parallel:
                 alive = _enter(g, rows, chunk, alive, born)
-        part[:, columns.embeddings.start : columns.embeddings.start + width] = _products(g, local.embedded[:width])
+        part[:, columns.embeddings.start : columns.embeddings.start + width] = _products(g, local.embedded)
         part[:, columns.constant] = rows.constant[chunk]
         edges[chunk] = part
-    return edges, columns
+    return edges
 
 
 def _enter(g: Tensor, rows: Rows, chunk: Tensor, alive: int, born: int) -> int:
@@ -234,5 +117,105 @@ def _enter(g: Tensor, rows: Rows, chunk: Tensor, alive: int, born: int) -> int:
 
 
 def _products(g: Tensor, write: Tensor) -> Tensor:
-    """``[row, position]``: g · write at each position."""
-    return torch.einsum("npd,pd->np", g, write.expand(g.shape[1], -1))
+    """``[row, position]``: g · write at each position that g has."""
+    width = g.shape[1]
+    return torch.einsum("npd,pd->np", g, write.expand(max(width, len(write)), -1)[:width])
+
+
+def _read_spread(part: Tensor, g: Tensor, write: Tensor, block: slice, layer: int, columns: Columns) -> None:
+    """Add what a layer's write at all positions gives, to its columns."""
+    found = _products(g, write)
+    if columns.by_position:
+        first = block.start + layer * columns.n_positions
+        part[:, first : first + found.shape[1]] += found
+    else:
+        part[:, block.start + layer] += found.sum(1)
+
+
+def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192) -> Tensor:
+    """The same edges, pushed up from the columns, ``[row, column]``; arguments as of :func:`direct_edges`."""
+    n, n_layers = len(local), len(local.layers)
+    edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
+    edges[:, columns.constant] = rows.constant
+    sources = layer_sources(local, units)
+    readers = [_readers(rows, i) for i in range(n_layers + 1)]
+    born_at, start = _births(units, columns)
+    for width, chunk in buckets(n - start, born_at, budget):
+        first = n - width
+        f = torch.zeros(len(chunk), width, local.embedded.shape[1], dtype=local.dtype)
+        born = born_at[chunk]
+        alive = _begin(f, chunk, 0, int((born < 0).sum()), local.embedded, columns.embeddings, start, first, False)
+        for i in range(max(0, int(born[0]) // 2), n_layers):
+            layer, source = local.layers[i], sources[i]
+            with_bias = int((born <= 2 * i).sum())
+            if layer.parallel:
+                _read_rows(edges, f, alive, chunk, readers[i], rows, first)
+            if alive:
+                attend(layer, layer.attention_weights(), f[:alive], first)
+            before = alive
+            if with_bias > alive:
+                alive = _begin(f, chunk, alive, with_bias, layer.attn_constant, columns.bias, start, first, not columns.by_position)
+            if not layer.parallel:
+                _read_rows(edges, f, alive, chunk, readers[i], rows, first)
+            if alive > before:  # the same column goes on to hold the MLP's constant
+                _begin(f, chunk, before, alive, layer.mlp_constant, columns.bias, start, first, not columns.by_position)
+            end = int((born <= 2 * i + 1).sum())
+            if end > alive:
+                new = torch.arange(alive, end)
+                number = chunk[alive:end]
+                single = number < columns.n_units
+                own = number[single]
+                place = torch.empty(len(units), dtype=torch.long)
+                place[source.at] = torch.arange(len(source.at))
+                f[new[single], units.position[own] - first] = source.write[place[own]]
+                spread = int(single.sum())
+                _begin(f, chunk, alive + spread, end, source.rest, columns.rest, start, first, not columns.by_position)
+                alive = end
+        _read_rows(edges, f, alive, chunk, readers[n_layers], rows, first)
+    return edges
+
+
+def _births(units: Units, columns: Columns) -> tuple[Tensor, Tensor]:
+    """For every column but the constant: when it begins (−1 embeddings, 2l biases of layer l, 2l + 1 its neurons and rest) and its first position."""
+    n, n_layers, spread = columns.n_positions, columns.n_layers, columns.spread
+    layer = torch.arange(n_layers).repeat_interleave(spread)
+    where = torch.arange(n).repeat(n_layers) if columns.by_position else torch.zeros(n_layers, dtype=torch.long)
+    born = [2 * units.layer + 1, 2 * layer + 1, torch.full((n,), -1)]
+    start = [units.position, where, torch.arange(n)]
+    if columns.biased:
+        born.append(2 * layer)
+        start.append(where)
+    return torch.cat(born), torch.cat(start)
+
+
+def _begin(
+    f: Tensor, chunk: Tensor, low: int, high: int, write: Tensor, block: slice, start: Tensor, first: int, everywhere: bool
+) -> int:
+    """Columns ``low … high`` of the chunk, all of one block, get what they write added: at their position, or everywhere."""
+    write = write.expand(first + f.shape[1], -1)
+    if high > low and everywhere and block.stop - block.start and not bool((chunk[low:high] < block.start).any()):
+        f[low:high] += write[first:]
+    elif high > low:
+        at = start[chunk[low:high]]
+        f[torch.arange(low, high), at - first] += write[at]
+    return high
+
+
+def _readers(rows: Rows, layer: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Rows that read at a layer, in order of position, and (position, first, last + 1) of those that share one."""
+    at = (rows.layer == layer).nonzero()[:, 0]
+    at = at[torch.argsort(rows.position[at], stable=True)]
+    where, counts = torch.unique_consecutive(rows.position[at], return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return at, list(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else []
+
+
+def _read_rows(
+    edges: Tensor, f: Tensor, alive: int, chunk: Tensor, readers: tuple[Tensor, list[tuple[int, int, int]]], rows: Rows, first: int
+) -> None:
+    at, runs = readers
+    if not alive:
+        return
+    for position, low, high in runs:
+        if position >= first:
+            edges[at[low:high, None], chunk[None, :alive]] = rows.direction[at[low:high]] @ f[:alive, position - first].T
