@@ -49,6 +49,7 @@ class LocalLayer:
         mlp_constant: ``[position, d_model]`` or ``[1, d_model]``.
         gate, up: the neurons' pre-activations, ``[position, neuron]`` (up None in plain MLPs).
         route: the router's weight of each neuron, ``[position, neuron]``, of a mixture of experts.
+        stream: ``[position, d_model]``: the residual stream that the MLP reads, before its norm.
         dtype: of all of it.
     """
 
@@ -65,6 +66,7 @@ class LocalLayer:
     gate: Tensor
     up: Tensor | None
     route: Tensor | None
+    stream: Tensor
     dtype: torch.dtype
 
     @property
@@ -106,8 +108,8 @@ class LocalLayer:
 
     def read_by(self, neurons: Tensor, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """The directions ``[unit, d_model]`` of the residual stream that single neurons read, and the constants ``[unit]``: a = x · direction + constant."""
-        picked = [None if one is None else one[positions, neurons] for one in (self.up, self.route)]
-        c_g, c_u = self.mlp.coefficients(self.gate[positions, neurons], *picked, rule)
+        up, route = (None if one is None else one[positions, neurons] for one in (self.up, self.route))
+        c_g, c_u = self.mlp.coefficients(self.gate[positions, neurons], up, route, rule)
         direction = torch.zeros(len(neurons), self.mlp.gate.shape[0], dtype=self.dtype, device=self.gate.device)
         constant = torch.zeros(len(neurons), dtype=self.dtype, device=self.gate.device)
         for c, weight, added in ((c_g, self.mlp.gate, self.mlp.gate_bias), (c_u, self.mlp.up, self.mlp.up_bias)):
@@ -173,7 +175,10 @@ class LocalModel:
         if self.parts.logit_softcap is None:
             return self.logits[position]
         with torch.no_grad():
-            return self.parts.unembed(self.parts.final_norm.module(self.final[position : position + 1 or None]))[0] * self.parts.logit_scale
+            return (
+                self.parts.unembed(self.parts.final_norm.module(self.final[position : position + 1 or None]))[0]
+                * self.parts.logit_scale
+            )
 
     def logit_direction(self, weights: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
         """The residual direction ``[d_model]`` of Σ weights · logits at a position (before any softcap), and its constant.
@@ -290,10 +295,14 @@ def _layer(
     if mlp_out.bias is not None:
         fixed = fixed + parts.mlp_scale * mlp_out.bias
     built = LocalLayer(
-        parts, pattern, norm_in, norm_out, constant, mlp, mlp_in, mlp_out, parts.mlp_scale, fixed, gate, up, route, dtype
+        parts, pattern, norm_in, norm_out, constant, mlp, mlp_in, mlp_out, parts.mlp_scale, fixed, gate, up, route, mid, dtype
     )
     checks = [
-        ("the values at its attention's output", (own @ _values(took["v", i], parts.n_heads).transpose(0, 1)).transpose(0, 1).flatten(1), z),
+        (
+            "the values at its attention's output",
+            (own @ _values(took["v", i], parts.n_heads).transpose(0, 1)).transpose(0, 1).flatten(1),
+            z,
+        ),
         ("what its attention writes", _attended(built, pre, constant), took["attn_out", i]),
         ("its MLP's input", mlp_in.linear(mid) + (0 if mlp_in.bias is None else mlp_in.bias), took["mlp_in", i]),
         ("what its MLP writes", built.neurons_write() + fixed, took["mlp_out", i]),

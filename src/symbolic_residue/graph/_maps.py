@@ -1,7 +1,7 @@
 """The linear maps of a frozen block on many rows at once, as a few large matrix products.
 
-1. ``attend`` pushes perturbations ``F [row, position, d_model]`` of the residual stream at positions ``start …`` up through a layer's frozen attention;
-   ``attend_back`` pulls directions ``G [row, position, d_model]`` at positions ``0 …`` down through it. Both add in place: the residual stream itself passes on.
+1. ``attend`` pushes perturbations ``F [row, position, d_model]`` of the residual stream at positions ``start …`` up through a layer's frozen attention.
+   ``attend_back`` pulls directions ``G [row, position, d_model]`` at positions ``0 …`` down through it. Both add in place: the stream itself passes on.
 2. The head dimension is never expanded to d_model by head: ``[row · position, d_model] @ [d_model, kv · d_head]``, one batched product with the patterns for
    each key-value head, ``@ [head · d_head, d_model]``.
 """

@@ -6,8 +6,8 @@
 3. On a prompt a neuron is replaced by the linear map ``a = c_g (w_g · x + b_g) + c_u (w_u · x + b_u)`` whose coefficients are frozen. Rules:
    ``half``: c_g = ½ act(g) u / g, c_u = ½ act(g): half of the credit to each factor (the half rule of RelP, Jafari et al. 2025);
    ``gate``: c_u = act(g), c_g = 0: the gate is taken as given. Plain neurons have c_g = act(g) / g under both. All conserve: the map gives back ``a`` itself.
-4. A mixture of experts has the neurons of all its experts, expert after expert (a shared expert last). ``a`` then holds the router's weight as a factor, frozen,
-   and is 0 for experts that the token was not sent to.
+4. A mixture of experts has the neurons of all its experts, expert after expert (a shared expert last). ``a`` then holds the router's weight as a factor,
+   frozen, and is 0 for experts that the token was not sent to.
 5. Where g is 0, act(g) / g is the derivative there (½ for SiLU and GELU, 0 for ReLU as torch has it).
 """
 
@@ -70,9 +70,7 @@ class NeuronMlp:
         a = self.act(g) if u is None else self.act(g) * u
         return a if route is None else a * route
 
-    def coefficients(
-        self, g: Tensor, u: Tensor | None, route: Tensor | None, rule: Rule
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def coefficients(self, g: Tensor, u: Tensor | None, route: Tensor | None, rule: Rule) -> tuple[Tensor | None, Tensor | None]:
         """Frozen ``c_g`` and ``c_u`` (None is zero everywhere), in the shape of g.
 
         Raises:
@@ -136,10 +134,15 @@ def find_mlp(layer: LayerParts, dtype: torch.dtype) -> NeuronMlp:
 def _experts(layer: LayerParts, dtype: torch.dtype) -> NeuronMlp:
     """The neurons of a mixture of experts whose experts are gated and kept as ``[expert, out, in]`` (mixtral, qwen2_moe, qwen3_moe)."""
     mlp: Any = layer.mlp
-    experts, router = getattr(mlp, "experts", None), getattr(mlp, "gate", None)
+    experts: Any = getattr(mlp, "experts", None)
+    router = getattr(mlp, "gate", None)
     first, last = getattr(experts, "gate_up_proj", None), getattr(experts, "down_proj", None)
     biased = any(name.endswith("bias") for name, _ in mlp.named_parameters())
-    if not (isinstance(first, Tensor) and isinstance(last, Tensor) and router is not None) or biased or first.shape[1] != 2 * last.shape[2]:
+    if (
+        not (isinstance(first, Tensor) and isinstance(last, Tensor) and router is not None)
+        or biased
+        or first.shape[1] != 2 * last.shape[2]
+    ):
         raise UnsupportedModelError(
             f"The experts of {type(mlp).__name__} in layer {layer.index} are not known.",
             why="Their weights are not laid out as [expert, gate and up, d_model] without biases.",

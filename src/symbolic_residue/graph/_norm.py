@@ -46,7 +46,10 @@ class FrozenNorm:
         scale = torch.rsqrt(y.square().mean(-1) + norm.eps)
         bias = norm.bias()
         return cls(
-            scale.to(dtype), norm.gain().to(x.device, dtype), norm.kind == "layer", None if bias is None else bias.to(x.device, dtype)
+            scale.to(dtype),
+            norm.gain().to(x.device, dtype),
+            norm.kind == "layer",
+            None if bias is None else bias.to(x.device, dtype),
         )
 
     def linear(self, x: Tensor, positions: Tensor | slice = slice(None)) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Sources, Units
+from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Units
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._maps import attend, attend_back
 

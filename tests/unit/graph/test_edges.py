@@ -100,9 +100,7 @@ def test_an_edge_is_what_the_frozen_model_does_when_the_write_is_taken_away(name
 
     def change(write: torch.Tensor, point: str, position: int) -> torch.Tensor:
         """What every row loses, ``[row]``, when a write at a position is taken away."""
-        trace = instrument.run(
-            IDS[None], reads=reads, edits=[*held, Add(point=point, value=-write, rows=(position - len(IDS),))]
-        )
+        trace = instrument.run(IDS[None], reads=reads, edits=[*held, Add(point=point, value=-write, rows=(position - len(IDS),))])
         lost = []
         cap = local.parts.logit_softcap
         before, after = (t.logits[0, -1] if cap is None else cap * torch.atanh(t.logits[0, -1] / cap) for t in (plain, trace))
