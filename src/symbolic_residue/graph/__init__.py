@@ -2,6 +2,7 @@
 
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, Units
+from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -29,8 +30,10 @@ __all__ = [
     "attribute_prompt",
     "direct_edges",
     "freeze",
+    "load_graph",
     "read_targets",
     "relevance",
+    "save_graph",
     "target_rows",
     "unit_rows",
     "work",
