@@ -4,6 +4,7 @@ from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, Units
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
+from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._relevance import Relevance, relevance
@@ -31,6 +32,7 @@ __all__ = [
     "direct_edges",
     "freeze",
     "load_graph",
+    "promoted_tokens",
     "read_targets",
     "relevance",
     "save_graph",

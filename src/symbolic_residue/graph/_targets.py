@@ -161,7 +161,7 @@ class _Reader:
             raise ConfigError(
                 f"{asked!r} is {len(ids)} tokens in this tokenizer: {pieces}.",
                 why="A graph explains one token's logit.",
-                todo="Name one of them (by its number, if its text is ambiguous); mind the leading space.",
+                todo="Name one of them, or its number (#123 on the command line, 123 in Python); mind the leading space.",
             )
         return int(ids[0])
 
