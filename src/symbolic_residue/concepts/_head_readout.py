@@ -170,9 +170,9 @@ def residual_read(resid: Mapping[int, NDArray[np.floating]], design: Design, *, 
     return LayerRead(layers, aucs[0], alone, float(p[best]), layers[best], n_draws)
 
 
-def head_selectivity(x: NDArray[np.floating], design: Design, labels: Labels) -> Array:
-    """Selectivity of every head under every labeling, ``[draw, head]`` from ``x [n, head, d_head]``; 0 for a head that does not vary."""
-    x = np.array(x, dtype=np.float64)
+def head_selectivity(activations: NDArray[np.floating], design: Design, labels: Labels) -> Array:
+    """Selectivity of every head under every labeling, ``[draw, head]`` from activations ``[n, head, d_head]``; 0 for a head that does not vary."""
+    x: Array = np.array(activations, dtype=np.float64)
     x -= x.mean(0)
     raw2 = squared_norms(x, design.weights(labels))
     negative, n_neg = (~labels).astype(np.float64), design.n_neg
