@@ -92,8 +92,9 @@ def scenario_auc(scores: Array, design: Design) -> ScenarioAuc:
     ranks = sps.rankdata(np.concatenate([x, y]))
     beats_x, beats_y = (ranks[: len(x)] - sps.rankdata(x)) / len(y), 1 - (ranks[len(x) :] - sps.rankdata(y)) / len(x)
     value = float(beats_x.mean())
-    influence: Array = np.bincount(design.fold[positive], (beats_x - value) / len(x), minlength=folds)
-    influence = influence + np.bincount(design.fold[~positive], (beats_y - value) / len(y), minlength=folds)
+    influence = np.zeros(folds)
+    np.add.at(influence, design.fold[positive], (beats_x - value) / len(x))
+    np.add.at(influence, design.fold[~positive], (beats_y - value) / len(y))
     return ScenarioAuc(value, influence)
 
 
