@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from symbolic_residue.cli._concepts_report import report_command
+from symbolic_residue.cli._concepts_train import train_command
 from symbolic_residue.cli._concepts_validate import validate_command
 
 __all__ = ["concepts_app"]
@@ -17,3 +19,5 @@ def _group() -> None:
 
 
 concepts_app.command("validate")(validate_command)
+concepts_app.command("train")(train_command)
+concepts_app.command("report")(report_command)

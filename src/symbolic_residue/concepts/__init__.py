@@ -1,10 +1,14 @@
 """Concepts: which directions, and which heads, carry a concept?"""
 
-from symbolic_residue.concepts._collect import collect, Pooled, skipped_layers, SkippedLayer
+from symbolic_residue.concepts._ablate import ablate_heads
+from symbolic_residue.concepts._ablate_verdict import Ablation, LayerLoss
+from symbolic_residue.concepts._collect import collect, open_pooled, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
-from symbolic_residue.concepts._directions import Directions, find_directions, ReadoutModel
+from symbolic_residue.concepts._directions import Directions, find_directions
 from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
+from symbolic_residue.concepts._head_readout import HeadReadout, LayerRead, read_heads, residual_read
+from symbolic_residue.concepts._head_verdict import few_heads, head_verdict, HeadVerdict, judge_heads, verdict_block
 from symbolic_residue.concepts._heads import (
     decompose_heads,
     decompose_layer,
@@ -20,6 +24,10 @@ from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
 from symbolic_residue.concepts._quality import MIN_POSITIVES, quality_report
 from symbolic_residue.concepts._read import Fault, read_corpus, scan_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
+from symbolic_residue.concepts._readout_model import ReadoutModel
+from symbolic_residue.concepts._record import read_record, write_record
+from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
+from symbolic_residue.concepts._study_quality import report_concepts
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
@@ -27,7 +35,9 @@ __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "Ablation",
     "Against",
+    "ConceptRun",
     "ConceptText",
     "Corpus",
     "Design",
@@ -35,7 +45,11 @@ __all__ = [
     "Estimator",
     "Fault",
     "HeadDecomposition",
+    "HeadReadout",
+    "HeadVerdict",
     "LayerHeads",
+    "LayerLoss",
+    "LayerRead",
     "Meaning",
     "NullValue",
     "Pair",
@@ -43,31 +57,46 @@ __all__ = [
     "Pooling",
     "ReadoutModel",
     "SkippedLayer",
+    "Training",
     "Violation",
     "WordsAlone",
+    "ablate_heads",
     "collect",
     "concept_words",
     "corpus_card",
     "decompose_heads",
     "decompose_layer",
     "draw_labels",
+    "few_heads",
     "find_directions",
     "fit",
+    "head_verdict",
     "held_out_scores",
+    "judge_heads",
     "load_directions",
     "make_design",
+    "open_concept_run",
+    "open_pooled",
     "output_weights",
     "packaged_corpus",
     "per_head_block",
     "pooled_positions",
+    "prepare_training",
     "quality_report",
     "read_corpus",
+    "read_heads",
+    "read_record",
+    "report_concepts",
     "require_valid",
+    "residual_read",
     "save_directions",
     "scan_corpus",
     "scenario_differences",
     "skipped_layers",
+    "train_concepts",
     "validate_corpus",
+    "verdict_block",
     "words_alone",
     "write_corpus",
+    "write_record",
 ]

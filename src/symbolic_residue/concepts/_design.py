@@ -111,6 +111,19 @@ class Design:
         folds = np.unique(self.fold[keep], return_inverse=True)[1]
         return Design(self.concept, self.against, self.rows[keep], positive, strata, folds, self.paired, self.left_out)
 
+    def only(self, folds: Sequence[int]) -> Design:
+        """The same with some folds only.
+
+        Raises:
+            ConfigError: nothing of a class is left.
+        """
+        keep = np.isin(self.fold, list(folds))
+        positive = self.positive[keep]
+        if positive.all() or not positive.any():
+            raise ConfigError(f"In a part of its texts {self.concept!r} has no positives or no negatives.", todo="Give more texts.")
+        strata, fold = (np.unique(part[keep], return_inverse=True)[1] for part in (self.stratum, self.fold))
+        return Design(self.concept, self.against, self.rows[keep], positive, strata, fold, self.paired, self.left_out)
+
 
 def make_design(labels: Sequence[str], scenarios: Sequence[str | None], concept: str, against: Against = "baseline") -> Design:
     """The comparison of one concept.

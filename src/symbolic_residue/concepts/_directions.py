@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +20,13 @@ from symbolic_residue.concepts._corpus import BASELINE
 from symbolic_residue.concepts._design import Against, make_design
 from symbolic_residue.concepts._estimators import Estimator, fit
 from symbolic_residue.concepts._pool import Pooling
+from symbolic_residue.concepts._readout_model import ReadoutModel
+from symbolic_residue.concepts._rows import Rows
 from symbolic_residue.errors import ConfigError
-
-if TYPE_CHECKING:
-    from symbolic_residue.models import LoadedModel
 
 __all__ = ["Directions", "ReadoutModel", "find_directions"]
 
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadoutModel:
-    """The model that directions belong to."""
-
-    model: str
-    weights_sha256: str
-    adapter_sha256: str | None
-    dtype: str
-    hidden_size: int
-    n_layers: int
-
-    @classmethod
-    def of(cls, loaded: LoadedModel) -> ReadoutModel:
-        """Of a loaded model (its weights are hashed where they were not yet)."""
-        record = loaded.provenance
-        adapter = record.adapter.sha256 if record.adapter is not None else None
-        return cls(record.model, record.weights_sha256, adapter, record.dtype, loaded.parts.d_model, loaded.parts.n_layers)
-
-    def why_not(self, other: ReadoutModel) -> str | None:
-        """Why directions of this model mean nothing in the other, or None."""
-        if self.weights_sha256 != other.weights_sha256:
-            return f"The weights differ (sha256 {self.weights_sha256[:12]}… and {other.weights_sha256[:12]}…)."
-        if self.adapter_sha256 != other.adapter_sha256:
-            return "The adapters differ."
-        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +130,10 @@ def find_directions(
     for layer in pooled.layers:
         rows: dict[str, list[object]] = {k: [] for k in arrays}
         for design in designs:
-            x = np.asarray(pooled.resid[layer][design.rows], dtype=np.float64)
+            x = Rows(pooled.resid[layer], design.rows)
             raw = fit(x, design, estimator)
             norm = float(np.linalg.norm(raw))
-            projection = x @ (raw / norm)
+            projection = x.project(raw / norm)
             negatives = projection[~design.positive]
             rows["vectors"].append(raw / norm)
             rows["norms"].append(norm)

@@ -132,5 +132,7 @@ def load_directions(folder: Path, loaded: LoadedModel | None) -> Directions:
             shape = (len(concepts), model.hidden_size) if kind == "vectors" else (len(concepts),)
             if found is None or found.shape != shape:
                 raise DamagedFileError(f"readout.safetensors in {folder} has no layer_{i}.{kind} of shape {shape}.")
+            if kind != "negative_sd" and not bool(np.isfinite(found).all()):
+                raise DamagedFileError(f"layer_{i}.{kind} in readout.safetensors of {folder} is not finite.")
             arrays[kind][i] = found
     return Directions(concepts, **arrays, **settings, model=model)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,17 +96,23 @@ def validate_corpus(source: Corpus | str | Path, *, tokenizer: Any = None, conte
     return sorted(found, key=lambda one: one.severity != "refused")
 
 
-def require_valid(corpus: Corpus, *, tokenizer: Any = None, context: int | None = None) -> list[Violation]:
+def require_valid(
+    corpus: Corpus, *, tokenizer: Any = None, context: int | None = None, allow: Collection[str] = ()
+) -> list[Violation]:
     """Refuse a corpus from which no direction should be made.
 
+    Args:
+        corpus, tokenizer, context: as for :func:`validate_corpus`.
+        allow: kinds that are let through, such as ``too few texts`` where a concept may be measured and not ranked.
+
     Returns:
-        The warnings.
+        The warnings, and what was let through.
 
     Raises:
         CorpusError: a violation that is refused; the first is named, the others counted.
     """
     found = validate_corpus(corpus, tokenizer=tokenizer, context=context)
-    refused = [one for one in found if one.severity == "refused"]
+    refused = [one for one in found if one.severity == "refused" and one.kind not in allow]
     if refused:
         first = refused[0]
         raise CorpusError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from symbolic_residue.figures._across import blame_map, qk_ov
 from symbolic_residue.figures._alignment import alignment_map
 from symbolic_residue.figures._compare import run_comparison
+from symbolic_residue.figures._concepts import concept_heads, concept_layers
 from symbolic_residue.figures._contrast import contrast_differences, contrast_layers, contrast_strata, contrast_trajectory
 from symbolic_residue.figures._contrast_bars import contrast_rates, contrast_regions, contrast_shifts
 from symbolic_residue.figures._contrast_causal import (
@@ -51,6 +52,8 @@ __all__ = [
     "blame_map",
     "cards_css",
     "components",
+    "concept_heads",
+    "concept_layers",
     "contrast_components",
     "contrast_differences",
     "contrast_knock_out",

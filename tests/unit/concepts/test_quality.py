@@ -13,11 +13,14 @@ from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.concepts import (
     collect,
+    ConceptText,
+    Corpus,
     Design,
     draw_labels,
     find_directions,
     held_out_scores,
     make_design,
+    Meaning,
     Pooled,
     quality_report,
     ReadoutModel,
@@ -25,6 +28,7 @@ from symbolic_residue.concepts import (
 from symbolic_residue.concepts._held_out import auc_of_draws, fold_auc, permuted_scores, variance_ratio
 from symbolic_residue.concepts._quality_parts import (
     alignment,
+    length_cosine,
     length_leak,
     mlp_columns,
     mlp_cosine,
@@ -209,7 +213,11 @@ def test_the_report_is_plain_data_with_every_field(estimator: Any) -> None:
     pooled = collect(Instrument(loaded), TEXTS)
     labels = LABELS
     directions = find_directions(pooled, labels, SCENARIOS, MODEL, estimator=estimator)
-    report = json.loads(json.dumps(quality_report(pooled, labels, SCENARIOS, directions, loaded.parts), allow_nan=False))
+    corpus = Corpus(tuple(map(ConceptText, labels, SCENARIOS, TEXTS)), {"joy": Meaning("basic")})
+    found = quality_report(pooled, labels, SCENARIOS, directions, loaded.parts, corpus=corpus)
+    report = json.loads(json.dumps(found, allow_nan=False))
+    assert report["families"] == {"basic": ["joy"]} and report["words_alone"]["fear"]["baseline"]["n"] == 8
+    assert (report["similarity"]["1"]["p_layer"] is None) == (estimator == "lda")
     assert set(report["concepts"]) == {"joy", "fear"} and set(report["ranking_by_auc"]) == {"0", "1"}
     joy = report["concepts"]["joy"]
     assert (joy["n_pos"], joy["n_neg"], joy["ranked"], joy["paired"]) == (8, 8, True, True)
@@ -223,6 +231,7 @@ def test_the_report_is_plain_data_with_every_field(estimator: Any) -> None:
         "nearest",
         "ridge_r2",
         "length",
+        "length_direction",
         "scenario",
         "mlp",
     }
@@ -255,3 +264,102 @@ def test_fewer_than_five_positives_are_not_ranked_and_refusals() -> None:
         quality_report(pooled, labels[1:], scenarios, directions, parts)
     with pytest.raises(ConfigError, match="one fold"):
         held_out_scores(np.ones((2, 3)), make_design(["joy", "baseline"], ["a", "a"], "joy"))
+
+
+def test_a_concept_of_one_scenario_runs_and_has_no_held_out_value() -> None:
+    rng = np.random.default_rng(7)
+    labels = ["baseline", "joy"] * 8 + ["fear", "hope", "hope"]
+    scenarios = [f"s{i:02}" for i in range(8) for _ in range(2)] + ["s00", "s01", "s02"]
+    model = build("llama")
+    pooled = Pooled(
+        {i: rng.normal(size=(19, 64)).astype(np.float32) for i in range(2)},
+        {i: rng.normal(size=(19, 4, 16)).astype(np.float32) for i in range(2)}, np.arange(19) + 20, "last", None, (), (),
+    )  # fmt: skip
+    for estimator in ("difference", "lda", "logistic"):
+        directions = find_directions(pooled, labels, scenarios, MODEL, estimator=estimator)  # type: ignore[arg-type]
+        report = quality_report(pooled, labels, scenarios, directions, bind(model))
+        json.dumps(report, allow_nan=False)
+        fear = report["concepts"]["fear"]
+        assert fear["layers"]["1"]["auc"]["value"] is None and fear["chosen"]["layer"] is None and not fear["ranked"]
+        assert "held out" in fear["layers"]["1"]["auc"]["method"] and "spread" in fear["per_head"]["reason"]
+        assert report["concepts"]["hope"]["layers"]["1"]["auc"]["n"] == 2 and set(report["not_ranked"]) == {"fear", "hope"}
+        assert report["ranking_by_auc"]["0"] == ["joy"]
+
+
+def test_a_report_that_was_stopped_goes_on_with_the_concepts_that_are_whole() -> None:
+    pooled, labels, scenarios = made(3, 1.0, n=6, n_layers=2)
+    directions = find_directions(pooled, labels, scenarios, MODEL)
+    parts, kept = bind(build("llama")), {}
+    whole = quality_report(pooled, labels, scenarios, directions, parts, keep=lambda c, block: kept.update({c: json.dumps(block)}))
+    seen: list[str] = []
+    again = quality_report(
+        pooled, labels, scenarios, directions, parts, done={"joy": json.loads(kept["joy"])}, progress=seen.append
+    )
+    assert seen == ["fear"] and json.loads(json.dumps(again)) == json.loads(json.dumps(whole))
+
+
+def test_texts_that_do_not_go_along_are_named_by_their_row() -> None:
+    rng = np.random.default_rng(8)
+    labels, scenarios = ["baseline", "joy", "joy"] * 10, [f"{i:02}" for i in range(10) for _ in range(3)]
+    x = rng.normal(size=(30, 20)) * 0.3
+    x[np.array(labels) == "joy", 0] += 4
+    x[14, 0] -= 8  # one of the two tellings of scenario 04 says the opposite; their mean hides it
+    design = make_design(labels, scenarios, "joy")
+    found = alignment(x, design, scenarios)
+    assert found["outlier_texts"] == [14] and len(found["by_text"]) == 20
+    at = design.rows[design.positive].tolist().index(14)
+    rest = np.delete(np.array([x[3 * s + 1 : 3 * s + 3].mean(0) - x[3 * s] for s in range(10)]), 4, axis=0).mean(0)
+    own = x[14] - x[12]
+    assert found["by_text"][at] == pytest.approx(own @ rest / np.linalg.norm(own) / np.linalg.norm(rest))
+
+
+def test_a_direction_along_length_is_told_from_another() -> None:
+    rng = np.random.default_rng(9)
+    lengths, rows = rng.integers(30, 60, size=48), np.arange(0, 48, 2)
+    slope = np.eye(30)[2]
+    x = rng.normal(size=(48, 30)) + 0.5 * lengths[:, None] * slope
+    permuted = rng.normal(size=(200, 30))
+    permuted /= np.linalg.norm(permuted, axis=1, keepdims=True)
+    along = length_cosine(-slope, x, lengths, rows, permuted)
+    assert along["value"] < -0.95 and along["p"] < 0.01 and along["n"] == 24
+    other = length_cosine(np.eye(30)[5], x, lengths, rows, permuted)
+    assert abs(other["value"]) < 0.2 and other["p"] > 0.05 and other["null_mean"] == pytest.approx(0.8 / 30**0.5, rel=0.2)
+    tokens = lengths[rows] - lengths[rows].mean()
+    expected = tokens @ x[rows]
+    assert along["value"] == pytest.approx(-expected[2] / np.linalg.norm(expected))
+    assert length_cosine(slope, x, np.full(48, 40), rows, None)["value"] is None
+
+
+def made(seed: int, shift: float, n: int = 16, width: int = 64, n_layers: int = 6) -> tuple[Pooled, list[str], list[str]]:
+    """Arrays with topic, no model: joy moves by ``shift`` in layer 4 alone, fear nowhere."""
+    rng = np.random.default_rng(seed)
+    labels, scenarios = ["baseline", "joy", "fear"] * n, [f"{i:03}" for i in range(n) for _ in range(3)]
+    resid = {}
+    for layer in range(n_layers):
+        x = rng.normal(size=(3 * n, width)) + np.repeat(rng.normal(size=(n, width)), 3, axis=0)
+        if layer == 4:
+            x[1::3, 0] += shift
+        resid[layer] = x.astype(np.float32)
+    return Pooled(resid, {}, np.arange(3 * n) % 7 + 20, "last", None, (), ()), labels, scenarios
+
+
+def test_the_chosen_layer_pays_for_having_been_chosen() -> None:
+    """Planted: joy in layer 4, by 3 sd. Null: six layers of noise, 8 times two concepts."""
+    parts = SimpleNamespace(layers=bind(build("llama")).layers * 3)
+    model = ReadoutModel("a model", "0" * 64, None, "float32", 64, 6)
+
+    def report(seed: int, shift: float) -> Any:
+        pooled, labels, scenarios = made(seed, shift)
+        one = find_directions(pooled, labels, scenarios, model, concepts=["joy", "fear"])
+        return quality_report(pooled, labels, scenarios, one, parts)  # type: ignore[arg-type]
+
+    planted = report(0, 3.0)["concepts"]["joy"]
+    assert planted["chosen"]["layer"] == 4 and planted["chosen"]["p_model"] <= 0.01
+    assert planted["chosen"]["p_concepts"] == pytest.approx(2 * planted["chosen"]["p_model"])
+    for block in planted["layers"].values():
+        assert block["auc"]["p_model"] >= block["auc"]["p"]
+    assert planted["layers"]["4"]["auc"]["p_model"] == planted["chosen"]["p_model"]
+    null = [report(seed, 0.0)["concepts"] for seed in range(1, 9)]
+    p = [one["chosen"]["p_model"] for each in null for one in each.values()]
+    smallest = [min(b["auc"]["p"] for b in one["layers"].values()) for each in null for one in each.values()]
+    assert np.mean(np.array(smallest) <= 0.1) > np.mean(np.array(p) <= 0.1) and wilson(sum(x <= 0.1 for x in p), 16).low <= 0.1
