@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,33 +25,57 @@ from symbolic_residue.concepts._quality_parts import null_block
 from symbolic_residue.concepts._rows import Rows
 from symbolic_residue.stats import generator
 
-__all__ = ["permuted_weights", "ridge_shares", "similarity_blocks"]
+__all__ = ["PermutedWeights", "permuted_weights", "ridge_shares", "similarity_blocks"]
 
 Array = NDArray[np.float64]
 _RIDGE = 0.01
-_BYTES = 2**26
-"""Of the weights, and of the directions, that are held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class PermutedWeights:
+    """With which weights the texts sum to each concept's direction before it has length 1, under the observed labels (first) and permuted ones.
+
+    Labels stay in their scenario, so a text's weight is known from its scenario and its label.
+
+    Attributes:
+        table: ``[concept, scenario, label]``.
+        scenario: ``[text]``.
+        label: ``[1 + draw, text]``.
+    """
+
+    table: Array
+    scenario: NDArray[np.intp]
+    label: NDArray[np.int16]
+
+    def __call__(self, at: slice) -> Array:
+        """Of a block of texts, ``[(1 + draw) · concept, k]``."""
+        found = self.table[:, self.scenario[at][None], self.label[:, at]]
+        return found.transpose(1, 0, 2).reshape(-1, found.shape[2])
 
 
 def permuted_weights(
     labels: Sequence[str], scenarios: Sequence[str | None], directions: Directions, n_draws: int, seed: int
-) -> Iterator[Array]:
-    """Blocks of ``[draw, concept, text]``: with these weights the texts sum to each concept's direction, before it has length 1."""
-    rng, observed = generator(seed), np.array(labels)
-    names = np.array(["" if s is None else f"={s}" for s in scenarios])
-    groups = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
-    n_concepts = len(directions.concepts)
-    some = max(1, _BYTES // (8 * n_concepts * max(len(labels), directions.model.hidden_size)))
-    for start in range(0, n_draws, some):
-        found = np.zeros((min(some, n_draws - start), n_concepts, len(labels)))
-        for one in found:
-            drawn = observed.copy()
-            for rows in groups:
-                drawn[rows] = observed[rng.permutation(rows)]
-            for at, concept in enumerate(directions.concepts):
-                design = make_design(drawn.tolist(), scenarios, concept, directions.against)
-                one[at, design.rows] = design.weights()
-        yield found
+) -> PermutedWeights:
+    """Weights under all labels permuted within scenarios, ``n_draws`` times."""
+    rng = generator(seed)
+    scenario, groups = _numbered(["" if s is None else f"={s}" for s in scenarios])
+    observed, names = _numbered(labels)
+    table = np.zeros((len(directions.concepts), len(groups), len(names)))
+    for at, concept in enumerate(directions.concepts):
+        design = make_design(labels, scenarios, concept, directions.against)
+        table[at, scenario[design.rows], observed[design.rows]] = design.weights()
+    drawn = np.tile(observed.astype(np.int16), (1 + n_draws, 1))
+    rows = [np.flatnonzero(scenario == s) for s in range(len(groups))]
+    for draw in range(1, 1 + n_draws):
+        for own in rows:
+            drawn[draw, own] = observed[rng.permutation(own)]
+    return PermutedWeights(table, scenario, drawn)
+
+
+def _numbered(names: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
+    """Each name's number, in order of appearance, and the names."""
+    known = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([known[name] for name in names], dtype=np.intp), list(known)
 
 
 def ridge_shares(cosines: Array) -> Array:
@@ -65,32 +90,25 @@ def ridge_shares(cosines: Array) -> Array:
     return np.clip(shares, 0, 1)
 
 
-def similarity_blocks(
-    pooled: Pooled, labels: Sequence[str], scenarios: Sequence[str | None], directions: Directions, n_draws: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def similarity_blocks(pooled: Pooled, directions: Directions, weights: PermutedWeights | None) -> dict[str, dict[str, Any]]:
     """By layer, as plain data in the order of ``directions.concepts``: ``cosines`` [concept, concept] with their null, and ``ridge_r2`` [concept].
 
     Args:
         pooled: the texts that the directions were found on.
-        labels, scenarios: one a text.
         directions: of these texts.
-        n_draws: of the null, which only the difference of means has.
-        seed: of the null.
+        weights: of :func:`permuted_weights`; None leaves the null out.
     """
-    cosines: dict[int, list[Array]] = {}
+    blocks = {}
     for i in directions.layers:
         v = directions.vectors[i].astype(np.float64)
-        cosines[i] = [np.clip(v @ v.T, -1, 1)[None]]
-    if directions.estimator == "difference" and len(directions.concepts) > 1:
-        for weights in permuted_weights(labels, scenarios, directions, n_draws, seed):
-            flat = weights.reshape(-1, weights.shape[2])
-            for i in directions.layers:
-                rows = Rows.of(pooled.resid[i])
-                # The weights of a direction sum to 0: without the mean the digits stay.
-                found = rows.sums(lambda at, flat=flat: flat[:, at], rows.mean()).reshape(*weights.shape[:2], -1)
-                found /= np.maximum(np.linalg.norm(found, axis=2, keepdims=True), 1e-300)
-                cosines[i].append(found @ found.transpose(0, 2, 1))
-    return {str(i): _block(np.concatenate(found)) for i, found in cosines.items()}
+        cosines = np.clip(v @ v.T, -1, 1)[None]
+        if weights is not None and len(v) > 1:
+            x = Rows(pooled.resid[i])
+            found = x.sums(weights, x.mean()).reshape(-1, len(v), v.shape[1])  # the weights of a direction sum to 0
+            found /= np.maximum(np.linalg.norm(found, axis=2, keepdims=True), 1e-300)
+            cosines = np.concatenate([cosines, (found @ found.transpose(0, 2, 1))[1:]])
+        blocks[str(i)] = _block(cosines)
+    return blocks
 
 
 def _block(cosines: Array) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from symbolic_residue.concepts import (
     per_head_block,
     ReadoutModel,
 )
+from symbolic_residue.concepts._null import squared_norms
 from symbolic_residue.errors import ConfigError, ReadError
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.models import bind
@@ -102,6 +103,13 @@ def test_rotating_scaling_and_permuting_heads(seed: int, factor: float) -> None:
     assert 1 <= plain.participation_ratio <= 4 and 0.5 <= plain.head_concentration <= 1
     assert layer_of(x, design, w=w, v=v, k=4, n=100).head_concentration == pytest.approx(1)
     assert layer_of(x, design, w=w, v=v, k=10, n=100).uniform == 1
+
+
+@given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 99))
+def test_the_gram_way_and_the_direct_way_give_the_sum_itself(n: int, d: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(n, 3, d)), rng.normal(size=(7, n))
+    np.testing.assert_allclose(squared_norms(x, w), (np.einsum("rn,nhd->rhd", w, x) ** 2).sum(-1), atol=1e-9)
 
 
 def test_the_permuted_statistics_are_those_of_the_permuted_labels() -> None:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symbolic_residue.concepts import find_directions, make_design, Pooled, ReadoutModel
-from symbolic_residue.concepts import _similarity
 from symbolic_residue.concepts._similarity import permuted_weights, ridge_shares, similarity_blocks
 from symbolic_residue.stats import wilson
 
@@ -29,28 +28,34 @@ def made(seed: int, shift: float, n: int = 20) -> tuple[Pooled, list[str], list[
     return pooled, labels, scenarios, find_directions(pooled, labels, scenarios, ReadoutModel("m", "0" * 64, None, "f", WIDTH, 3))
 
 
-def test_permuted_weights_keep_every_scenario_and_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def judged(pooled: Pooled, labels: list[str], scenarios: list[str], directions: Any, n_draws: int, seed: int) -> Any:
+    return similarity_blocks(pooled, directions, permuted_weights(labels, scenarios, directions, n_draws, seed))
+
+
+def test_the_observed_weights_give_the_directions_and_permuted_ones_keep_every_scenario() -> None:
     pooled, labels, scenarios, directions = made(0, 0.0)
-    weights = np.concatenate(list(permuted_weights(labels, scenarios, directions, 5, 0)))
-    assert weights.shape == (5, 4, 100)
-    for draw in weights:
+    blocks = permuted_weights(labels, scenarios, directions, 5, 0)
+    weights = blocks(slice(None)).reshape(6, 4, 100)  # [draw, concept, text]
+    np.testing.assert_array_equal(blocks(slice(7, 30)), blocks(slice(None))[:, 7:30])
+    found = weights[0] @ pooled.resid[2].astype(float)
+    np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), directions.vectors[2], atol=1e-6)
+    design = make_design(labels, scenarios, "joy")
+    np.testing.assert_array_equal(np.sort(weights[0, 0, design.rows]), np.sort(design.weights()))
+    for draw in weights[1:]:
         for s in range(20):
             here = draw[:, 5 * s : 5 * s + 5]
             assert sorted(here[0].round(9)) == pytest.approx([-0.05, 0, 0, 0, 0.05])
             assert len({int(row.argmin()) for row in here}) == 1 and len({int(row.argmax()) for row in here}) == 4
-    own = np.array([make_design(labels, scenarios, c).weights().max() for c in CONCEPTS])
-    assert own == pytest.approx(0.05) and (weights[1] != weights[0]).any()
-    whole = similarity_blocks(pooled, labels, scenarios, directions, 5, 0)
-    monkeypatch.setattr(_similarity, "_BYTES", 8 * 4 * WIDTH * 2)  # two draws at a time
-    assert [len(block) for block in permuted_weights(labels, scenarios, directions, 5, 0)] == [2, 2, 1]
-    assert similarity_blocks(pooled, labels, scenarios, directions, 5, 0) == whole
+    assert (weights[1] != weights[0]).any() and (
+        permuted_weights(labels, scenarios, directions, 5, 0)(slice(None)).reshape(6, 4, 100) == weights
+    ).all()
 
 
 def test_the_null_is_of_directions_found_anew_under_the_permuted_labels() -> None:
     pooled, labels, scenarios, directions = made(0, 0.0)
-    block = similarity_blocks(pooled, labels, scenarios, directions, 3, 7)["2"]
+    block = judged(pooled, labels, scenarios, directions, 3, 7)["2"]
     values = []
-    for draw in np.concatenate(list(permuted_weights(labels, scenarios, directions, 3, 7))):
+    for draw in permuted_weights(labels, scenarios, directions, 3, 7)(slice(None)).reshape(4, 4, 100)[1:]:
         found = draw @ pooled.resid[2].astype(float)
         unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         values += [unit[a] @ unit[b] for a in range(4) for b in range(a)]
@@ -61,7 +66,7 @@ def test_the_null_is_of_directions_found_anew_under_the_permuted_labels() -> Non
 def test_a_shared_move_is_found_and_shared_neutral_tellings_are_not_taken_for_one() -> None:
     """Planted: joy and hope move together by 12 sd of one of 400 dimensions. Null: nothing does, 40 times, each family of 6 pairs."""
     pooled, labels, scenarios, directions = made(0, 12.0)
-    block = similarity_blocks(pooled, labels, scenarios, directions, 199, 0)["2"]
+    block = judged(pooled, labels, scenarios, directions, 199, 0)["2"]
     cosines, p = np.array(block["cosines"]), np.array(block["p_layer"])
     v = directions.vectors[2].astype(float)
     np.testing.assert_allclose(cosines, v @ v.T, atol=1e-12)
@@ -70,7 +75,7 @@ def test_a_shared_move_is_found_and_shared_neutral_tellings_are_not_taken_for_on
     false, redundant = 0, 0
     for seed in range(40):
         pooled, labels, scenarios, directions = made(seed, 0.0)
-        block = similarity_blocks(pooled, labels, scenarios, directions, 99, seed)["2"]
+        block = judged(pooled, labels, scenarios, directions, 99, seed)["2"]
         assert block["null_mean"] == pytest.approx(0.5, abs=0.05)  # (a − n) · (b − n) of noise: the neutral telling's share
         assert block["null_low"] < block["null_mean"] < block["null_high"]
         # 1 / (2 (1 + 1/3)): what the mean of three others says of a direction with which they share the neutral tellings
@@ -103,8 +108,8 @@ def test_without_a_null_or_a_partner_the_numbers_say_so() -> None:
     pooled, labels, scenarios, _ = made(0, 0.0)
     identity = ReadoutModel("m", "0" * 64, None, "f", WIDTH, 3)
     other = find_directions(pooled, labels, scenarios, identity, estimator="lda")
-    block = similarity_blocks(pooled, labels, scenarios, other, 99, 0)["2"]
+    block = similarity_blocks(pooled, other, None)["2"]
     assert block["null_mean"] is None and block["p_layer"] is None and block["cosines"][0][0] == pytest.approx(1)
     assert block["ridge_r2"][0]["null"] is None and 0 <= block["ridge_r2"][0]["value"] <= 1
     alone = find_directions(pooled, labels, scenarios, identity, concepts=["joy"])
-    assert similarity_blocks(pooled, labels, scenarios, alone, 99, 0)["2"]["ridge_r2"][0]["value"] is None
+    assert judged(pooled, labels, scenarios, alone, 99, 0)["2"]["ridge_r2"][0]["value"] is None
