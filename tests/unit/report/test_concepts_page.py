@@ -214,7 +214,7 @@ def test_damaged_files_and_those_of_another_run_are_refused(folder: Path, edited
     cut = edited()
     whole = (cut / "quality.json").read_bytes()
     (cut / "quality.json").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunDamagedError, match="quality.json cannot be read"):
+    with pytest.raises(RunDamagedError, match=r"quality\.json cannot be read"):
         render_report(cut)
     (cut / "quality.json").unlink()
     with pytest.raises(StoreError, match="residue concepts report"):
