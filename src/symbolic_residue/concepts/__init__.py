@@ -7,6 +7,8 @@ from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Mea
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
 from symbolic_residue.concepts._directions import Directions, find_directions
 from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
+from symbolic_residue.concepts._head_readout import HeadReadout, LayerRead, read_heads, residual_read
+from symbolic_residue.concepts._head_verdict import few_heads, head_verdict, HeadVerdict, judge_heads, verdict_block
 from symbolic_residue.concepts._heads import (
     decompose_heads,
     decompose_layer,
@@ -49,8 +51,11 @@ __all__ = [
     "Estimator",
     "Fault",
     "HeadDecomposition",
+    "HeadReadout",
+    "HeadVerdict",
     "LayerHeads",
     "LayerLoss",
+    "LayerRead",
     "Meaning",
     "NullValue",
     "Pair",
@@ -75,9 +80,12 @@ __all__ = [
     "decompose_layer",
     "direction_push",
     "draw_labels",
+    "few_heads",
     "find_directions",
     "fit",
+    "head_verdict",
     "held_out_scores",
+    "judge_heads",
     "load_directions",
     "make_design",
     "open_concept_run",
@@ -90,10 +98,12 @@ __all__ = [
     "quality_report",
     "random_push",
     "read_corpus",
+    "read_heads",
     "read_record",
     "report_concepts",
     "require_valid",
     "reread",
+    "residual_read",
     "save_directions",
     "scan_corpus",
     "scenario_differences",
@@ -102,6 +112,7 @@ __all__ = [
     "steering_openings",
     "train_concepts",
     "validate_corpus",
+    "verdict_block",
     "words_alone",
     "write_corpus",
     "write_record",
