@@ -73,7 +73,9 @@ def visit(browser, reports) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast", "trees", "nasty trees", "measure", "concepts", "nasty concepts"])
+@pytest.mark.parametrize(
+    "name", ["one", "nasty", "several", "contrast", "trees", "nasty trees", "measure", "concepts", "nasty concepts"]
+)
 @pytest.mark.parametrize("width", [1280, 390])
 def test_quiet_sealed_and_no_wider_than_the_screen(visit, reports, name, width):
     page = visit(name, width)

@@ -7,8 +7,8 @@
 3. Concepts with fewer than 5 positives are measured but not ranked, and the report says so. Where nothing can be held out (one scenario) there is no AUC,
    and whatever comes from held-out scores has value None with the reason.
 4. Where heads were collected, every concept has the ``per_head`` block.
-5. A layer is chosen by looking, so its p value (``p_model``) is family-wise over the layers (``_null``). ``p_concepts`` is Holm's over the ranked concepts, of the
-   smallest p of each (``p_smallest``: the concept, in whichever layer). The interval of the chosen layer's AUC knows nothing of that choice.
+5. A layer is chosen by looking, so its p value (``p_model``) is family-wise over the layers (``_null``). ``p_concepts`` is Holm's over the ranked concepts,
+   of the smallest p of each (``p_smallest``: the concept, in whichever layer). The interval of the chosen layer's AUC knows nothing of that choice.
 6. ``other_negatives``: in the chosen layer, the held-out AUC of the same concept against the other negatives (the other concepts where the report is against
    neutral tellings, and the other way round), which takes out what all texts under a concept share. Its p is corrected for nothing.
 7. ``similarity``: cosines of the directions with their null (``_similarity``). With the corpus given: ``words_alone``, what words tell without any model, and
@@ -306,7 +306,13 @@ def _chosen(layers: dict[str, dict[str, Any]], drawn: dict[int, Any]) -> dict[st
     small = [i for i, one in zip(drawn, p, strict=True) if one <= LEVEL]
     best = max(small, key=lambda i: layers[str(i)]["auc"]["value"]) if small else list(drawn)[int(p.argmin())]
     rule = f"largest held-out AUC among the layers with p ≤ {LEVEL} over all layers; without one, the smallest p"
-    return {"layer": best, "rule": rule, "p_model": layers[str(best)]["auc"]["p_model"], "p_smallest": float(p.min()), "p_concepts": None}
+    return {
+        "layer": best,
+        "rule": rule,
+        "p_model": layers[str(best)]["auc"]["p_model"],
+        "p_smallest": float(p.min()),
+        "p_concepts": None,
+    }
 
 
 def _words(corpus: Corpus) -> dict[str, Any]:

@@ -32,7 +32,19 @@ _TOP = (
     "seed",
     "not_ranked",
 )
-_CONCEPT = ("n_pos", "n_neg", "n_scenarios", "paired", "left_out", "ranked", "why_not_ranked", "chosen", "layers", "positive_rows", "other_negatives")
+_CONCEPT = (
+    "n_pos",
+    "n_neg",
+    "n_scenarios",
+    "paired",
+    "left_out",
+    "ranked",
+    "why_not_ranked",
+    "chosen",
+    "layers",
+    "positive_rows",
+    "other_negatives",
+)
 _LAYER = ("auc", "between_within", "pc_share", "alignment", "nearest", "ridge_r2", "length", "scenario", "mlp")
 _AUC = ("value", "low", "high", "n", "null_mean", "null_sd", "p", "p_model")
 _HEADS = ("n_heads", "k", "top_heads", "head_concentration", "uniform", "concentration_null", "participation_ratio", "participation_null",
@@ -176,7 +188,11 @@ def _check(quality: dict[str, Any], path: Path) -> None:
             need(f"concepts.{concept}.layers.{layer}.", block, _LAYER)
             need(f"concepts.{concept}.layers.{layer}.auc.", block["auc"], _AUC)
             if block["alignment"].get("by_scenario"):
-                need(f"concepts.{concept}.layers.{layer}.alignment.", block["alignment"], ("by_text", "outlier_texts", "median", "limit"))
+                need(
+                    f"concepts.{concept}.layers.{layer}.alignment.",
+                    block["alignment"],
+                    ("by_text", "outlier_texts", "median", "limit"),
+                )
         if (one.get("per_head") or {}).get("layers"):
             need(
                 f"concepts.{concept}.per_head.",
@@ -215,5 +231,7 @@ def _texts(path: Path) -> list[dict[str, Any]]:
                 one = json.loads(line)
                 found.append({"concept": str(one["concept"]), "scenario": one.get("scenario"), "text": str(one["text"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunDamagedError(f"{path} cannot be read.", why=str(error), todo="Put back the corpus that the directions were found on.") from error
+        raise RunDamagedError(
+            f"{path} cannot be read.", why=str(error), todo="Put back the corpus that the directions were found on."
+        ) from error
     return found

@@ -86,5 +86,9 @@ def _frame(run: ConceptsRun) -> dict[str, Any]:
         "items": {"done": 0, "failed": 0, "planned": None}, "provenance": dict(model), "config": {}, "versions": {}, "machine": {},
     }  # fmt: skip
     frame = page_frame(manifest, run.path.resolve().name, [], "")
-    frame |= {"model": str(model["model"]), "style": Markup(read("report.css") + read("concepts.css")), "files": list(run.files.items())}
+    frame |= {
+        "model": str(model["model"]),
+        "style": Markup(read("report.css") + read("concepts.css")),
+        "files": list(run.files.items()),
+    }
     return frame

@@ -68,14 +68,17 @@ def similarity(run: ConceptsRun) -> dict[str, Any]:
                 stands_out = block["p_layer"] is not None and i != j and block["p_layer"][i][j] <= 0.05
                 cells.append(
                     {
-                        "text": "" if i == j else f"{value:.2f}".replace("-", "−"), "colour": None if i == j else diverging_colour(value - (null or 0.0), _LIMIT),
+                        "text": "" if i == j else f"{value:.2f}".replace("-", "−"),
+                        "colour": None if i == j else diverging_colour(value - (null or 0.0), _LIMIT),
                         "stands_out": stands_out, "starts": b in starts and b > 0,
                     }
                 )  # fmt: skip
             rows.append({"name": names[a], "starts": a in starts and a > 0, "cells": cells})
         maps.append({"layer": layer, "rows": rows, "said": _cosine_words(run, block, order, names), "open": layer == run.middle})
-    return {"maps": maps, "names": names, "starts": starts - {0}, "families": families if len(families) > 1 else [],
-            "left_out": len(run.layers) - len(shown), "null": any(run.quality["similarity"][str(m["layer"])]["null_mean"] is not None for m in maps)}  # fmt: skip
+    return {
+        "maps": maps, "names": names, "starts": starts - {0}, "families": families if len(families) > 1 else [], "left_out": len(run.layers) - len(shown),
+        "null": any(run.quality["similarity"][str(one["layer"])]["null_mean"] is not None for one in maps),
+    }  # fmt: skip
 
 
 def _family_rank(run: ConceptsRun, concept: str) -> int:
@@ -151,6 +154,8 @@ def head_notes(run: ConceptsRun) -> dict[str, Any]:
     return {
         "notes": first.get("notes", []),
         "skipped": grid("Layers and modules that the heads do not cover", columns, rows) if rows else None,
-        "without": [(c, block.get("reason") or "Heads were not collected.") for c, block in blocks.items() if not block.get("layers")],
+        "without": [
+            (c, block.get("reason") or "Heads were not collected.") for c, block in blocks.items() if not block.get("layers")
+        ],
         "n_draws": first.get("n_draws"),
     }

@@ -77,7 +77,11 @@ def direction_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any
         block = run.at(concept, at)
         mlp, ridge, length, scenario = (block[key] for key in ("mlp", "ridge_r2", "length", "scenario"))
         neuron = "" if mlp.get("value") is None else f" neuron {mlp['neuron']}"
-        r = "—" if length.get("r") is None else f"{number(length['r'], signed=True)}\n{interval_text(length['low'], length['high'], length['n'])}"
+        r = (
+            "—"
+            if length.get("r") is None
+            else f"{number(length['r'], signed=True)}\n{interval_text(length['low'], length['high'], length['n'])}"
+        )
         leaks = [
             *(["length"] if length.get("r") is not None and (length["low"] > 0 or length["high"] < 0) else []),
             *(["scenario"] if scenario.get("p") is not None and scenario["p"] <= 0.05 else []),
@@ -92,7 +96,11 @@ def direction_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any
     columns = {"concept": False, "layer": True, "between / within": False, "first component of differences": False, "largest |cosine| with a neuron": False,
                "explained by other concepts (R²)": False, "its own?": False, "r with length [95 %]": False, "AUC of length alone": True,
                "share between scenarios": False, "leaks": False}  # fmt: skip
-    return grid("What each direction is, in the same layers" if layer is None else f"What each direction is in layer {layer}", columns, cells)
+    return grid(
+        "What each direction is, in the same layers" if layer is None else f"What each direction is in layer {layer}",
+        columns,
+        cells,
+    )
 
 
 def _own(ridge: dict[str, Any]) -> str:
@@ -124,7 +132,14 @@ def outlier_rows(run: ConceptsRun, concept: str) -> dict[str, Any]:
                 "neutral": run.neutral(scenario) if scenario is not None else None,
             }
         )  # fmt: skip
-    return {"reason": "", "rows": rows, "median": found["median"], "n": len(ordered), "outliers": len(outliers), "scenarios": len(found["by_scenario"])}
+    return {
+        "reason": "",
+        "rows": rows,
+        "median": found["median"],
+        "n": len(ordered),
+        "outliers": len(outliers),
+        "scenarios": len(found["by_scenario"]),
+    }
 
 
 def head_table(run: ConceptsRun, concept: str) -> dict[str, Any] | None:
@@ -150,7 +165,8 @@ def head_table(run: ConceptsRun, concept: str) -> dict[str, Any] | None:
         for p, _, layer, h, row, raw, write, direct in found[:TOP_HEADS]
     ]  # fmt: skip
     columns = {"head": False, "raw norm": True, "selectivity": True, "under permuted labels": True, "p in the layer": True, "p in the model": True,
-               "write norm": True, "direct": True, "direct, permuted labels": True, "p of direct in the layer": True, "share of the layer's |direct|": True}  # fmt: skip
+               "write norm": True, "direct": True, "direct, permuted labels": True, "p of direct in the layer": True,
+               "share of the layer's |direct|": True}  # fmt: skip
     caption = f"{concept}: the {len(cells)} heads of {len(found)} that stand out most"
     return grid(caption, columns, cells, [one[0] <= 0.05 for one in found[:TOP_HEADS]])
 

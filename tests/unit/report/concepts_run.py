@@ -50,10 +50,18 @@ def write_concepts(
     loaded: Any = SimpleNamespace(model=made, parts=bind(made), tokenizer=tiny_tokenizer())
     pooled = collect(Instrument(loaded), [one.text for one in texts], heads=options.pop("heads", True))
     labels, scenarios = [one.concept for one in texts], [one.scenario for one in texts]
-    identity = ReadoutModel(f"a tiny {SCRIPT}" if nasty else "a tiny model", f"{seed}" * 64, None, "float32", 64, loaded.parts.n_layers)
+    identity = ReadoutModel(
+        f"a tiny {SCRIPT}" if nasty else "a tiny model", f"{seed}" * 64, None, "float32", 64, loaded.parts.n_layers
+    )
     directions = find_directions(pooled, labels, scenarios, identity, corpus_sha256=corpus.sha256, **options)
     if manifest:
-        with RunFolder.create(folder, kind="concepts", command=["residue", "concepts", "train"], provenance={"model": identity.model}, config={"seed": 0}):
+        with RunFolder.create(
+            folder,
+            kind="concepts",
+            command=["residue", "concepts", "train"],
+            provenance={"model": identity.model},
+            config={"seed": 0},
+        ):
             pass
     save_directions(directions, folder)
     write_corpus(corpus, folder / "corpus.jsonl")

@@ -146,14 +146,18 @@ def test_heads_are_drawn_and_listed_with_their_null(page: str, quality: dict[str
     assert part.count("<svg") == 4 and part.count('role="img"') == 4
     block = quality["concepts"]["fear"]["per_head"]["layers"]
     found = [
-        (row["p_model"], -row["selectivity"] / row["null_mean"], layer, row) for layer in block for row in block[layer]["by_selectivity"]
+        (row["p_model"], -row["selectivity"] / row["null_mean"], layer, row)
+        for layer in block
+        for row in block[layer]["by_selectivity"]
     ]
     p, _, layer, best = min(found, key=lambda one: one[:3])
     table = table_rows(part[part.index("fear: the 8 heads of 8") :])
     assert table[1][0] == f"{layer}.{best['head']}" and table[1][5] == f"{p:.3f}"
     raw = next(one for one in block[layer]["top_heads"] if one[0] == best["head"])
     write = next(one for one in block[layer]["write"] if one[0] == best["head"])
-    assert table[1][1:4] == [number(raw[1]), number(best["selectivity"]), number(best["null_mean"])] and table[1][6] == number(write[1])
+    assert table[1][1:4] == [number(raw[1]), number(best["selectivity"]), number(best["null_mean"])] and table[1][6] == number(
+        write[1]
+    )
     assert "4 query heads share 2 key-value heads" in words(part)
     concentration = words(section(page, "concentration"))
     assert "1 by definition here" in concentration and "expected by chance" in concentration
@@ -195,7 +199,10 @@ def test_words_are_beaten_only_where_the_intervals_lie_apart(edited: Any) -> Non
     run = load_concepts(edited(change))
     assert [beside_words(run, c) for c in ("joy", "fear", "trust", "late")] == ["more", "fewer", "as many", None]
     said = " ".join(answer(run)[1])
-    assert "is not told apart from them for 1 of 3; it puts more pairs in order for joy; it puts fewer pairs in order for fear." in said
+    assert (
+        "is not told apart from them for 1 of 3; it puts more pairs in order for joy; it puts fewer pairs in order for fear."
+        in said
+    )
 
 
 def test_everything_is_escaped_and_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
