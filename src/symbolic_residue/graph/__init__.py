@@ -8,6 +8,7 @@ from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._sweep import direct_edges, work
 from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read_targets, Target, target_rows
@@ -23,6 +24,7 @@ __all__ = [
     "LocalModel",
     "Neuron",
     "Pruned",
+    "QKAttribution",
     "Relevance",
     "Rows",
     "Rule",
@@ -36,6 +38,7 @@ __all__ = [
     "head_loadings",
     "load_graph",
     "promoted_tokens",
+    "qk_attribution",
     "read_targets",
     "relevance",
     "save_graph",
