@@ -48,7 +48,7 @@ def test_pairs_sum_to_the_score_and_the_marginals_are_theirs(name: str) -> None:
     last = len(graph.ids) - 1
     for layer, head, query, key in ((1, 2, last, last - 1), (0, 1, 3, 0), (1, 3, last, last)):
         found = qk_attribution(instrument, graph, layer, head, query, key, local=local)
-        assert found.error < (1e-7 if name in FLOAT32_INSIDE else 1e-11)
+        assert found.error < (1e-6 if name in FLOAT32_INSIDE else 1e-11)
         pairs = found.pairs()
         torch.testing.assert_close(pairs.sum(1), found.of_query(), rtol=0, atol=1e-10)
         torch.testing.assert_close(pairs.sum(0), found.of_key(), rtol=0, atol=1e-10)
