@@ -7,6 +7,7 @@ from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._sweep import direct_edges, work
 from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read_targets, Target, target_rows
@@ -26,6 +27,7 @@ __all__ = [
     "Rule",
     "Target",
     "TargetInfo",
+    "TokenPair",
     "Units",
     "attribute",
     "attribute_prompt",
@@ -37,6 +39,8 @@ __all__ = [
     "relevance",
     "save_graph",
     "target_rows",
+    "token_pair",
     "unit_rows",
+    "validate_pairs",
     "work",
 ]
