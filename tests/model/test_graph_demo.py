@@ -35,13 +35,8 @@ def test_both_sweeps_agree_on_a_longer_text(demo):
         weights[int(local.logits[-1].argmax())] = 1
         direction, constant = local.logit_direction(weights)
         units = relevance(local, direction).top(100)
-        of_units = unit_rows(local, units, "half")
-        rows = Rows(
-            torch.cat([direction[None], of_units.direction]),
-            torch.cat([constant[None], of_units.constant]),
-            torch.cat([torch.tensor([len(local.layers)]), of_units.layer]),
-            torch.cat([torch.tensor([len(ids) - 1]), of_units.position]),
-        )
+        rows = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(ids) - 1]))
+        rows = rows + unit_rows(local, units, "half")
         down, up = (direct_edges(local, rows, units, direction=way, by_position=False)[0] for way in ("down", "up"))
     size = down.abs().sum(1, keepdim=True)
     assert float(((down - up).abs() / size).max()) < 1e-5

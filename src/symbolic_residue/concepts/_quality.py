@@ -38,11 +38,13 @@ from symbolic_residue.concepts._quality_parts import (
     length_leak,
     mlp_columns,
     mlp_cosine,
+    mlp_null,
     null_block,
     pc_share,
     ridge_r2,
     scenario_leak,
 )
+from symbolic_residue.concepts._rows import label_weights, Rows
 from symbolic_residue.concepts._similarity import cosine_blocks, permuted_weights
 from symbolic_residue.concepts._words_alone import words_alone
 from symbolic_residue.errors import ConfigError
@@ -96,9 +98,7 @@ def quality_report(
         raise ConfigError(f"{n_draws} permutations are too few.", why="The tails would be noise.", todo="Draw 1000 or more.")
     if len(labels) != len(pooled):
         raise ConfigError(f"There are {len(labels)} labels for {len(pooled)} texts.", todo="Give one label a text.")
-    columns = {i: mlp_columns(parts.layers[i]) for i in directions.layers}
-    random = generator(seed).normal(size=(_SMALL, directions.model.hidden_size))
-    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    neurons = _neurons(directions, parts, seed)
     concepts: dict[str, Any] = {}
     for concept in directions.concepts:
         if done is not None and concept in done:
@@ -112,11 +112,7 @@ def quality_report(
         layers, drawn_auc = {}, {}
         for i in directions.layers:
             layers[str(i)], drawn_auc[i] = _layer(pooled, labels, scenarios, directions, concept, design, all_labels, i, seed)
-            layers[str(i)] |= {
-                "mlp": {"value": None, "reason": columns[i]}
-                if isinstance(columns[i], str)
-                else mlp_cosine(directions.vector(concept, i).astype(np.float64), columns[i], random)  # type: ignore[arg-type]
-            }
+            layers[str(i)]["mlp"] = neurons[i, concept]
         chosen = _chosen(layers, drawn_auc)
         ranked = design.n_pos >= MIN_POSITIVES
         concepts[concept] = {
@@ -170,6 +166,22 @@ def quality_report(
     }
 
 
+def _neurons(directions: Directions, parts: Parts, seed: int) -> dict[tuple[int, str], dict[str, Any]]:
+    """``mlp`` of every layer and concept, one layer's MLP at a time."""
+    random = generator(seed).normal(size=(_SMALL, directions.model.hidden_size))
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for i in directions.layers:
+        columns = mlp_columns(parts.layers[i])
+        if isinstance(columns, str):
+            found |= {(i, concept): {"value": None, "reason": columns} for concept in directions.concepts}
+            continue
+        null = mlp_null(columns, random)
+        for concept in directions.concepts:
+            found[i, concept] = mlp_cosine(directions.vector(concept, i).astype(np.float64), columns, null)
+    return found
+
+
 def _layer(
     pooled: Pooled,
     texts: Sequence[str],
@@ -181,7 +193,7 @@ def _layer(
     i: int,
     seed: int,
 ) -> tuple[dict[str, Any], Any]:
-    x = np.asarray(pooled.resid[i][design.rows], dtype=np.float64)
+    x = Rows(pooled.resid[i], design.rows)
     plain = directions.estimator == "difference"
     scores: Any = None
     if not _can_hold_out(design):
@@ -218,7 +230,7 @@ def _layer(
     order = [j for j in np.argsort(-np.abs(cosines), kind="stable") if j != at][:_NEAREST]
     permuted = None
     if plain:
-        permuted = design.weights(labels[1 : _SMALL + 1]) @ x
+        permuted = x.sums(label_weights(design, labels[1 : _SMALL + 1]))
         permuted /= np.maximum(np.linalg.norm(permuted, axis=1, keepdims=True), 1e-300)
     neutral = np.flatnonzero([label == BASELINE for label in texts])
     names = np.array(["" if scenarios[r] is None else f"={scenarios[r]}" for r in design.rows])
@@ -257,7 +269,7 @@ def _other_negatives(
         return none | {"reason": error.what}
     if layer is None or not _can_hold_out(design):
         return none | {"reason": _ONE}
-    x = np.asarray(pooled.resid[layer][design.rows], dtype=np.float64)
+    x = Rows(pooled.resid[layer], design.rows)
     if directions.estimator != "difference":
         scores = held_out_scores(x, design, directions.estimator)
         return none | {"auc": estimate_block(fold_auc(scores, design), "scenarios" if design.paired else "folds") | {"p": None}}

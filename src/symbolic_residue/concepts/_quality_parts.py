@@ -26,9 +26,9 @@ from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from symbolic_residue.concepts._design import Design
-from symbolic_residue.concepts._estimators import scenario_differences
+from symbolic_residue.concepts._estimators import fit, scenario_differences
 from symbolic_residue.concepts._null import tail_p
-from symbolic_residue.concepts._rows import BLOCK, Rows
+from symbolic_residue.concepts._rows import BLOCK, group_blocks, group_sums, Rows
 from symbolic_residue.stats import auc, bound, Estimate, generator
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "length_leak",
     "mlp_columns",
     "mlp_cosine",
+    "mlp_null",
     "null_block",
     "pc_share",
     "ridge_r2",
@@ -143,21 +144,22 @@ def _largest(matrix: Array) -> float:
     return float(eigsh(matrix, k=1, which="LA", v0=start, return_eigenvectors=False)[0])
 
 
-def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | None]) -> dict[str, Any]:
+def alignment(x: NDArray[np.floating] | Rows, design: Design, names: Sequence[str | None]) -> dict[str, Any]:
     """Cosine of each scenario's difference with the mean of the others', and the outliers by name."""
     if not design.paired or design.n_strata < 3:
         return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
-    differences = scenario_differences(x, design)
-    others = differences.sum(0) - differences
-    sizes = np.linalg.norm(differences, axis=1) * np.linalg.norm(others, axis=1)
-    cosines = np.divide((differences * others).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    rows, weights = Rows.of(x), design.weights() * design.n_strata
+    total = design.n_strata * fit(rows, design)
+    cosines, of_texts = np.zeros(design.n_strata), np.zeros(len(rows))
+    for strata, which in group_blocks(design.stratum, rows.per_block):
+        block, w, own = rows.take(which), weights[which, None], design.stratum[which] - strata.start
+        differences, negatives = group_sums(block * w, own), group_sums(block * np.maximum(-w, 0), own)
+        others = total - differences
+        cosines[strata.start : strata.stop] = _cosines(differences, others)
+        of_texts[which] = _cosines(block - negatives[own], others[own])
     middle, limit = _limit(cosines)
     at = np.flatnonzero(design.positive)
-    negative = np.stack([x[(design.stratum == s) & ~design.positive].mean(0) for s in range(design.n_strata)])
-    single = np.asarray(x, dtype=np.float64)[at] - negative[design.stratum[at]]
-    rest = others[design.stratum[at]]
-    sizes = np.linalg.norm(single, axis=1) * np.linalg.norm(rest, axis=1)
-    by_text = np.divide((single * rest).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    by_text = of_texts[at]
     of = [str(names[int(design.rows[design.stratum == s][0])]) for s in range(design.n_strata)]
     return {
         "mean": float(cosines.mean()),
@@ -168,6 +170,12 @@ def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | Non
         "by_text": by_text.tolist(),
         "outlier_texts": design.rows[at[by_text < _limit(by_text)[1]]].tolist(),
     }
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    """Row by row; 0 where one of the two has no length."""
+    sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide(np.einsum("nd,nd->n", a, b), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
 
 
 def _limit(cosines: Array) -> tuple[float, float]:
@@ -191,12 +199,16 @@ def mlp_columns(layer: LayerParts) -> Array | str:
     return np.divide(columns, sizes, out=np.zeros_like(columns), where=sizes > 0)
 
 
-def mlp_cosine(v: Array, columns: Array, random: Array) -> dict[str, Any]:
-    """Largest |cosine| with one column, against random unit directions ``[draw, d_model]``."""
+def mlp_cosine(v: Array, columns: Array, null: Array) -> dict[str, Any]:
+    """Largest |cosine| with one column, against the same of random directions, ``[draw]`` (:func:`mlp_null`)."""
     cosines = columns @ v
     at = int(np.abs(cosines).argmax())
-    null = np.abs(random @ columns.T).max(1)
     return {**null_block(np.concatenate([[abs(float(cosines[at]))], null])), "neuron": at, "sign": float(np.sign(cosines[at]))}
+
+
+def mlp_null(columns: Array, random: Array) -> Array:
+    """Largest |cosine| with one column of each of ``random [draw, d_model]``, unit directions: ``[draw]``."""
+    return np.array([np.abs(columns @ one).max() for one in random])
 
 
 def ridge_r2(v: Array, others: Array, permuted: Array | None) -> dict[str, Any]:
@@ -245,7 +257,7 @@ def length_cosine(
     tokens -= tokens.mean() if len(rows) else 0
     if len(rows) < 4 or not tokens.any():
         return {"value": None, "reason": "Fewer than four neutral tellings, or all of one length.", "n": len(rows)}
-    slope = tokens @ (x[rows] - x[rows].mean(0)).astype(np.float64)
+    slope = Rows(x, rows).sums(lambda at: tokens[None, at])[0]  # the lengths' mean is out, so the activations' needs not be
     size = float(np.linalg.norm(slope))
     if size == 0:
         return {"value": None, "reason": "Length changes nothing here.", "n": len(rows)}

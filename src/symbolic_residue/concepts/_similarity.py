@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,34 +19,62 @@ from symbolic_residue.concepts._collect import Pooled
 from symbolic_residue.concepts._design import make_design
 from symbolic_residue.concepts._directions import Directions
 from symbolic_residue.concepts._null import max_t_p, standardised
+from symbolic_residue.concepts._rows import Rows
 from symbolic_residue.stats import generator
 
-__all__ = ["cosine_blocks", "permuted_weights"]
+__all__ = ["PermutedWeights", "cosine_blocks", "permuted_weights"]
 
 Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class PermutedWeights:
+    """With which weights the texts sum to each concept's direction before it has length 1, under the observed labels (first) and permuted ones.
+
+    Labels stay in their scenario, so a text's weight is known from its scenario and its label.
+
+    Attributes:
+        table: ``[concept, scenario, label]``.
+        scenario: ``[text]``.
+        label: ``[1 + draw, text]``.
+    """
+
+    table: Array
+    scenario: NDArray[np.intp]
+    label: NDArray[np.int16]
+
+    def __call__(self, at: slice) -> Array:
+        """Of a block of texts, ``[(1 + draw) · concept, k]``."""
+        found = self.table[:, self.scenario[at][None], self.label[:, at]]
+        return found.transpose(1, 0, 2).reshape(-1, found.shape[2])
+
+
 def permuted_weights(
     labels: Sequence[str], scenarios: Sequence[str | None], directions: Directions, n_draws: int, seed: int
-) -> Array:
-    """``[1 + draw, concept, text]``: with these weights the texts sum to each concept's direction before it has length 1; the observed labels come first."""
+) -> PermutedWeights:
+    """Weights under all labels permuted within scenarios, ``n_draws`` times."""
     rng = generator(seed)
-    found = np.zeros((1 + n_draws, len(directions.concepts), len(labels)), dtype=np.float64)
-    names = np.array(["" if s is None else f"={s}" for s in scenarios])
-    groups = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
-    observed = np.array(labels)
-    for draw in range(1 + n_draws):
-        drawn = observed.copy()
-        if draw:
-            for rows in groups:
-                drawn[rows] = observed[rng.permutation(rows)]
-        for at, concept in enumerate(directions.concepts):
-            design = make_design(drawn.tolist(), scenarios, concept, directions.against)
-            found[draw, at, design.rows] = design.weights()
-    return found
+    scenario, groups = _numbered(["" if s is None else f"={s}" for s in scenarios])
+    observed, names = _numbered(labels)
+    table = np.zeros((len(directions.concepts), len(groups), len(names)))
+    for at, concept in enumerate(directions.concepts):
+        design = make_design(labels, scenarios, concept, directions.against)
+        table[at, scenario[design.rows], observed[design.rows]] = design.weights()
+    drawn = np.tile(observed.astype(np.int16), (1 + n_draws, 1))
+    rows = [np.flatnonzero(scenario == s) for s in range(len(groups))]
+    for draw in range(1, 1 + n_draws):
+        for own in rows:
+            drawn[draw, own] = observed[rng.permutation(own)]
+    return PermutedWeights(table, scenario, drawn)
 
 
-def cosine_blocks(pooled: Pooled, directions: Directions, weights: Array | None) -> Mapping[str, dict[str, Any]]:
+def _numbered(names: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
+    """Each name's number, in order of appearance, and the names."""
+    known = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([known[name] for name in names], dtype=np.intp), list(known)
+
+
+def cosine_blocks(pooled: Pooled, directions: Directions, weights: PermutedWeights | None) -> Mapping[str, dict[str, Any]]:
     """By layer, as plain data: ``cosines`` [concept, concept] in the order of ``directions.concepts``, and the null.
 
     Args:
@@ -66,9 +95,8 @@ def cosine_blocks(pooled: Pooled, directions: Directions, weights: Array | None)
             "p_layer": None,
         }
         if weights is not None and len(upper[0]):
-            x = np.asarray(pooled.resid[i], dtype=np.float64)
-            x = x - x.mean(0)  # the weights of a direction sum to 0
-            found = weights @ x
+            x = Rows(pooled.resid[i])
+            found = x.sums(weights, x.mean()).reshape(-1, len(v), v.shape[1])  # the weights of a direction sum to 0
             found /= np.maximum(np.linalg.norm(found, axis=2, keepdims=True), 1e-300)
             pairs = (found @ found.transpose(0, 2, 1))[:, upper[0], upper[1]]
             z = np.abs(standardised(pairs))

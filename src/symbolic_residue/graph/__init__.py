@@ -4,6 +4,7 @@ from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, Units
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
+from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -18,6 +19,7 @@ __all__ = [
     "Columns",
     "Direction",
     "Graph",
+    "HeadLoadings",
     "LocalLayer",
     "LocalModel",
     "Neuron",
@@ -33,11 +35,13 @@ __all__ = [
     "attribute_prompt",
     "direct_edges",
     "freeze",
+    "head_loadings",
     "load_graph",
     "promoted_tokens",
     "read_targets",
     "relevance",
     "save_graph",
+    "strongest_edges",
     "target_rows",
     "token_pair",
     "unit_rows",

@@ -32,6 +32,7 @@ from symbolic_residue.concepts._quality_parts import (
     length_leak,
     mlp_columns,
     mlp_cosine,
+    mlp_null,
     pc_share,
     ridge_r2,
     scenario_leak,
@@ -165,9 +166,11 @@ def test_a_direction_that_one_neuron_writes_is_told_from_a_random_one() -> None:
     rng = np.random.default_rng(3)
     random = rng.normal(size=(200, 64))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
-    found = mlp_cosine(-columns[7], columns, random)
+    found = mlp_cosine(-columns[7], columns, mlp_null(columns, random))
     assert (found["neuron"], found["sign"], found["value"]) == (7, -1.0, pytest.approx(1)) and found["p"] < 0.01
-    assert 0.01 < np.mean([mlp_cosine(one, columns, random[:100])["p"] <= 0.1 for one in random[100:]]) < 0.25
+    null = mlp_null(columns, random[:100])
+    np.testing.assert_allclose(null, np.abs(random[:100] @ columns.T).max(1))
+    assert 0.01 < np.mean([mlp_cosine(one, columns, null)["p"] <= 0.1 for one in random[100:]]) < 0.25
     experts = mlp_columns(bind(build("qwen3_next")).layers[1])
     assert isinstance(experts, str) and "experts" in experts
     torch.testing.assert_close(

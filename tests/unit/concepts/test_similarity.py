@@ -28,7 +28,9 @@ def made(seed: int, shift: float, n: int = 20) -> tuple[Pooled, list[str], list[
 
 def test_the_observed_weights_give_the_directions_and_permuted_ones_keep_every_scenario() -> None:
     pooled, labels, scenarios, directions = made(0, 0.0)
-    weights = permuted_weights(labels, scenarios, directions, 5, 0)
+    blocks = permuted_weights(labels, scenarios, directions, 5, 0)
+    weights = blocks(slice(None)).reshape(6, 4, 100)  # [draw, concept, text]
+    np.testing.assert_array_equal(blocks(slice(7, 30)), blocks(slice(None))[:, 7:30])
     found = weights[0] @ pooled.resid[2].astype(float)
     np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), directions.vectors[2], atol=1e-6)
     design = make_design(labels, scenarios, "joy")
@@ -38,7 +40,9 @@ def test_the_observed_weights_give_the_directions_and_permuted_ones_keep_every_s
             here = draw[:, 5 * s : 5 * s + 5]
             assert sorted(here[0].round(9)) == pytest.approx([-0.05, 0, 0, 0, 0.05])
             assert len({int(row.argmin()) for row in here}) == 1 and len({int(row.argmax()) for row in here}) == 4
-    assert (weights[1] != weights[0]).any() and (permuted_weights(labels, scenarios, directions, 5, 0) == weights).all()
+    assert (weights[1] != weights[0]).any() and (
+        permuted_weights(labels, scenarios, directions, 5, 0)(slice(None)).reshape(6, 4, 100) == weights
+    ).all()
 
 
 def test_a_shared_move_is_found_and_shared_neutral_tellings_are_not_taken_for_one() -> None:
