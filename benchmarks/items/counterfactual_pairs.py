@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,34 @@ OPPOSITES = {
     "high": "low", "good": "bad", "full": "empty", "strong": "weak", "black": "white", "true": "false",
 }  # fmt: skip
 YOUNG = {"dog": "puppy", "cat": "kitten", "cow": "calf", "sheep": "lamb", "lion": "cub", "bear": "cub", "chicken": "chick"}
-NEEDS = {"write": "pen", "cut paper": "scissors", "sweep": "broom", "paint": "brush", "unlock doors": "key", "take pictures": "camera"}
-WORKS = {"school": "teacher", "hospital": "doctor", "farm": "farmer", "church": "priest", "court": "judge", "restaurant": "chef", "ship": "captain", "bakery": "baker"}
-COLOURS = {"grass": "green", "snow": "white", "blood": "red", "coal": "black", "lemons": "yellow", "milk": "white", "carrots": "orange", "chocolate": "brown"}
+NEEDS = {
+    "write": "pen",
+    "cut paper": "scissors",
+    "sweep": "broom",
+    "paint": "brush",
+    "unlock doors": "key",
+    "take pictures": "camera",
+}
+WORKS = {
+    "school": "teacher",
+    "hospital": "doctor",
+    "farm": "farmer",
+    "church": "priest",
+    "court": "judge",
+    "restaurant": "chef",
+    "ship": "captain",
+    "bakery": "baker",
+}
+COLOURS = {
+    "grass": "green",
+    "snow": "white",
+    "blood": "red",
+    "coal": "black",
+    "lemons": "yellow",
+    "milk": "white",
+    "carrots": "orange",
+    "chocolate": "brown",
+}
 FACTS: list[Frame] = [
     ("capital", "The capital of {} is", CAPITALS),
     ("capital city", "{} is a country. Its capital city is called", dict(reversed(CAPITALS.items()))),
@@ -55,7 +81,25 @@ FACTS: list[Frame] = [
     ("tool", "To {}, you need a", NEEDS),
 ]
 
-NOUNS = ("key", "dog", "book", "teacher", "picture", "window", "child", "student", "house", "letter", "car", "doctor", "farmer", "bird", "table", "player", "flower")
+NOUNS = (
+    "key",
+    "dog",
+    "book",
+    "teacher",
+    "picture",
+    "window",
+    "child",
+    "student",
+    "house",
+    "letter",
+    "car",
+    "doctor",
+    "farmer",
+    "bird",
+    "table",
+    "player",
+    "flower",
+)
 PLURAL = {"child": "children"}
 AGREEMENT_FRAMES = [
     ("near", "The {} near the old house", " are", " is"),
@@ -67,7 +111,24 @@ AGREEMENT_FRAMES = [
     ("my", "Last year my {}", " were", " was"),
 ]
 
-NAMES = ("Mary", "John", "Tom", "Anna", "James", "Sarah", "Peter", "Alice", "Mark", "Laura", "David", "Emma", "Paul", "Lucy", "Jack", "Kate")
+NAMES = (
+    "Mary",
+    "John",
+    "Tom",
+    "Anna",
+    "James",
+    "Sarah",
+    "Peter",
+    "Alice",
+    "Mark",
+    "Laura",
+    "David",
+    "Emma",
+    "Paul",
+    "Lucy",
+    "Jack",
+    "Kate",
+)
 IOI_FRAMES = [
     ("store", "When {a} and {b} went to the store, {s} gave a bottle of milk to"),
     ("park", "After {a} and {b} met in the park, {s} handed the ball to"),
@@ -76,7 +137,24 @@ IOI_FRAMES = [
     ("school", "Yesterday {a} and {b} had a long talk at school. Afterwards {s} said goodbye to"),
 ]
 
-THINGS = ("apple", "river", "stone", "candle", "garden", "silver", "window", "tiger", "paper", "lemon", "cloud", "hammer", "bread", "ocean", "mirror", "violin")
+THINGS = (
+    "apple",
+    "river",
+    "stone",
+    "candle",
+    "garden",
+    "silver",
+    "window",
+    "tiger",
+    "paper",
+    "lemon",
+    "cloud",
+    "hammer",
+    "bread",
+    "ocean",
+    "mirror",
+    "violin",
+)
 CITIES = ("Paris", "London", "Rome", "Boston", "Berlin", "Chicago", "Madrid", "Tokyo")
 FOODS = ("fish", "rice", "soup", "bread", "pizza", "eggs", "meat", "cheese")
 COLOUR_WORDS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
@@ -96,15 +174,35 @@ INDUCTION_FRAMES = [
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "Monday")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December", "January")
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+    "January",
+)
 
 
 def _sums() -> dict[str, str]:
-    return {f"{NUMBERS[a]} plus {NUMBERS[b]}": NUMBERS[a + b] for a, b in ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (5, 4), (5, 5), (5, 1), (6, 1), (7, 1))}
+    return {
+        f"{NUMBERS[a]} plus {NUMBERS[b]}": NUMBERS[a + b]
+        for a, b in ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (5, 4), (5, 5), (5, 1), (6, 1), (7, 1))
+    }
 
 
 def _minus() -> dict[str, str]:
-    return {f"{NUMBERS[a]} minus {NUMBERS[b]}": NUMBERS[a - b] for a, b in ((3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1), (10, 1), (10, 5), (8, 4), (6, 3), (4, 2))}
+    return {
+        f"{NUMBERS[a]} minus {NUMBERS[b]}": NUMBERS[a - b]
+        for a, b in ((3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1), (10, 1), (10, 5), (8, 4), (6, 3), (4, 2))
+    }
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -127,25 +225,73 @@ ARITHMETIC: list[Frame] = [
     ("letters by two", "{},", _runs(LETTERS, 4, 2)),
     ("ordinals", "{},", _runs(ORDINALS, 3)),
     ("sum", "One plus two is three. Two plus four is six. {} is", {k.capitalize(): v for k, v in _sums().items()}),
-    ("sum signs", "one + one = two, one + two = three, two + four = six, {} =", {k.replace("plus", "+"): v for k, v in _sums().items()}),
+    (
+        "sum signs",
+        "one + one = two, one + two = three, two + four = six, {} =",
+        {k.replace("plus", "+"): v for k, v in _sums().items()},
+    ),
     ("minus", "Nine minus one is eight. Five minus two is three. {} is", {k.capitalize(): v for k, v in _minus().items()}),
-    ("day", "Today is {}. Tomorrow is", dict(zip(DAYS[:-1], DAYS[1:], strict=True))),
+    ("day", "Today is {}. Tomorrow is", dict(pairwise(DAYS))),
     ("before", "The day before {} is", dict(zip(DAYS[1:], DAYS[:-1], strict=True))),
-    ("month", "The month after {} is", dict(zip(MONTHS[:-1], MONTHS[1:], strict=True))),
-    ("after", "After the number {} comes the number", dict(zip(NUMBERS[1:-1], NUMBERS[2:], strict=True))),
+    ("month", "The month after {} is", dict(pairwise(MONTHS))),
+    ("after", "After the number {} comes the number", dict(pairwise(NUMBERS[1:]))),
     ("double", "Twice one is two. Twice three is six. Twice {} is", {NUMBERS[i]: NUMBERS[2 * i] for i in (1, 2, 3, 4, 5, 6)}),
     ("parts", "A {}. The number of its sides is", {"triangle": "three", "square": "four", "hexagon": "six", "pentagon": "five"}),
-    ("legs", "The number of legs of a {} is", {"dog": "four", "spider": "eight", "bird": "two", "snake": "zero", "bee": "six", "man": "two"}),
+    (
+        "legs",
+        "The number of legs of a {} is",
+        {"dog": "four", "spider": "eight", "bird": "two", "snake": "zero", "bee": "six", "man": "two"},
+    ),
 ]
 
-ORDERS = (("apple", "bread"), ("river", "stone"), ("green", "black"), ("summer", "winter"), ("gold", "silver"), ("music", "water"), ("table", "window"), ("cat", "dog"))
+ORDERS = (
+    ("apple", "bread"),
+    ("river", "stone"),
+    ("green", "black"),
+    ("summer", "winter"),
+    ("gold", "silver"),
+    ("music", "water"),
+    ("table", "window"),
+    ("cat", "dog"),
+)
 INSTRUCTION_FRAMES: list[Frame] = [
     ("say", "Say the word {}. Sure, here is the word:", {w: w for w in (*THINGS, "music", "water")}),
-    ("reply", "Instruction: reply with the word {} and nothing else.\nReply:", {w: w for w in ("yes", "no", "stop", "go", "left", "right", "red", "blue", "thanks", "hello")}),
-    ("french", "Translate into French. water: eau. dog: chien. {}:", {"bread": "pain", "red": "rouge", "house": "maison", "day": "jour", "night": "nuit", "yes": "oui"}),
-    ("case", "Instruction: answer the question with {}.\nQuestion: Is the sky blue?\nAnswer:", {"yes": "yes", "no": "no", "maybe": "maybe", "true": "true", "false": "false"}),
-    ("begin", "Write a sentence that begins with the word {}.\nSentence:", {"The": "The", "My": "My", "When": "When", "If": "If", "She": "She", "He": "He", "We": "We", "They": "They", "In": "In", "After": "After"}),
-    ("named language", "Task: answer in the {} language.\nThe answer in that language, a language spoken by many, is written in", {"French": "French", "German": "German", "English": "English", "Spanish": "Spanish", "Greek": "Greek", "Latin": "Latin"}),
+    (
+        "reply",
+        "Instruction: reply with the word {} and nothing else.\nReply:",
+        {w: w for w in ("yes", "no", "stop", "go", "left", "right", "red", "blue", "thanks", "hello")},
+    ),
+    (
+        "french",
+        "Translate into French. water: eau. dog: chien. {}:",
+        {"bread": "pain", "red": "rouge", "house": "maison", "day": "jour", "night": "nuit", "yes": "oui"},
+    ),
+    (
+        "case",
+        "Instruction: answer the question with {}.\nQuestion: Is the sky blue?\nAnswer:",
+        {"yes": "yes", "no": "no", "maybe": "maybe", "true": "true", "false": "false"},
+    ),
+    (
+        "begin",
+        "Write a sentence that begins with the word {}.\nSentence:",
+        {
+            "The": "The",
+            "My": "My",
+            "When": "When",
+            "If": "If",
+            "She": "She",
+            "He": "He",
+            "We": "We",
+            "They": "They",
+            "In": "In",
+            "After": "After",
+        },
+    ),
+    (
+        "named language",
+        "Task: answer in the {} language.\nThe answer in that language, a language spoken by many, is written in",
+        {"French": "French", "German": "German", "English": "English", "Spanish": "Spanish", "Greek": "Greek", "Latin": "Latin"},
+    ),
 ]
 CHOICE_FRAMES = [
     ("first", "Here are two words: {x} {y}. The {k} word of the two is", ("first", "second")),
@@ -160,7 +306,9 @@ def candidates() -> list[dict[str, str]]:
 
     def add(category: str, frame: str, clean: str, corrupted: str, answer: str, wrong: str) -> None:
         if answer != wrong and clean != corrupted:
-            found.append({"category": category, "frame": frame, "clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong})
+            found.append(
+                {"category": category, "frame": frame, "clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
+            )
 
     for category, frames in (("facts", FACTS), ("arithmetic", ARITHMETIC), ("instruction", INSTRUCTION_FRAMES)):
         for name, pattern, table in frames:
@@ -241,10 +389,15 @@ def main() -> None:
         row = pair.model_dump() | {"id": f"{pair.category.replace(' ', '-')}-{count[pair.category]:02d}"}
         lines.append(json.dumps(row, ensure_ascii=False))
     OUT.write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{len(written)} written, {dict(dropped)}; {len(pairs)} asked of the model, {len(holding)} hold, {over} over {MOST} a frame, {len(lines)} kept")
+    print(
+        f"{len(written)} written, {dict(dropped)}; {len(pairs)} asked of the model, {len(holding)} hold, {over} over {MOST} a frame, {len(lines)} kept"
+    )
     for category in count:
         n = sum(tried[key] for key in tried if key[0] == category)
-        print(f"{category}: {n} asked, {count[category]} kept: " + ", ".join(f"{f} {of_frame[c, f]}/{tried[c, f]}" for c, f in tried if c == category))
+        print(
+            f"{category}: {n} asked, {count[category]} kept: "
+            + ", ".join(f"{f} {of_frame[c, f]}/{tried[c, f]}" for c, f in tried if c == category)
+        )
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def validate_pairs(
         max_tokens: sequences run together hold at most so many tokens.
 
     Returns:
-        One row a pair, in order: ``id category frame tokens clean corrupted holds reason``; the differences in logits, null where a pair cannot be run, and the reason
-        why it does not hold, null where it does.
+        One row a pair, in order: ``id category frame tokens clean corrupted holds reason``: the differences in logits (null where a pair cannot be run) and
+        the reason why it does not hold (null where it does).
 
     Raises:
         ConfigError: no pairs, or ``least`` that is no positive number.
@@ -115,7 +115,15 @@ def validate_pairs(
     rows: list[dict[str, Any]] = []
     lengths: dict[int, list[tuple[int, TokenPair]]] = {}
     for i, pair in enumerate(pairs):
-        row = {"id": pair.id, "category": pair.category, "frame": pair.frame, "tokens": None, "clean": None, "corrupted": None, "holds": False}
+        row = {
+            "id": pair.id,
+            "category": pair.category,
+            "frame": pair.frame,
+            "tokens": None,
+            "clean": None,
+            "corrupted": None,
+            "holds": False,
+        }
         try:
             built = token_pair(instrument, pair)
         except PromptError as error:

@@ -21,9 +21,15 @@ def test_differences_are_those_of_plain_runs_and_every_pair_has_its_row() -> Non
     tokenizer = instrument.loaded.tokenizer
     words = [tokenizer.decode([i]) for i in (300, 310, 320, 330, 340, 350)]
     words = [w for w in words if len(tokenizer(w)["input_ids"]) == 1][:4]
-    texts = ("Anna put the red book under the table", "Anna put the red book under the book", "Anna put the red answer on the table")
+    texts = (
+        "Anna put the red book under the table",
+        "Anna put the red book under the book",
+        "Anna put the red answer on the table",
+    )
     pairs, expected = [], []
-    for i, (clean, corrupted) in enumerate(((texts[0], texts[1]), (texts[1], texts[0]), (texts[0], texts[2]), (texts[2], texts[0]))):
+    for i, (clean, corrupted) in enumerate(
+        ((texts[0], texts[1]), (texts[1], texts[0]), (texts[0], texts[2]), (texts[2], texts[0]))
+    ):
         pairs.append(pair(str(i), clean=clean, corrupted=corrupted, answer=words[0], wrong=words[1 + i % 2]))
     for one in pairs:
         sides = [torch.tensor(tokenizer(text)["input_ids"]) for text in (one.clean, one.corrupted)]
