@@ -8,6 +8,7 @@ from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._sweep import direct_edges, work
@@ -30,6 +31,7 @@ __all__ = [
     "Rule",
     "Target",
     "TargetInfo",
+    "TokenPair",
     "Units",
     "attribute",
     "attribute_prompt",
@@ -44,6 +46,8 @@ __all__ = [
     "save_graph",
     "strongest_edges",
     "target_rows",
+    "token_pair",
     "unit_rows",
+    "validate_pairs",
     "work",
 ]
