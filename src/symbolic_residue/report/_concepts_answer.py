@@ -78,7 +78,7 @@ def answer(run: ConceptsRun) -> tuple[str, list[str]]:
         more.append(f"Not told from chance: {listed(chance)}.")
     if n_tested and unknown:
         more.append(f"Not tested: {listed(unknown)} (fewer than 5 positives, or no null).")
-    more += [_words(run), _fixed(run), _heads(run), _causal(run)]
+    more += [_words(run), _rival(run), _fixed(run), _heads(run), _causal(run)]
     return headline, [line for line in more if line]
 
 
@@ -121,6 +121,27 @@ def _words(run: ConceptsRun) -> str:
 
 
 _RIVAL = {"baseline": "the neutral one", "others": "those of other concepts"}
+
+
+def _rival(run: ConceptsRun) -> str:
+    """Against the other kind of negatives, in the same layers."""
+    found = {
+        c: auc for c in run.concepts if (auc := run.quality["concepts"][c]["other_negatives"]["auc"]) and auc["value"] is not None
+    }
+    if not found:
+        return ""
+    other = "baseline" if run.quality["against"] == "others" else "others"
+    low, high = (pick(found, key=lambda c: found[c]["value"]) for pick in (min, max))
+    said = (
+        f"from {number(found[low]['value'])} ({low}) to {number(found[high]['value'])} ({high})"
+        if len(found) > 1
+        else number(found[low]["value"])
+    )
+    which = {
+        "others": "the other concepts' tellings, which takes out what all tellings under a concept share",
+        "baseline": "the neutral tellings",
+    }[other]
+    return f"Against {which}, AUC in the same layers is {said}."
 
 
 def _fixed(run: ConceptsRun) -> str:
