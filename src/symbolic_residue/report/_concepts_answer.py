@@ -13,22 +13,28 @@ from typing import Any
 from symbolic_residue.figures import interval_text, number
 from symbolic_residue.report._concepts_load import ConceptsRun
 
-__all__ = ["answer", "beside_words", "listed", "measured", "p_text", "with_null"]
+__all__ = ["answer", "beside_words", "listed", "measured", "p_text", "span", "with_null"]
 
 READ, CHANCE, UNKNOWN = "above chance", "not told from chance", "no null"
 
 
-def measured(block: dict[str, Any] | None, key: str = "value", between: str = " ") -> str:
+def measured(block: dict[str, Any] | None, key: str = "value", between: str = " ", *, signed: bool = False) -> str:
     """A value with its interval; ``—`` where there is none.
 
     Args:
         block: an estimate.
         key: its value's name.
         between: what stands between value and interval; a line feed puts the interval on a line of its own in a table.
+        signed: with a plus sign.
     """
     if block is None or block.get(key) is None:
         return "—"
-    return f"{number(block[key])}{between}{interval_text(block.get('low'), block.get('high'), block.get('n'))}".replace("\xa0", " ")
+    return f"{number(block[key], signed=signed)}{between}{span(block, signed=signed)}"
+
+
+def span(block: dict[str, Any], low: str = "low", high: str = "high", *, signed: bool = False) -> str:
+    """An interval, or why there is none."""
+    return interval_text(block.get(low), block.get(high), block.get("n"), signed=signed).replace("\xa0", " ")
 
 
 def p_text(p: float | None) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from symbolic_residue.figures import diverging_colour, interval_text, number
-from symbolic_residue.report._concepts_answer import p_text
+from symbolic_residue.figures import diverging_colour, number
+from symbolic_residue.report._concepts_answer import measured, p_text, span
 from symbolic_residue.report._concepts_load import ConceptsRun
 from symbolic_residue.report._contrast_load import grid
 
@@ -30,10 +30,13 @@ def watch_views(run: ConceptsRun) -> list[dict[str, Any]]:
 def _view(name: str, record: dict[str, Any]) -> dict[str, Any]:
     tracks, texts, reference = record["tracks"], record["texts"], record["reference"]
     shown = texts[:TEXTS]
+    found = {(row["concept"], row["layer"]): row for row in record["verdicts"]}
+    highest = max(range(len(tracks)), key=lambda at: found[tracks[at]["concept"], tracks[at]["layer"]]["difference"] or 0.0)
     panels = [
         {
+            "open": at == highest,
             "label": f"{track['concept']} · {track['layer']}",
-            "outcome": _outcome(record, track),
+            "outcome": "{outcome}: {reason}".format(**found[track["concept"], track["layer"]]),
             "texts": [_text(text, at, reference["threshold"]) for text in shown],
         }
         for at, track in enumerate(tracks)
@@ -46,29 +49,20 @@ def _view(name: str, record: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "said": said, "table": _table(record), "panels": panels, "left_out": len(texts) - len(shown)}
 
 
-def _outcome(record: dict[str, Any], track: dict[str, Any]) -> str:
-    found = next(row for row in record["verdicts"] if (row["concept"], row["layer"]) == (track["concept"], track["layer"]))
-    return f"{found['outcome']}: {found['reason']}"
-
-
 def _table(record: dict[str, Any]) -> dict[str, Any]:
     cells = []
     for row in record["verdicts"]:
         neutral = (
             "—"
             if row["neutral_mean"] is None
-            else f"{number(row['neutral_mean'], signed=True)}\n{interval_text(row['neutral_low'], row['neutral_high'], None, signed=True)}"
+            else f"{number(row['neutral_mean'], signed=True)}\n{span(row, 'neutral_low', 'neutral_high', signed=True)}"
         )
-        gap = (
-            "—"
-            if row["difference"] is None
-            else f"{number(row['difference'], signed=True)}\n{interval_text(row['low'], row['high'], row['n'], signed=True)}"
-        )
+        gap = measured(row, "difference", "\n", signed=True)
         cells.append(
             [
                 row["concept"], str(row["layer"]), row["outcome"], f"{row['n']} {row['n_counts']}", number(row["mean_z"], signed=True), neutral, gap,
                 p_text(row["p_family"]), p_text(row["p_control"]), number(row["share"]),
-                f"{number(row['neutral_share'])}\n{interval_text(row['neutral_share_low'], row['neutral_share_high'], None)}", number(row["control_share"]),
+                f"{number(row['neutral_share'])}\n{span(row, 'neutral_share_low', 'neutral_share_high')}", number(row["control_share"]),
             ]
         )  # fmt: skip
     columns = {"concept": False, "layer": True, "verdict": False, "n": True, "mean z": True, "neutral texts [95 % lie here]": False,
