@@ -27,12 +27,18 @@ from symbolic_residue.concepts._record import read_record, write_record
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._study_quality import report_concepts
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
+from symbolic_residue.concepts._watch import choose_tracks, Track, watch, WatchedText, WatchedToken, Watcher
+from symbolic_residue.concepts._watch_record import watch_record
+from symbolic_residue.concepts._watch_reference import LayerReference, watch_reference
+from symbolic_residue.concepts._watch_verdict import judge_watch, WatchVerdict
+from symbolic_residue.concepts._watch_verdict import THRESHOLD as WATCH_THRESHOLD
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
 __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "WATCH_THRESHOLD",
     "Ablation",
     "Against",
     "ConceptRun",
@@ -45,6 +51,7 @@ __all__ = [
     "HeadDecomposition",
     "LayerHeads",
     "LayerLoss",
+    "LayerReference",
     "Meaning",
     "NullValue",
     "Pair",
@@ -52,10 +59,16 @@ __all__ = [
     "Pooling",
     "ReadoutModel",
     "SkippedLayer",
+    "Track",
     "Training",
     "Violation",
+    "WatchVerdict",
+    "WatchedText",
+    "WatchedToken",
+    "Watcher",
     "WordsAlone",
     "ablate_heads",
+    "choose_tracks",
     "collect",
     "concept_words",
     "corpus_card",
@@ -65,6 +78,7 @@ __all__ = [
     "find_directions",
     "fit",
     "held_out_scores",
+    "judge_watch",
     "load_directions",
     "make_design",
     "open_concept_run",
@@ -85,6 +99,9 @@ __all__ = [
     "skipped_layers",
     "train_concepts",
     "validate_corpus",
+    "watch",
+    "watch_record",
+    "watch_reference",
     "words_alone",
     "write_corpus",
     "write_record",
