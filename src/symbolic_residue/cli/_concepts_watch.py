@@ -260,7 +260,7 @@ def _show(watcher: Watcher, record: dict[str, Any], path: Path, page: Path | Non
     )
     console.print(second)
     console.print(
-        "Neutral texts: where 95 % of their mean z lie. From 2 on: share of the generated tokens with z ≥ 2, of neutral tokens, and of the same generated tokens "
+        "Neutral texts: where 95 % of their mean z lie. From 2 on: share of the generated tokens with z ≥ 2, of neutral tokens, and of the same tokens "
         "along permuted directions; intervals count scenarios, for tokens of a text are no samples.\n",
         markup=False,
     )

@@ -21,6 +21,7 @@ from symbolic_residue.concepts._design import Against, make_design
 from symbolic_residue.concepts._estimators import Estimator, fit
 from symbolic_residue.concepts._pool import Pooling
 from symbolic_residue.concepts._readout_model import ReadoutModel
+from symbolic_residue.concepts._rows import Rows
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["Directions", "ReadoutModel", "find_directions"]
@@ -129,10 +130,10 @@ def find_directions(
     for layer in pooled.layers:
         rows: dict[str, list[object]] = {k: [] for k in arrays}
         for design in designs:
-            x = np.asarray(pooled.resid[layer][design.rows], dtype=np.float64)
+            x = Rows(pooled.resid[layer], design.rows)
             raw = fit(x, design, estimator)
             norm = float(np.linalg.norm(raw))
-            projection = x @ (raw / norm)
+            projection = x.project(raw / norm)
             negatives = projection[~design.positive]
             rows["vectors"].append(raw / norm)
             rows["norms"].append(norm)

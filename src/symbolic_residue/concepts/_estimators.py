@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from symbolic_residue.concepts._design import Design
+from symbolic_residue.concepts._rows import group_sums, Rows
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["Estimator", "fit", "scenario_differences"]
@@ -28,11 +29,11 @@ Array = NDArray[np.float64]
 _PENALTY = 0.01
 
 
-def fit(x: NDArray[np.floating], design: Design, estimator: Estimator = "difference") -> Array:
+def fit(x: NDArray[np.floating] | Rows, design: Design, estimator: Estimator = "difference") -> Array:
     """The direction, not normalised, ``[d]`` float64; it points from the negatives to the positives.
 
     Args:
-        x: ``[n, d]``: the design's rows, in its order.
+        x: ``[n, d]``: the design's rows, in its order; ``difference`` reads them by blocks, the others hold them in float64.
         design: labels and strata.
         estimator: see the module's text.
 
@@ -43,29 +44,27 @@ def fit(x: NDArray[np.floating], design: Design, estimator: Estimator = "differe
         raise ConfigError(f"{estimator!r} is no estimator.", todo=f"Use one of: {', '.join(get_args(Estimator))}.")
     if len(x) != len(design.positive):
         raise ConfigError(f"There are {len(x)} activations for the {len(design.positive)} texts of the design.")
-    x = np.asarray(x, dtype=np.float64)
-    delta = design.weights() @ x
+    rows, weights = Rows.of(x), design.weights()[None]
+    delta = rows.sums(lambda at: weights[:, at])[0]
     if not np.linalg.norm(delta) > 0:
         raise ConfigError(
             f"The positives and negatives of {design.concept!r} have the same mean.", why="There is no direction between them."
         )
     if estimator == "difference":
         return delta
-    return _logistic(x, design) if estimator == "logistic" else _lda(x, design, delta)
+    return _logistic(rows.all(), design) if estimator == "logistic" else _lda(rows.all(), design, delta)
 
 
 def scenario_differences(x: NDArray[np.floating], design: Design) -> Array:
     """Mean positive − mean negative of each scenario, ``[scenario, d]``; their mean is the difference of means."""
-    weights = np.zeros((design.n_strata, len(x)))
-    weights[design.stratum, np.arange(len(x))] = design.weights() * design.n_strata
-    return weights @ np.asarray(x, dtype=np.float64)
+    weights = design.weights() * design.n_strata
+    return group_sums(np.asarray(x, dtype=np.float64) * weights[:, None], design.stratum)
 
 
 def _middles(x: Array, design: Design) -> Array:
     """Half-way between the class means of each text's stratum, ``[n, d]``."""
-    weights = np.zeros((design.n_strata, len(x)))
-    weights[design.stratum, np.arange(len(x))] = np.abs(design.weights()) * design.n_strata / 2
-    return (weights @ x)[design.stratum]
+    weights = np.abs(design.weights()) * design.n_strata / 2
+    return group_sums(x * weights[:, None], design.stratum)[design.stratum]
 
 
 def _logistic(x: Array, design: Design) -> Array:

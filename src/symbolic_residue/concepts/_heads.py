@@ -13,11 +13,12 @@
    only).
 5. Null: labels permuted within scenarios, the same draws in every layer. Selectivity and direct have family-wise p values (``_null``): ``p_layer`` over the
    heads of the layer, ``p_model`` over all heads of all layers decomposed.
+6. All of it comes from sums over blocks of texts (``_rows``): memory does not grow with the number of texts but for the labels, one byte a draw and text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ from numpy.typing import NDArray
 from symbolic_residue.concepts._collect import Pooled, SkippedLayer
 from symbolic_residue.concepts._design import Design, draw_labels, make_design
 from symbolic_residue.concepts._directions import Directions
-from symbolic_residue.concepts._null import bilinear, max_t_p, squared_norms, standardised, tail_p
+from symbolic_residue.concepts._null import max_t_p, standardised, tail_p
+from symbolic_residue.concepts._rows import label_weights, Rows
 from symbolic_residue.errors import ConfigError, ReadError
 
 if TYPE_CHECKING:
@@ -123,6 +125,9 @@ class _Drawn:
     neg_std: Array
     """``[head]``, of the observed labels."""
 
+    delta: Array
+    """``[head, d_head]``, of the observed labels."""
+
 
 def output_weights(parts: Parts, layer: int) -> Array:
     """``W_h`` of every head with the block's constant factor, ``[head, d_head, d_model]`` float64: ``z_h @ W_h`` is what the head writes."""
@@ -156,10 +161,10 @@ def decompose_layer(
     Raises:
         ConfigError: rows that do not fit, fewer than two negatives, or negatives that are all the same.
     """
-    statistics = _draw(x, w_o, design, drawn, resid)
+    statistics = _draw(Rows.of(x), w_o, design, drawn, None if resid is None else Rows.of(resid))
     z = standardised(statistics.selectivity)
     p = max_t_p(z[0], z.max(1))
-    return _layer(x, w_o, v, design, statistics, layer, k, p, p)
+    return _layer(_write(statistics.delta, w_o, v), design, statistics, layer, k, p, p)
 
 
 def decompose_heads(
@@ -198,72 +203,79 @@ def decompose_heads(
         raise ConfigError(f"The top {k} heads are none.", todo="Give k of 1 or more.")
     design = make_design(labels, scenarios, concept, directions.against)
     drawn = draw_labels(design, n_draws, seed)
-    weights, rows = {}, {}
+    written: dict[int, tuple[Array, Array]] = {}
     statistics: dict[int, _Drawn] = {}
     for i in sorted(pooled.heads):
-        rows[i], weights[i] = np.asarray(pooled.heads[i][design.rows], dtype=np.float64), output_weights(parts, i)
-        resid = np.asarray(pooled.resid[i][design.rows], dtype=np.float64) if directions.estimator == "difference" else None
-        statistics[i] = _draw(rows[i], weights[i], design, drawn, resid)
+        w_o = output_weights(parts, i)
+        resid = Rows(pooled.resid[i], design.rows) if directions.estimator == "difference" else None
+        statistics[i] = found = _draw(Rows(pooled.heads[i], design.rows), w_o, design, drawn, resid)
+        written[i] = _write(found.delta, w_o, directions.vector(concept, i))
     scores = {i: standardised(s.selectivity) for i, s in statistics.items()}
     of_model = np.max([z.max(1) for z in scores.values()], axis=0)
     layers = {
-        i: _layer(
-            rows[i], weights[i], directions.vector(concept, i), design, statistics[i], i, k,
-            max_t_p(scores[i][0], scores[i].max(1)), max_t_p(scores[i][0], of_model),
-        )
-        for i in statistics
-    }  # fmt: skip
+        i: _layer(written[i], design, s, i, k, max_t_p(scores[i][0], scores[i].max(1)), max_t_p(scores[i][0], of_model))
+        for i, s in statistics.items()
+    }
     return HeadDecomposition(concept, design, layers, pooled.skipped, pooled.beside, n_draws, seed, _notes(parts, tuple(layers)))
 
 
-def _draw(
-    activations: NDArray[np.floating], w_o: Array, design: Design, drawn: NDArray[np.bool_], resid: NDArray[np.floating] | None
-) -> _Drawn:
-    x: Array = np.array(activations, dtype=np.float64)
-    if x.ndim != 3 or len(x) != len(design.positive) or w_o.shape[:2] != x.shape[1:]:
+def _draw(x: Rows, w_o: Array, design: Design, drawn: NDArray[np.bool_], resid: Rows | None) -> _Drawn:
+    """All statistics of one layer from sums over blocks of texts: memory is labelings × (2 · heads · d_head + d_model)."""
+    if len(x.shape) != 3 or len(x) != len(design.positive) or w_o.shape[:2] != x.shape[1:]:
         raise ConfigError(f"Heads {x.shape} do not fit {len(design.positive)} texts and output weights {w_o.shape}.")
     n_neg = design.n_neg
     if n_neg < 2:
         raise ConfigError(f"{design.concept!r} has {n_neg} negative.", why="One text has no spread.", todo="Give two or more.")
-    x -= x.mean(0)  # changes neither differences nor covariances, and keeps their digits
     labels = np.concatenate([design.positive[None], drawn])
-    raw = np.sqrt(squared_norms(x, design.weights(labels)))
-    negative = (~labels).astype(np.float64)
-    lengths = (x**2).sum(2)
-    spread = (negative @ lengths - n_neg * squared_norms(x, negative / n_neg)) / (n_neg - 1)
-    scale = lengths.mean(0)
+    weights, mean, (n_heads, d_head) = label_weights(design, labels), x.mean(), x.shape[1:]
+    delta, negatives = (np.zeros((len(labels), n_heads, d_head)) for _ in range(2))
+    of_negatives, scale = np.zeros((len(labels), n_heads)), np.zeros(n_heads)
+    for at, block in x.blocks():
+        block -= mean  # changes neither differences nor covariances, and keeps their digits
+        flat, negative = block.reshape(len(block), -1), (~labels[:, at]).astype(np.float64)
+        delta += (weights(at) @ flat).reshape(delta.shape)
+        negatives += (negative @ flat).reshape(delta.shape)
+        lengths = np.einsum("nhd,nhd->nh", block, block)
+        of_negatives += negative @ lengths
+        scale += lengths.sum(0) / len(x)
+    raw = np.sqrt(np.einsum("rhd,rhd->rh", delta, delta))
+    spread = (of_negatives - np.einsum("rhd,rhd->rh", negatives, negatives) / n_neg) / (n_neg - 1)
     std = np.sqrt(np.where(spread > 1e-12 * scale, spread, 0.0))
     if bool(((std[0] == 0) & (raw[0] > 1e-9 * np.sqrt(scale)) & (scale > 0)).any()):
         raise ConfigError(
             f"The negatives of {design.concept!r} are all the same in some head.", todo="Look for a text given twice."
         )
     selectivity = np.divide(raw, std, out=np.zeros_like(raw), where=std > 0)
-    direct = None
-    if resid is not None:
-        a = np.asarray(resid, dtype=np.float64)
-        a = a - a.mean(0)
-        written = np.einsum("nhd,hdm->nhm", x, w_o, optimize=True)
-        w = design.weights(labels)
-        norm = np.sqrt(squared_norms(a[:, None], w))
-        direct = np.divide(bilinear(a, written, w), norm, out=np.zeros_like(raw), where=norm > 0)
-    return _Drawn(raw, selectivity, direct, std[0])
+    direct = None if resid is None else _direct(delta, w_o, resid, weights)
+    return _Drawn(raw, selectivity, direct, std[0], delta[0].copy())
+
+
+def _direct(delta: Array, w_o: Array, resid: Rows, weights: Callable[[slice], Array]) -> Array:
+    """``v · (W_h Δ_h)`` of every labeling, v its own difference of means: W goes to the texts or to the sums, whichever are fewer."""
+    flat, mean = w_o.reshape(-1, w_o.shape[2]).T, resid.mean()
+    v = resid.sums(weights, mean)
+    if len(resid) < len(v):
+        pulled = np.zeros((len(v), flat.shape[1]))
+        for at, block in resid.blocks():
+            pulled += weights(at) @ ((block - mean) @ flat)
+    else:
+        pulled = v @ flat
+    direct = np.einsum("rhd,rhd->rh", pulled.reshape(delta.shape), delta)
+    norm = np.linalg.norm(v, axis=1)[:, None]
+    return np.divide(direct, norm, out=np.zeros_like(direct), where=norm > 0)
+
+
+def _write(delta: Array, w_o: Array, v: NDArray[np.floating]) -> tuple[Array, Array]:
+    """``write_norm`` and ``direct``, ``[head]``."""
+    write = np.einsum("hd,hdm->hm", delta, w_o)
+    return np.linalg.norm(write, axis=1), write @ np.asarray(v, dtype=np.float64)
 
 
 def _layer(
-    x: NDArray[np.floating],
-    w_o: Array,
-    v: NDArray[np.floating],
-    design: Design,
-    drawn: _Drawn,
-    layer: int,
-    k: int,
-    p_layer: Array,
-    p_model: Array,
+    written: tuple[Array, Array], design: Design, drawn: _Drawn, layer: int, k: int, p_layer: Array, p_model: Array
 ) -> LayerHeads:
-    delta = np.einsum("n,nhd->hd", design.weights(), np.asarray(x, dtype=np.float64))
-    write = np.einsum("hd,hdm->hm", delta, w_o)
-    direct = write @ np.asarray(v, dtype=np.float64)
-    n_heads = len(delta)
+    write_norm, direct = written
+    n_heads = len(direct)
     k = min(k, n_heads)
     concentration = _concentration(drawn.raw, k)
     participation = _participation(drawn.raw)
@@ -277,7 +289,7 @@ def _layer(
     spread = NullValue.of(-participation)
     return LayerHeads(
         layer=layer,
-        delta=delta,
+        delta=drawn.delta,
         raw_norm=raw,
         neg_std=drawn.neg_std,
         selectivity=selectivity,
@@ -293,7 +305,7 @@ def _layer(
         participation_null=NullValue(-spread.mean, spread.sd, spread.p),
         total_norm=float(total[0]),
         total_null=NullValue.of(total),
-        write_norm=np.linalg.norm(write, axis=1),
+        write_norm=write_norm,
         direct=direct,
         share=np.abs(direct) / size if size > 0 else np.zeros(n_heads),
         direct_null=direct_null,

@@ -3,12 +3,15 @@
 1. For each fold (a scenario; see ``Design.fold``) the direction is found on all other texts, brought to length 1, and the fold's texts are projected on it.
 2. AUC over all held-out scores: the chance that a positive scores above a negative, of whatever scenario. Its interval is DeLong's on the logit scale with the
    folds as units (Obuchowski 1997); where the classes are wholly apart, the score interval of :func:`symbolic_residue.stats.auc` on one mean a fold and class.
-3. Null, for the difference of means: the labels are permuted within scenarios and *everything is done again*, all draws at once through the Gram matrix.
+3. Null, for the difference of means: the labels are permuted within scenarios and *everything is done again*, all draws at once. The direction without a
+   fold is the whole sum minus the fold's own part, so there is one sum over all texts (by blocks, ``_rows``) and the products of texts of one fold.
+   :func:`held_out_scores` fits each fold by itself and holds the design's rows in float64: logistic and LDA have no other way.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from scipy import stats as sps
 
 from symbolic_residue.concepts._design import Design
 from symbolic_residue.concepts._estimators import Estimator, fit
+from symbolic_residue.concepts._rows import group_blocks, label_weights, Rows
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats import auc, Estimate
 
@@ -23,16 +27,18 @@ __all__ = ["auc_of_draws", "fold_auc", "held_out_scores", "permuted_scores", "va
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.bool_]
+_LOST = 1e-6
+"""A squared length that is less than this share of what it was taken from has fewer than ten good digits left."""
 
 
-def held_out_scores(x: NDArray[np.floating], design: Design, estimator: Estimator = "difference") -> Array:
+def held_out_scores(x: NDArray[np.floating] | Rows, design: Design, estimator: Estimator = "difference") -> Array:
     """``[n]``: each text's projection on the unit direction found without its fold.
 
     Raises:
         ConfigError: fewer than two folds, or a fold without which a class is empty.
     """
     _check(design)
-    x = np.asarray(x, dtype=np.float64)
+    x = Rows.of(x).all()
     scores = np.zeros(len(x))
     for fold in range(design.n_folds):
         out = design.fold == fold
@@ -41,37 +47,77 @@ def held_out_scores(x: NDArray[np.floating], design: Design, estimator: Estimato
     return scores
 
 
-def permuted_scores(x: NDArray[np.floating], design: Design, labels: Labels) -> Array:
+def permuted_scores(x: NDArray[np.floating] | Rows, design: Design, labels: Labels) -> Array:
     """:func:`held_out_scores` of the difference of means under other labels, ``[draw, n]``; 0 where a labeling leaves a class empty.
+
+    Memory: the scores themselves (``8 · draws · n`` bytes), ``draws · d``, and one block of texts.
 
     Args:
         x: ``[n, d]``.
-        design: strata and folds.
+        design: strata and folds; no stratum may lie in several folds, but for a single one (texts without pairs).
         labels: ``[draw, n]``.
     """
     _check(design)
-    x = np.array(x, dtype=np.float64)
-    gram_raw = x @ x.T
+    rows = Rows.of(x)
+    mean = rows.mean()
+    gains, own = _shares(design, labels)
+    if design.n_strata > 1:
+        whole = rows.sums(label_weights(design, labels), mean)
+    else:
+        whole = rows.sums(lambda at: labels[:, at].astype(np.float64), mean)  # the negatives' sum is the same with the other sign
+    at_mean, size = whole @ mean, np.einsum("rd,rd->r", whole, whole)
     scores = np.zeros(labels.shape)
-    for fold in range(design.n_folds):
-        out = design.fold == fold
-        w = _weights(labels[:, ~out], np.unique(design.stratum[~out], return_inverse=True)[1])
-        norm = np.sqrt(np.maximum(((w @ gram_raw[np.ix_(~out, ~out)]) * w).sum(1), 0))
-        raw = w @ gram_raw[np.ix_(~out, out)]
-        scores[:, out] = np.divide(raw, norm[:, None], out=np.zeros_like(raw), where=norm[:, None] > 0)
+    for folds, which in group_blocks(design.fold, rows.per_block):
+        block = rows.take(which)
+        projected = whole @ block.T
+        start = 0
+        for fold in folds:
+            out = which[start : (stop := start + int((design.fold[which] == fold).sum()))]
+            here, along = block[start:stop], projected[:, start:stop]
+            gain, u, centred = gains(fold), own(fold, out), here - mean
+            raw = gain[:, None] * along - u @ (centred @ here.T)
+            squared = gain**2 * size - 2 * gain * (u * (along - at_mean[:, None])).sum(1) + ((u @ (centred @ centred.T)) * u).sum(1)
+            # Where nearly all of the sum was the fold's own, its difference has lost its digits: those few are formed themselves.
+            if (lost := np.flatnonzero(squared < _LOST * gain**2 * size)).size:
+                v = gain[lost, None] * whole[lost] - u[lost] @ centred
+                raw[lost], squared[lost] = v @ here.T, (v**2).sum(1)
+            norm = np.sqrt(np.maximum(squared, 0.0))[:, None]
+            scores[:, out] = np.divide(raw, norm, out=np.zeros_like(raw), where=norm > 0)
+            start = stop
     return scores
 
 
-def _weights(labels: Labels, stratum: NDArray[np.intp]) -> Array:
-    n_strata = int(stratum.max()) + 1
-    member = np.zeros((len(stratum), n_strata))
-    member[np.arange(len(stratum)), stratum] = 1
-    n_pos, n_neg = labels @ member, (~labels) @ member
-    good = ((n_pos > 0) & (n_neg > 0)).all(1)
-    per_pos, per_neg = 1 / np.maximum(n_pos, 1), 1 / np.maximum(n_neg, 1)
-    w = np.where(labels, per_pos[:, stratum], -per_neg[:, stratum]) / n_strata
-    w[~good] = 0
-    return w
+def _shares(design: Design, labels: Labels) -> tuple[Callable[[int], Array], Callable[[int, NDArray[np.intp]], Array]]:
+    """Of the direction without a fold, ``v = gain · whole − own @ fold's texts``: gain ``[draw]`` and own ``[draw, k]`` by fold.
+
+    Paired: whole is the mean of the scenarios' differences. One stratum: the positives' sum (about the mean of all, so the negatives' sum is its opposite).
+    """
+    if design.n_strata > 1:
+        if any(len(np.unique(design.fold[design.stratum == s])) > 1 for s in range(design.n_strata)):
+            raise ConfigError("A scenario lies in several folds.", todo="Hold out whole scenarios.")
+        first = np.unique(design.stratum, return_index=True)[1]
+        strata = np.bincount(design.fold[first], minlength=design.n_folds)
+        factor = design.n_strata / (design.n_strata - strata)
+        weights = [design.weights(np.full(len(design.positive), sign)) for sign in (True, False)]
+
+        def of_pairs(fold: int, out: NDArray[np.intp]) -> Array:
+            return factor[fold] * np.where(labels[:, out], weights[0][out], weights[1][out])
+
+        return lambda fold: np.full(len(labels), factor[fold]), of_pairs
+    n_pos = labels.sum(1)
+
+    def parts(fold: int) -> tuple[Array, Array]:
+        out = design.fold == fold
+        inside = labels[:, out].sum(1)
+        left_pos, left_neg = n_pos - inside, (labels.shape[1] - n_pos) - (int(out.sum()) - inside)
+        good = (left_pos > 0) & (left_neg > 0)
+        return good / np.maximum(left_pos, 1), good / np.maximum(left_neg, 1)
+
+    def of_one(fold: int, out: NDArray[np.intp]) -> Array:
+        per_pos, per_neg = parts(fold)
+        return np.where(labels[:, out], per_pos[:, None], -per_neg[:, None])
+
+    return lambda fold: np.add(*parts(fold)), of_one
 
 
 def auc_of_draws(scores: Array, labels: Labels) -> Array:

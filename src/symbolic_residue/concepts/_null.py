@@ -1,4 +1,4 @@
-"""Label permutations, all at once: squared norms of weighted sums through Gram matrices, and family-wise p values.
+"""Label permutations, all at once: squared norms of weighted sums, and family-wise p values.
 
 1. ``‖Σ_i w_i x_i‖² = wᵀ G w`` with ``G = X Xᵀ``: a permutation changes ``w`` alone. Where there are more texts than dimensions the sum itself is formed,
    which is then the cheaper way; both give the same number.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bilinear", "max_t_p", "squared_norms", "standardised", "tail_p"]
+__all__ = ["max_t_p", "squared_norms", "standardised", "tail_p"]
 
 Array = NDArray[np.float64]
 _TIE = 1e-9
@@ -35,20 +35,6 @@ def squared_norms(x: Array, weights: Array) -> Array:
     else:
         found = [((weights @ one) ** 2).sum(1) for one in heads]
     return np.maximum(np.stack(found, axis=1), 0.0)
-
-
-def bilinear(a: Array, y: Array, weights: Array) -> Array:
-    """``(Σ_i w_i a_i) · (Σ_j w_j y_j)`` of every head and draw.
-
-    Args:
-        a: ``[n, d]``.
-        y: ``[n, head, d]``.
-        weights: ``[draw, n]``.
-
-    Returns:
-        ``[draw, head]``.
-    """
-    return np.stack([((weights @ (a @ y[:, h].T)) * weights).sum(1) for h in range(y.shape[1])], axis=1)
 
 
 def standardised(statistic: Array) -> Array:

@@ -7,10 +7,9 @@
    in the order of ``positive_rows``. Outliers lie more than 3 · 1.4826 · MAD below the median; ``outlier_texts`` are rows of the corpus.
 3. ``mlp``: the largest |cosine| of the direction with one column of the layer's MLP down-projection (after the gain of a norm of the MLP's output, where
    there is one); null: directions drawn uniformly.
-4. ``ridge_r2``: share of the unit direction that the other concepts' directions explain (ridge, λ = 0.01). Null: the same of directions from permuted labels.
-5. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
+4. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
    Fisher's z interval. ``length_direction``: cosine of the direction with the one along which the neutral tellings grow longer.
-6. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
+5. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as sps
+from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from symbolic_residue.concepts._design import Design
-from symbolic_residue.concepts._estimators import scenario_differences
+from symbolic_residue.concepts._estimators import fit, scenario_differences
 from symbolic_residue.concepts._null import tail_p
+from symbolic_residue.concepts._rows import BLOCK, group_blocks, group_sums, Rows
 from symbolic_residue.stats import auc, bound, Estimate, generator
 
 if TYPE_CHECKING:
@@ -39,14 +40,13 @@ __all__ = [
     "length_leak",
     "mlp_columns",
     "mlp_cosine",
+    "mlp_null",
     "null_block",
     "pc_share",
-    "ridge_r2",
     "scenario_leak",
 ]
 
 Array = NDArray[np.float64]
-_RIDGE = 0.01
 _NOT_PAIRED = "No scenario holds both a positive and a negative, so there are no differences."
 
 
@@ -80,50 +80,83 @@ def pc_share(x: NDArray[np.floating], design: Design, scenarios: Sequence[str | 
     """
     if not design.paired or design.n_strata < 3:
         return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
-    x = np.asarray(x, dtype=np.float64)
-    rng, names = generator(seed), np.array(["" if s is None else f"={s}" for s in scenarios])
-    observed = scenario_differences(x[design.rows], design)
-    shares = [_first_share((observed @ observed.T)[None])]
-    n, larger = design.n_strata, False
-    drawn = np.zeros((n_draws, n, x.shape[1]))
+    rows, n = Rows.of(x), design.n_strata
+    names = np.array(["" if s is None else f"={s}" for s in scenarios])
+    rng, larger = generator(seed), False
+    pools, weights = [], []
     for s in range(n):
         here = design.stratum == s
         pool = np.flatnonzero(names == names[design.rows[here][0]])
         n_pos, n_all = int(design.positive[here].sum()), int(here.sum())
         larger |= len(pool) > n_all
-        picked = pool[rng.random((n_draws, len(pool))).argsort(axis=1)[:, :n_all]]
-        drawn[:, s] = x[picked[:, :n_pos]].mean(1) - x[picked[:, n_pos:]].mean(1)
+        place = rng.random((n_draws, len(pool))).argsort(axis=1).argsort(axis=1)
+        drawn = np.where(place < n_pos, 1 / n_pos, np.where(place < n_all, -1 / (n_all - n_pos), 0.0))
+        own = np.searchsorted(pool, design.rows[here])
+        observed = np.zeros((1, len(pool)))
+        observed[0, own] = design.weights()[here] * n
+        pools.append(pool)
+        weights.append(np.concatenate([observed, drawn]))
+    shares = _first_shares(rows, pools, weights)
     if not larger:
         return {
-            "value": float(shares[0][0]),
+            "value": float(shares[0]),
             "n": n,
             "null": None,
             "reason": "No scenario has texts of a third kind to draw a null from.",
         }
-    return {**null_block(np.concatenate([*shares, _first_share(drawn @ drawn.transpose(0, 2, 1))])), "n": n}
+    return {**null_block(shares), "n": n}
 
 
-def _first_share(grams: Array) -> Array:
-    eigen = np.linalg.eigvalsh(grams)
-    total = eigen.sum(1)
-    return np.divide(eigen[:, -1], total, out=np.zeros_like(total), where=total > 0)
+def _first_shares(rows: Rows, pools: Sequence[NDArray[np.intp]], weights: Sequence[Array]) -> Array:
+    """First component's share of the scenarios' differences of every draw, ``[draw]``, some draws and some scenarios at a time.
+
+    Through the differences' Gram matrix ``[scenario, scenario]``, or, of more scenarios than dimensions, through their covariance ``[d, d]``.
+    """
+    n_draws, d, n = len(weights[0]), rows.width, len(pools)
+    size = min(n, d)
+    some = max(1, 4 * BLOCK // (8 * d * size))
+    shares = np.zeros(n_draws)
+    for start in range(0, n_draws, some):
+        at = slice(start, min(start + some, n_draws))
+        matrices = np.zeros((at.stop - start, d, d)) if n > d else None
+        for first in range(0, n, size):
+            part = range(first, min(first + size, n))
+            differences = np.stack([weights[s][at] @ rows.take(pools[s]) for s in part], axis=1)
+            if matrices is None:
+                matrices = differences @ differences.transpose(0, 2, 1)
+            else:
+                matrices += differences.transpose(0, 2, 1) @ differences
+        assert matrices is not None
+        total = np.trace(matrices, axis1=1, axis2=2)
+        largest = np.linalg.eigvalsh(matrices)[:, -1] if n <= d else np.array([_largest(one) for one in matrices])
+        shares[at] = np.divide(largest, total, out=np.zeros_like(total), where=total > 0)
+    return shares
 
 
-def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | None]) -> dict[str, Any]:
+def _largest(matrix: Array) -> float:
+    """Largest eigenvalue of a covariance (Lanczos from a fixed start: of a large one, where all eigenvalues would take long)."""
+    if len(matrix) < 64 or not matrix.any():
+        return float(np.linalg.eigvalsh(matrix)[-1])
+    start = np.random.default_rng(0).normal(size=len(matrix))
+    return float(eigsh(matrix, k=1, which="LA", v0=start, return_eigenvectors=False)[0])
+
+
+def alignment(x: NDArray[np.floating] | Rows, design: Design, names: Sequence[str | None]) -> dict[str, Any]:
     """Cosine of each scenario's difference with the mean of the others', and the outliers by name."""
     if not design.paired or design.n_strata < 3:
         return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
-    differences = scenario_differences(x, design)
-    others = differences.sum(0) - differences
-    sizes = np.linalg.norm(differences, axis=1) * np.linalg.norm(others, axis=1)
-    cosines = np.divide((differences * others).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    rows, weights = Rows.of(x), design.weights() * design.n_strata
+    total = design.n_strata * fit(rows, design)
+    cosines, of_texts = np.zeros(design.n_strata), np.zeros(len(rows))
+    for strata, which in group_blocks(design.stratum, rows.per_block):
+        block, w, own = rows.take(which), weights[which, None], design.stratum[which] - strata.start
+        differences, negatives = group_sums(block * w, own), group_sums(block * np.maximum(-w, 0), own)
+        others = total - differences
+        cosines[strata.start : strata.stop] = _cosines(differences, others)
+        of_texts[which] = _cosines(block - negatives[own], others[own])
     middle, limit = _limit(cosines)
     at = np.flatnonzero(design.positive)
-    negative = np.stack([x[(design.stratum == s) & ~design.positive].mean(0) for s in range(design.n_strata)])
-    single = np.asarray(x, dtype=np.float64)[at] - negative[design.stratum[at]]
-    rest = others[design.stratum[at]]
-    sizes = np.linalg.norm(single, axis=1) * np.linalg.norm(rest, axis=1)
-    by_text = np.divide((single * rest).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    by_text = of_texts[at]
     of = [str(names[int(design.rows[design.stratum == s][0])]) for s in range(design.n_strata)]
     return {
         "mean": float(cosines.mean()),
@@ -134,6 +167,12 @@ def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | Non
         "by_text": by_text.tolist(),
         "outlier_texts": design.rows[at[by_text < _limit(by_text)[1]]].tolist(),
     }
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    """Row by row; 0 where one of the two has no length."""
+    sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide(np.einsum("nd,nd->n", a, b), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
 
 
 def _limit(cosines: Array) -> tuple[float, float]:
@@ -157,23 +196,16 @@ def mlp_columns(layer: LayerParts) -> Array | str:
     return np.divide(columns, sizes, out=np.zeros_like(columns), where=sizes > 0)
 
 
-def mlp_cosine(v: Array, columns: Array, random: Array) -> dict[str, Any]:
-    """Largest |cosine| with one column, against random unit directions ``[draw, d_model]``."""
+def mlp_cosine(v: Array, columns: Array, null: Array) -> dict[str, Any]:
+    """Largest |cosine| with one column, against the same of random directions, ``[draw]`` (:func:`mlp_null`)."""
     cosines = columns @ v
     at = int(np.abs(cosines).argmax())
-    null = np.abs(random @ columns.T).max(1)
     return {**null_block(np.concatenate([[abs(float(cosines[at]))], null])), "neuron": at, "sign": float(np.sign(cosines[at]))}
 
 
-def ridge_r2(v: Array, others: Array, permuted: Array | None) -> dict[str, Any]:
-    """Share of the direction explained by ``others [concept, d]``, against ``permuted [draw, d]`` unit directions."""
-    if not len(others):
-        return {"value": None, "reason": "There is one concept only."}
-    rows = v[None] if permuted is None else np.concatenate([v[None], permuted])
-    inner = others @ others.T
-    beta = np.linalg.solve(inner + _RIDGE * np.eye(len(others)), others @ rows.T)
-    r2 = np.clip(1 - ((rows.T - others.T @ beta) ** 2).sum(0) / (rows**2).sum(1), 0, 1)
-    return {"value": float(r2[0]), "null": None} if permuted is None else null_block(r2)
+def mlp_null(columns: Array, random: Array) -> Array:
+    """Largest |cosine| with one column of each of ``random [draw, d_model]``, unit directions: ``[draw]``."""
+    return np.array([np.abs(columns @ one).max() for one in random])
 
 
 def length_leak(scores: Array, lengths: Array, design: Design) -> dict[str, Any]:
@@ -211,7 +243,7 @@ def length_cosine(
     tokens -= tokens.mean() if len(rows) else 0
     if len(rows) < 4 or not tokens.any():
         return {"value": None, "reason": "Fewer than four neutral tellings, or all of one length.", "n": len(rows)}
-    slope = tokens @ (x[rows] - x[rows].mean(0)).astype(np.float64)
+    slope = Rows(x, rows).sums(lambda at: tokens[None, at])[0]  # the lengths' mean is out, so the activations' needs not be
     size = float(np.linalg.norm(slope))
     if size == 0:
         return {"value": None, "reason": "Length changes nothing here.", "n": len(rows)}
@@ -234,9 +266,9 @@ def scenario_leak(
     rows = np.tile(residual, (1 + n_draws, 1))
     for part in (positive, ~positive):
         rows[1:, part] = rng.permuted(np.tile(residual[part], (n_draws, 1)), axis=1)
-    member = np.zeros((len(scores), int(scenario.max()) + 1))
-    member[np.arange(len(scores)), scenario] = 1
-    counts = np.maximum(member.sum(0), 1)
-    between = ((rows @ member) ** 2 / counts).sum(1)
+    order = np.argsort(scenario, kind="stable")
+    starts = np.flatnonzero(np.diff(scenario[order], prepend=-1))
+    counts = np.diff(starts, append=len(scores))
+    between = (np.add.reduceat(rows[:, order], starts, axis=1) ** 2 / counts).sum(1)
     total = float((residual**2).sum())
     return null_block(between / total) if total > 0 else {"value": None, "reason": "All scores are the same."}
