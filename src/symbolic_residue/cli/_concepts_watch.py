@@ -78,7 +78,7 @@ def watch_command(
     as_chat = opened.directions.chat if chat is None else chat
     ready = [
         build_prompt(
-            loaded.tokenizer, one.prompt, messages=None if one.messages is None else [m.model_dump() for m in one.messages],
+            loaded.tokenizer, one.prompt, messages=None if one.messages is None else [dict(turn) for turn in one.messages],
             chat=as_chat and one.messages is None, max_tokens=loaded.parts.max_context,
         )
         for one in asked.items
@@ -264,8 +264,12 @@ def _show(watcher: Watcher, record: dict[str, Any], path: Path, page: Path | Non
         "along permuted directions; intervals count scenarios, for tokens of a text are no samples.\n",
         markup=False,
     )
-    for reason in dict.fromkeys(one["reason"] for one in record["verdicts"] if one["outcome"] == "undecided"):
-        console.print(Text(visible(f"undecided: {reason}"), style="dim"))
+    undecided: dict[str, list[str]] = {}
+    for one in record["verdicts"]:
+        if one["outcome"] == "undecided":
+            undecided.setdefault(one["reason"], []).append(one["concept"])
+    for reason, names in undecided.items():
+        console.print(Text(visible(f"undecided ({', '.join(dict.fromkeys(names))}): {reason}"), style="dim"))
     console.print(Text(f"watched: {visible(path)}"), soft_wrap=True)
     if page is not None:
         console.print(Text(f"report: {visible(page)}"), soft_wrap=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from symbolic_residue.concepts._corpus import BASELINE
 from symbolic_residue.concepts._design import Design, draw_labels, make_design
-from symbolic_residue.concepts._estimators import fit
+from symbolic_residue.concepts._estimators import Estimator, fit
 from symbolic_residue.concepts._record import read_json
 from symbolic_residue.concepts._study import ConceptRun
 from symbolic_residue.errors import ConfigError, ReadError, WriteError
@@ -177,7 +177,8 @@ class _Sums:
     """A concept's direction and its controls in one layer, of all scenarios or without one of them."""
 
     def __init__(self, x: Array, design: Design, labels: NDArray[np.bool_], of: NDArray[np.intp], run: ConceptRun) -> None:
-        self.x, self.design, self.labels, self.of, self.estimator = x, design, labels, of, run.directions.estimator
+        self.x, self.design, self.labels, self.of = x, design, labels, of
+        self.estimator: Estimator = run.directions.estimator
         if design.paired:
             self.weights = design.weights(labels)
             self.total = self.weights @ x
@@ -234,7 +235,7 @@ def _make(plan: _Plan, instrument: Instrument, layers: Sequence[int], batch_size
             batch,
             reads=tuple(f"resid_post.{i}" for i in layers),
             keep_logits=1,
-            on_read=lambda point, tensor, hidden=hidden: hidden.update({point.layer: tensor.double().cpu().numpy()}),
+            on_read=lambda point, tensor, hidden=hidden: hidden.update({point.layer or 0: tensor.double().cpu().numpy()}),
         )
         for row, prompt in enumerate(some):
             at, unit = counted_positions(prompt), plan.unit[start + row]

@@ -163,7 +163,8 @@ def judge_watch(
         elif n == 1 and 1 / (1 + s) > LEVEL:
             outcome, reason = "undecided", f"{s} neutral scenarios cannot show a smaller p than {1 / (1 + s):.2f}."
         else:
-            outcome, reason = "undecided", "Higher than most neutral texts, but not by enough."
+            where = "It lies" if n == 1 else "The interval reaches"
+            outcome, reason = "undecided", f"{where} {MARGIN:g} sd or more above neutral texts, and p is above {LEVEL:g}."
         verdicts.append(
             WatchVerdict(
                 outcome, reason, n, counts, float(mean[t]), float(centre[t]), float(centre[t] - half * sd[t]), float(centre[t] + half * sd[t]),
