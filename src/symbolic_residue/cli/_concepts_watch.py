@@ -78,7 +78,7 @@ def watch_command(
     as_chat = opened.directions.chat if chat is None else chat
     ready = [
         build_prompt(
-            loaded.tokenizer, one.prompt, messages=None if one.messages is None else [dict(turn) for turn in one.messages],
+            loaded.tokenizer, one.prompt, messages=None if one.messages is None else [{"role": turn["role"], "content": turn["content"]} for turn in one.messages],
             chat=as_chat and one.messages is None, max_tokens=loaded.parts.max_context,
         )
         for one in asked.items

@@ -84,6 +84,14 @@ def test_several_prompts_are_the_sample(run: Path, tmp_path: Path, capsys: pytes
     assert main(words) == 5 and "already there" in capsys.readouterr().err
 
 
+def test_a_conversation_is_read_as_one(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "Where is the book?"}]}) + "\n")
+    assert main(["concepts", "watch", str(run), "-f", str(file), "--layers", "1", "-n", "6", "--no-report"]) == 0
+    (text,) = json.loads((run / "watch" / "001.json").read_text())["texts"]
+    assert "<|start|>user" in text["prompt_text"] and text["z"][1] is None
+
+
 def test_layers_come_from_the_report_where_none_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["concepts", "watch", str(run), "--prompt", PROMPT, "-n", "6"]
     assert main(words) == 2
