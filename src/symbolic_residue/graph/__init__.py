@@ -7,6 +7,14 @@ from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._neuronpedia import to_neuronpedia, write_neuronpedia
+from symbolic_residue.graph._neuronpedia_schema import (
+    NeuronpediaGraph,
+    NeuronpediaLink,
+    NeuronpediaNode,
+    read_neuronpedia,
+    validate_neuronpedia,
+)
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._sweep import direct_edges, work
 from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read_targets, Target, target_rows
@@ -20,6 +28,9 @@ __all__ = [
     "LocalLayer",
     "LocalModel",
     "Neuron",
+    "NeuronpediaGraph",
+    "NeuronpediaLink",
+    "NeuronpediaNode",
     "Pruned",
     "Relevance",
     "Rows",
@@ -33,10 +44,14 @@ __all__ = [
     "freeze",
     "load_graph",
     "promoted_tokens",
+    "read_neuronpedia",
     "read_targets",
     "relevance",
     "save_graph",
     "target_rows",
+    "to_neuronpedia",
     "unit_rows",
+    "validate_neuronpedia",
     "work",
+    "write_neuronpedia",
 ]
