@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from symbolic_residue.cli import main
-from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows
+from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows, validate_pairs
 from symbolic_residue.instrument import Instrument
+from symbolic_residue.prompts import counterfactual_pairs
 
 pytestmark = pytest.mark.model
 
@@ -34,13 +35,8 @@ def test_both_sweeps_agree_on_a_longer_text(demo):
         weights[int(local.logits[-1].argmax())] = 1
         direction, constant = local.logit_direction(weights)
         units = relevance(local, direction).top(100)
-        of_units = unit_rows(local, units, "half")
-        rows = Rows(
-            torch.cat([direction[None], of_units.direction]),
-            torch.cat([constant[None], of_units.constant]),
-            torch.cat([torch.tensor([len(local.layers)]), of_units.layer]),
-            torch.cat([torch.tensor([len(ids) - 1]), of_units.position]),
-        )
+        rows = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(ids) - 1]))
+        rows = rows + unit_rows(local, units, "half")
         down, up = (direct_edges(local, rows, units, direction=way, by_position=False)[0] for way in ("down", "up"))
     size = down.abs().sum(1, keepdim=True)
     assert float(((down - up).abs() / size).max()) < 1e-5
@@ -95,3 +91,10 @@ def test_what_cannot_be_is_refused_in_words(options, code, said, tmp_path, capsy
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not list(tmp_path.rglob("graph.json"))
+
+
+def test_the_packaged_pairs_hold_on_the_model_that_they_were_chosen_on(demo):
+    pairs = counterfactual_pairs()
+    found = validate_pairs(Instrument(demo), pairs)
+    assert found["holds"].all() and len(found) == len(pairs) >= 120
+    assert (found["corrupted"] < 0).all()  # both sides are answered

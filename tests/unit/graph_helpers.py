@@ -38,10 +38,5 @@ def with_logit(local: LocalModel, units: Units, a: int, b: int, rule: str = "hal
     weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
     weights[a], weights[b] = 1, -1
     direction, constant = local.logit_direction(weights)
-    rows = unit_rows(local, units, rule)  # type: ignore[arg-type]
-    return Rows(
-        torch.cat([direction[None], rows.direction]),
-        torch.cat([constant[None], rows.constant]),
-        torch.cat([torch.tensor([len(local.layers)]), rows.layer]),
-        torch.cat([torch.tensor([len(local) - 1]), rows.position]),
-    )
+    target = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(local) - 1]))
+    return target + unit_rows(local, units, rule)  # type: ignore[arg-type]

@@ -45,18 +45,24 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What is explained: directions ``[row, d_model]`` at a layer and position, with constants ``[row]``.
+    """What is explained: directions ``[row, d_model]`` of the residual stream at a place and position, with constants ``[row]``.
 
-    ``layer``: the row reads what that layer's MLP reads; the number of layers: the last residual stream.
+    ``place``: 2l before block l (what its attention reads, and its MLP in a parallel block), 2l + 1 between its attention and its MLP, 2 · layers at the end.
     """
 
     direction: Tensor
     constant: Tensor
-    layer: Tensor
+    place: Tensor
     position: Tensor
 
     def __len__(self) -> int:
-        return len(self.layer)
+        return len(self.place)
+
+    def __add__(self, other: Rows) -> Rows:
+        """These rows and then the others."""
+        return Rows(
+            *(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("direction", "constant", "place", "position"))
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def unit_rows(local: LocalModel, units: Units, rule: Rule) -> Rows:
         at = units.at(i)
         if len(at):
             directions[at], constants[at] = layer.read_by(units.neuron[at], units.position[at], rule)
-    return Rows(directions, constants, units.layer, units.position)
+    places = torch.tensor([local.mlp_place(i) for i in range(len(local.layers))], dtype=torch.long)
+    return Rows(directions, constants, places[units.layer], units.position)
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,6 +170,15 @@ class LocalModel:
         """Of all tensors."""
         return self.embedded.dtype
 
+    def mlp_place(self, layer: int) -> int:
+        """Where the MLP of a layer reads, as a place of ``Rows``."""
+        return 2 * layer if self.layers[layer].parallel else 2 * layer + 1
+
+    @property
+    def end(self) -> int:
+        """The place of the last residual stream."""
+        return 2 * len(self.layers)
+
     def uncapped_logits(self, position: int = -1) -> Tensor:
         """``[vocab]`` before any softcap, by the model's own norm and unembedding: what targets are checked against."""
         if self.parts.logit_softcap is None:

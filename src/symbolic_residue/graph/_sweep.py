@@ -13,11 +13,14 @@ effect: what the column's write, carried by the residual stream and the frozen a
    sorted by layer, so that those alive at a layer are a prefix; and they are cut into chunks of ``budget`` row-positions, so that memory depends on the
    budget and not on their number.
 
+A parallel block's attention and MLP read the same stream; in a sequential one its MLP reads what its attention added.
+
 The sum ``Σ layer · (t + 1)`` over rows against ``Σ (layers above) · (T − t)`` over columns says which way is less work: neurons that matter sit late.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -30,12 +33,13 @@ from symbolic_residue.graph._maps import attend, attend_back
 __all__ = ["direct_edges", "sweep_down", "sweep_up", "work"]
 
 Direction = Literal["auto", "down", "up"]
+Visit = Callable[[int, Tensor, Tensor], None]
 
 
 def work(rows: Rows, units: Units, columns: Columns) -> tuple[int, int]:
     """Layer-positions that ``down`` and ``up`` carry: see the module's text."""
     n, n_layers = columns.n_positions, columns.n_layers
-    down = int((rows.layer.clamp(max=n_layers) * (rows.position + 1)).sum())
+    down = int(((rows.place + 1) // 2 * (rows.position + 1)).sum())
     up = int(((n_layers - 1 - units.layer) * (n - units.position)).sum()) + n_layers * n * (n + 1) // 2
     kinds = 2 if columns.biased else 1
     each = n * (n + 1) // 2 if columns.by_position else n
@@ -71,20 +75,24 @@ def direct_edges(
     return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
 
 
-def sweep_down(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192) -> Tensor:
-    """Every edge, pulled down from the rows, ``[row, column]``; arguments as of :func:`direct_edges`."""
+def sweep_down(
+    local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192, visit: Visit | None = None
+) -> Tensor:
+    """Every edge, pulled down from the rows, ``[row, column]``; arguments as of :func:`direct_edges`.
+
+    Args:
+        visit: called before each layer's attention is passed, with (layer, rows' numbers, their directions ``[row, position, d_model]``).
+    """
     n_layers = len(local.layers)
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
     sources = layer_sources(local, units)
-    for width, chunk in buckets(rows.position + 1, -rows.layer, budget):
+    for width, chunk in buckets(rows.position + 1, -rows.place, budget):
         g = torch.zeros(len(chunk), width, rows.direction.shape[1], dtype=local.dtype)
         part = torch.zeros(len(chunk), len(columns), dtype=local.dtype)
-        layer_of, position = rows.layer[chunk], rows.position[chunk]
-        alive = int((layer_of == n_layers).sum())
-        g[torch.arange(alive), position[:alive]] = rows.direction[chunk[:alive]]
-        for i in reversed(range(min(n_layers, int(layer_of[0]) + 1))):
+        place = rows.place[chunk]
+        alive = _enter(g, rows, chunk, 0, int((place == 2 * n_layers).sum()))
+        for i in reversed(range(min(n_layers, int(place[0]) // 2 + 1))):
             layer, source = local.layers[i], sources[i]
-            born = int((layer_of >= i).sum())
             if alive:
                 live = g[:alive]
                 for at, first, last in source.runs:
@@ -94,14 +102,14 @@ def sweep_down(local: LocalModel, rows: Rows, units: Units, columns: Columns, *,
                 _read_spread(part[:alive], live, source.rest, columns.rest, i, columns)
                 if columns.biased:
                     _read_spread(part[:alive], live, layer.mlp_constant, columns.bias, i, columns)
-            if not layer.parallel:
-                alive = _enter(g, rows, chunk, alive, born)
+            alive = _enter(g, rows, chunk, alive, int((place > 2 * i).sum()))
             if alive:
                 if columns.biased:
                     _read_spread(part[:alive], g[:alive], layer.attn_constant, columns.bias, i, columns)
+                if visit is not None:
+                    visit(i, chunk[:alive], g[:alive])
                 attend_back(layer, layer.attention_weights(), g[:alive])
-            if layer.parallel:
-                alive = _enter(g, rows, chunk, alive, born)
+            alive = _enter(g, rows, chunk, alive, int((place >= 2 * i).sum()))
         part[:, columns.embeddings.start : columns.embeddings.start + width] = _products(g, local.embedded)
         part[:, columns.constant] = rows.constant[chunk]
         edges[chunk] = part
@@ -138,7 +146,7 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
     edges[:, columns.constant] = rows.constant
     sources = layer_sources(local, units)
-    readers = [_readers(rows, i) for i in range(n_layers + 1)]
+    readers = [_readers(rows, place) for place in range(2 * n_layers + 1)]
     born_at, start = _births(units, columns)
     for width, chunk in buckets(n - start, born_at, budget):
         first = n - width
@@ -148,15 +156,13 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
         for i in range(max(0, int(born[0]) // 2), n_layers):
             layer, source = local.layers[i], sources[i]
             with_bias = int((born <= 2 * i).sum())
-            if layer.parallel:
-                _read_rows(edges, f, alive, chunk, readers[i], rows, first)
+            _read_rows(edges, f, alive, chunk, readers[2 * i], rows, first)
             if alive:
                 attend(layer, layer.attention_weights(), f[:alive], first)
             before = alive
             if with_bias > alive:
                 alive = _begin(f, chunk, alive, with_bias, layer.attn_constant, columns.bias, start, first, not columns.by_position)
-            if not layer.parallel:
-                _read_rows(edges, f, alive, chunk, readers[i], rows, first)
+            _read_rows(edges, f, alive, chunk, readers[2 * i + 1], rows, first)
             if alive > before:  # the same column goes on to hold the MLP's constant
                 _begin(f, chunk, before, alive, layer.mlp_constant, columns.bias, start, first, not columns.by_position)
             end = int((born <= 2 * i + 1).sum())
@@ -171,7 +177,7 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
                 spread = int(single.sum())
                 _begin(f, chunk, alive + spread, end, source.rest, columns.rest, start, first, not columns.by_position)
                 alive = end
-        _read_rows(edges, f, alive, chunk, readers[n_layers], rows, first)
+        _read_rows(edges, f, alive, chunk, readers[2 * n_layers], rows, first)
     return edges
 
 
@@ -201,9 +207,9 @@ def _begin(
     return high
 
 
-def _readers(rows: Rows, layer: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Rows that read at a layer, in order of position, and (position, first, last + 1) of those that share one."""
-    at = (rows.layer == layer).nonzero()[:, 0]
+def _readers(rows: Rows, place: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Rows that read at a place, in order of position, and (position, first, last + 1) of those that share one."""
+    at = (rows.place == place).nonzero()[:, 0]
     at = at[torch.argsort(rows.position[at], stable=True)]
     where, counts = torch.unique_consecutive(rows.position[at], return_counts=True)
     ends = counts.cumsum(0).tolist()

@@ -59,7 +59,7 @@ class Target:
         name: in words.
         direction: ``[d_model]``.
         constant: what is added whatever the residual stream holds.
-        layer: whose MLP's reading place it reads at; the number of layers: the last residual stream.
+        layer: it reads what that layer's MLP reads; the number of layers: the last residual stream.
         position: of the row.
         value: what the model itself gives for it (the row must sum to it).
         weight: in ranking nodes.
@@ -106,12 +106,13 @@ def read_targets(
     return found
 
 
-def target_rows(targets: Sequence[Target]) -> Rows:
+def target_rows(local: LocalModel, targets: Sequence[Target]) -> Rows:
     """The targets as rows."""
+    places = [local.end if t.layer == len(local.layers) else local.mlp_place(t.layer) for t in targets]
     return Rows(
         torch.stack([t.direction for t in targets]),
         torch.stack([t.constant for t in targets]),
-        torch.tensor([t.layer for t in targets]),
+        torch.tensor(places),
         torch.tensor([t.position for t in targets]),
     )
 
