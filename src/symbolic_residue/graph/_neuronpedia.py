@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -19,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from symbolic_residue import __version__
 from symbolic_residue.errors import ConfigError, WriteError
 from symbolic_residue.graph._neuronpedia_schema import validate_neuronpedia
 
@@ -90,7 +90,7 @@ def to_neuronpedia(
             "schema_version": 1,
             "info": {
                 "creator_name": "symbolic_residue",
-                "generator": {"name": "symbolic_residue", "version": __version__},
+                "generator": {"name": "symbolic_residue", "version": importlib.metadata.version("symbolic-residue")},
                 "units": "MLP neurons: no dictionary; activation × row of the output weights",
             },
             "generation_settings": {"max_feature_nodes": len(graph), "max_n_logits": graph.n_targets, "rule": graph.rule},
