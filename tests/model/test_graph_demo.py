@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from symbolic_residue.cli import main
-from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows
+from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows, validate_pairs
 from symbolic_residue.instrument import Instrument
+from symbolic_residue.prompts import counterfactual_pairs
 
 pytestmark = pytest.mark.model
 
@@ -90,3 +91,10 @@ def test_what_cannot_be_is_refused_in_words(options, code, said, tmp_path, capsy
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not list(tmp_path.rglob("graph.json"))
+
+
+def test_the_packaged_pairs_hold_on_the_model_that_they_were_chosen_on(demo):
+    pairs = counterfactual_pairs()
+    found = validate_pairs(Instrument(demo), pairs)
+    assert found["holds"].all() and len(found) == len(pairs) >= 120
+    assert (found["corrupted"] < 0).all()  # both sides are answered

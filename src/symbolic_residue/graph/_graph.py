@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, VerificationError
-from symbolic_residue.graph._columns import Columns, Units
+from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
 
 __all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
@@ -95,6 +95,7 @@ class Graph:
         columns: what the columns are.
         rule: how gated neurons were made linear.
         uncapped: the model soft-caps its logits, and those before the cap are explained.
+        target_rows: the targets as rows: directions of the residual stream, with the place and position where they read.
         local_error: largest relative difference between a rebuilt layer's write and the model's.
         provenance: of the model, plain data.
     """
@@ -110,6 +111,7 @@ class Graph:
     rule: Rule
     uncapped: bool
     local_error: float
+    target_rows: Rows
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
