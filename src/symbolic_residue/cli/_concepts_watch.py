@@ -76,13 +76,11 @@ def watch_command(
 
     opened, instrument = open_concept_run(run, loaded), Instrument(loaded)
     as_chat = opened.directions.chat if chat is None else chat
-    ready = [
-        build_prompt(
-            loaded.tokenizer, one.prompt, messages=None if one.messages is None else [{"role": turn["role"], "content": turn["content"]} for turn in one.messages],
-            chat=as_chat and one.messages is None, max_tokens=loaded.parts.max_context,
-        )
-        for one in asked.items
-    ]  # fmt: skip
+    ready = []
+    for one in asked.items:
+        turns = None if one.messages is None else [{"role": turn["role"], "content": turn["content"]} for turn in one.messages]
+        limit = loaded.parts.max_context
+        ready.append(build_prompt(loaded.tokenizer, one.prompt, messages=turns, chat=as_chat and turns is None, max_tokens=limit))
     with bar("reference") as tell:
         references = watch_reference(opened, instrument, sorted({track.layer for track in tracks}), progress=tell)
     watcher = Watcher(opened, tracks, references)
