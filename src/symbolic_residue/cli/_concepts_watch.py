@@ -113,7 +113,7 @@ def watch_command(
         if stopped:
             raise KeyboardInterrupt
     page = None
-    if not no_report:
+    if not no_report and (run / "quality.json").exists():
         from symbolic_residue.report import render_report
 
         page = render_report(run)
