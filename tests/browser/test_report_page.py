@@ -48,7 +48,7 @@ def reports(tmp_path_factory) -> dict[str, str]:
     runs["nasty trees"] = write_trees(root / "nasty-trees", items=2, failed=1, nasty=True)
     runs["measure"] = write_measure(root / "measure", nasty=True)
     runs["concepts"] = write_concepts(root / "concepts")
-    runs["nasty concepts"] = write_concepts(root / "nasty-concepts", nasty=True)
+    runs["nasty concepts"] = write_concepts(root / "nasty-concepts", nasty=True, watched=True)
     return {name: render_report(run).as_uri() for name, run in runs.items()}
 
 
