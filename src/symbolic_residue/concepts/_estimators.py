@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from symbolic_residue.concepts._design import Design
-from symbolic_residue.concepts._rows import Rows
+from symbolic_residue.concepts._rows import group_sums, Rows
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["Estimator", "fit", "scenario_differences"]
@@ -58,20 +58,13 @@ def fit(x: NDArray[np.floating] | Rows, design: Design, estimator: Estimator = "
 def scenario_differences(x: NDArray[np.floating], design: Design) -> Array:
     """Mean positive − mean negative of each scenario, ``[scenario, d]``; their mean is the difference of means."""
     weights = design.weights() * design.n_strata
-    return _by_stratum(np.asarray(x, dtype=np.float64) * weights[:, None], design)
-
-
-def _by_stratum(x: Array, design: Design) -> Array:
-    """Sums of the rows of each stratum, ``[stratum, d]``."""
-    order = np.argsort(design.stratum, kind="stable")
-    starts = np.searchsorted(design.stratum[order], np.arange(design.n_strata))
-    return np.add.reduceat(x[order], starts, axis=0)
+    return group_sums(np.asarray(x, dtype=np.float64) * weights[:, None], design.stratum)
 
 
 def _middles(x: Array, design: Design) -> Array:
     """Half-way between the class means of each text's stratum, ``[n, d]``."""
     weights = np.abs(design.weights()) * design.n_strata / 2
-    return _by_stratum(x * weights[:, None], design)[design.stratum]
+    return group_sums(x * weights[:, None], design.stratum)[design.stratum]
 
 
 def _logistic(x: Array, design: Design) -> Array:

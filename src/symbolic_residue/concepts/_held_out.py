@@ -5,13 +5,13 @@
    folds as units (Obuchowski 1997); where the classes are wholly apart, the score interval of :func:`symbolic_residue.stats.auc` on one mean a fold and class.
 3. Null, for the difference of means: the labels are permuted within scenarios and *everything is done again*, all draws at once. The direction without a
    fold is the whole sum minus the fold's own part, so there is one sum over all texts (by blocks, ``_rows``) and the products of texts of one fold.
-   Logistic and LDA hold the design's rows in float64.
+   :func:`held_out_scores` fits each fold by itself and holds the design's rows in float64: logistic and LDA have no other way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from scipy import stats as sps
 
 from symbolic_residue.concepts._design import Design
 from symbolic_residue.concepts._estimators import Estimator, fit
-from symbolic_residue.concepts._rows import label_weights, Rows
+from symbolic_residue.concepts._rows import group_blocks, label_weights, Rows
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats import auc, Estimate
 
@@ -31,14 +31,14 @@ _LOST = 1e-6
 """A squared length that is less than this share of what it was taken from has fewer than ten good digits left."""
 
 
-def held_out_scores(x: NDArray[np.floating], design: Design, estimator: Estimator = "difference") -> Array:
+def held_out_scores(x: NDArray[np.floating] | Rows, design: Design, estimator: Estimator = "difference") -> Array:
     """``[n]``: each text's projection on the unit direction found without its fold.
 
     Raises:
         ConfigError: fewer than two folds, or a fold without which a class is empty.
     """
     _check(design)
-    x = np.asarray(x, dtype=np.float64)
+    x = Rows.of(x).all()
     scores = np.zeros(len(x))
     for fold in range(design.n_folds):
         out = design.fold == fold
@@ -67,7 +67,7 @@ def permuted_scores(x: NDArray[np.floating] | Rows, design: Design, labels: Labe
         whole = rows.sums(lambda at: labels[:, at].astype(np.float64), mean)  # the negatives' sum is the same with the other sign
     at_mean, size = whole @ mean, np.einsum("rd,rd->r", whole, whole)
     scores = np.zeros(labels.shape)
-    for folds, which in _blocks(design, rows.per_block):
+    for folds, which in group_blocks(design.fold, rows.per_block):
         block = rows.take(which)
         projected = whole @ block.T
         start = 0
@@ -118,18 +118,6 @@ def _shares(design: Design, labels: Labels) -> tuple[Callable[[int], Array], Cal
         return np.where(labels[:, out], per_pos[:, None], -per_neg[:, None])
 
     return lambda fold: np.add(*parts(fold)), of_one
-
-
-def _blocks(design: Design, size: int) -> Iterator[tuple[list[int], NDArray[np.intp]]]:
-    """Folds, some at a time, with their texts' numbers, fold after fold: about ``size`` texts, and never less than one fold."""
-    order = np.argsort(design.fold, kind="stable")
-    ends = np.cumsum(np.bincount(design.fold, minlength=design.n_folds))
-    fold = 0
-    while fold < design.n_folds:
-        start = int(ends[fold - 1]) if fold else 0
-        stop = max(fold + 1, int(np.searchsorted(ends, start + size, side="right")))
-        yield list(range(fold, stop)), order[start : ends[stop - 1]]
-        fold = stop
 
 
 def auc_of_draws(scores: Array, labels: Labels) -> Array:

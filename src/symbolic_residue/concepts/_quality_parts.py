@@ -7,10 +7,9 @@
    in the order of ``positive_rows``. Outliers lie more than 3 · 1.4826 · MAD below the median; ``outlier_texts`` are rows of the corpus.
 3. ``mlp``: the largest |cosine| of the direction with one column of the layer's MLP down-projection (after the gain of a norm of the MLP's output, where
    there is one); null: directions drawn uniformly.
-4. ``ridge_r2``: share of the unit direction that the other concepts' directions explain (ridge, λ = 0.01). Null: the same of directions from permuted labels.
-5. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
+4. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
    Fisher's z interval. ``length_direction``: cosine of the direction with the one along which the neutral tellings grow longer.
-6. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
+5. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from symbolic_residue.concepts._design import Design
-from symbolic_residue.concepts._estimators import scenario_differences
+from symbolic_residue.concepts._estimators import fit, scenario_differences
 from symbolic_residue.concepts._null import tail_p
-from symbolic_residue.concepts._rows import BLOCK, Rows
+from symbolic_residue.concepts._rows import BLOCK, group_blocks, group_sums, Rows
 from symbolic_residue.stats import auc, bound, Estimate, generator
 
 if TYPE_CHECKING:
@@ -41,14 +40,13 @@ __all__ = [
     "length_leak",
     "mlp_columns",
     "mlp_cosine",
+    "mlp_null",
     "null_block",
     "pc_share",
-    "ridge_r2",
     "scenario_leak",
 ]
 
 Array = NDArray[np.float64]
-_RIDGE = 0.01
 _NOT_PAIRED = "No scenario holds both a positive and a negative, so there are no differences."
 
 
@@ -143,21 +141,22 @@ def _largest(matrix: Array) -> float:
     return float(eigsh(matrix, k=1, which="LA", v0=start, return_eigenvectors=False)[0])
 
 
-def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | None]) -> dict[str, Any]:
+def alignment(x: NDArray[np.floating] | Rows, design: Design, names: Sequence[str | None]) -> dict[str, Any]:
     """Cosine of each scenario's difference with the mean of the others', and the outliers by name."""
     if not design.paired or design.n_strata < 3:
         return {"value": None, "reason": _NOT_PAIRED if not design.paired else "Fewer than three scenarios."}
-    differences = scenario_differences(x, design)
-    others = differences.sum(0) - differences
-    sizes = np.linalg.norm(differences, axis=1) * np.linalg.norm(others, axis=1)
-    cosines = np.divide((differences * others).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    rows, weights = Rows.of(x), design.weights() * design.n_strata
+    total = design.n_strata * fit(rows, design)
+    cosines, of_texts = np.zeros(design.n_strata), np.zeros(len(rows))
+    for strata, which in group_blocks(design.stratum, rows.per_block):
+        block, w, own = rows.take(which), weights[which, None], design.stratum[which] - strata.start
+        differences, negatives = group_sums(block * w, own), group_sums(block * np.maximum(-w, 0), own)
+        others = total - differences
+        cosines[strata.start : strata.stop] = _cosines(differences, others)
+        of_texts[which] = _cosines(block - negatives[own], others[own])
     middle, limit = _limit(cosines)
     at = np.flatnonzero(design.positive)
-    negative = np.stack([x[(design.stratum == s) & ~design.positive].mean(0) for s in range(design.n_strata)])
-    single = np.asarray(x, dtype=np.float64)[at] - negative[design.stratum[at]]
-    rest = others[design.stratum[at]]
-    sizes = np.linalg.norm(single, axis=1) * np.linalg.norm(rest, axis=1)
-    by_text = np.divide((single * rest).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    by_text = of_texts[at]
     of = [str(names[int(design.rows[design.stratum == s][0])]) for s in range(design.n_strata)]
     return {
         "mean": float(cosines.mean()),
@@ -168,6 +167,12 @@ def alignment(x: NDArray[np.floating], design: Design, names: Sequence[str | Non
         "by_text": by_text.tolist(),
         "outlier_texts": design.rows[at[by_text < _limit(by_text)[1]]].tolist(),
     }
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    """Row by row; 0 where one of the two has no length."""
+    sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide(np.einsum("nd,nd->n", a, b), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
 
 
 def _limit(cosines: Array) -> tuple[float, float]:
@@ -191,23 +196,16 @@ def mlp_columns(layer: LayerParts) -> Array | str:
     return np.divide(columns, sizes, out=np.zeros_like(columns), where=sizes > 0)
 
 
-def mlp_cosine(v: Array, columns: Array, random: Array) -> dict[str, Any]:
-    """Largest |cosine| with one column, against random unit directions ``[draw, d_model]``."""
+def mlp_cosine(v: Array, columns: Array, null: Array) -> dict[str, Any]:
+    """Largest |cosine| with one column, against the same of random directions, ``[draw]`` (:func:`mlp_null`)."""
     cosines = columns @ v
     at = int(np.abs(cosines).argmax())
-    null = np.abs(random @ columns.T).max(1)
     return {**null_block(np.concatenate([[abs(float(cosines[at]))], null])), "neuron": at, "sign": float(np.sign(cosines[at]))}
 
 
-def ridge_r2(v: Array, others: Array, permuted: Array | None) -> dict[str, Any]:
-    """Share of the direction explained by ``others [concept, d]``, against ``permuted [draw, d]`` unit directions."""
-    if not len(others):
-        return {"value": None, "reason": "There is one concept only."}
-    rows = v[None] if permuted is None else np.concatenate([v[None], permuted])
-    inner = others @ others.T
-    beta = np.linalg.solve(inner + _RIDGE * np.eye(len(others)), others @ rows.T)
-    r2 = np.clip(1 - ((rows.T - others.T @ beta) ** 2).sum(0) / (rows**2).sum(1), 0, 1)
-    return {"value": float(r2[0]), "null": None} if permuted is None else null_block(r2)
+def mlp_null(columns: Array, random: Array) -> Array:
+    """Largest |cosine| with one column of each of ``random [draw, d_model]``, unit directions: ``[draw]``."""
+    return np.array([np.abs(columns @ one).max() for one in random])
 
 
 def length_leak(scores: Array, lengths: Array, design: Design) -> dict[str, Any]:
@@ -245,7 +243,7 @@ def length_cosine(
     tokens -= tokens.mean() if len(rows) else 0
     if len(rows) < 4 or not tokens.any():
         return {"value": None, "reason": "Fewer than four neutral tellings, or all of one length.", "n": len(rows)}
-    slope = tokens @ (x[rows] - x[rows].mean(0)).astype(np.float64)
+    slope = Rows(x, rows).sums(lambda at: tokens[None, at])[0]  # the lengths' mean is out, so the activations' needs not be
     size = float(np.linalg.norm(slope))
     if size == 0:
         return {"value": None, "reason": "Length changes nothing here.", "n": len(rows)}

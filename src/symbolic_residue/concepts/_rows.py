@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from symbolic_residue.concepts._design import Design
 
-__all__ = ["BLOCK", "Rows", "label_weights"]
+__all__ = ["BLOCK", "Rows", "group_blocks", "group_sums", "label_weights"]
 
 Array = NDArray[np.float64]
 BLOCK = 2**22
@@ -98,3 +98,27 @@ def label_weights(design: Design, labels: NDArray[np.bool_]) -> Callable[[slice]
     n = len(design.positive)
     plus, minus = design.weights(np.ones(n, dtype=bool)), design.weights(np.zeros(n, dtype=bool))
     return lambda at: np.where(labels[:, at], plus[at], minus[at])
+
+
+def group_blocks(group: NDArray[np.intp], size: int) -> Iterator[tuple[range, NDArray[np.intp]]]:
+    """Groups, some at a time, with the numbers of their texts, group after group: about ``size`` texts, and never less than one group.
+
+    Args:
+        group: ``[n]``: the group of each text, from 0 without gaps.
+        size: texts of a block.
+    """
+    order = np.argsort(group, kind="stable")
+    ends = np.cumsum(np.bincount(group))
+    first = 0
+    while first < len(ends):
+        start = int(ends[first - 1]) if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, start + size, side="right")))
+        yield range(first, stop), order[start : ends[stop - 1]]
+        first = stop
+
+
+def group_sums(rows: Array, group: NDArray[np.intp]) -> Array:
+    """Sums of the rows ``[n, d]`` of each group, ``[group, d]``; groups from 0 without gaps."""
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    return np.add.reduceat(rows[order], starts, axis=0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from symbolic_residue.models._parts import LayerParts, Norm, Parts
     from symbolic_residue.models._provenance import AdapterRecord, Provenance
     from symbolic_residue.models._refs import ALIASES, FolderRef, HubRef, ModelRef, WheelRef
+    from symbolic_residue.models._weights import linear_bias, weight_in_out
 
 __all__ = [
     "ALIASES",
@@ -41,7 +42,9 @@ __all__ = [
     "cached",
     "fetch",
     "hub_entries",
+    "linear_bias",
     "load_model",
+    "weight_in_out",
     "wrap",
 ]
 
@@ -54,6 +57,7 @@ _HOMES = {
     "_parts": ("LayerParts", "Norm", "Parts"),
     "_provenance": ("AdapterRecord", "Provenance"),
     "_refs": ("ALIASES", "FolderRef", "HubRef", "ModelRef", "WheelRef"),
+    "_weights": ("linear_bias", "weight_in_out"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

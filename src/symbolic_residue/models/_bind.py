@@ -22,10 +22,10 @@ from symbolic_residue.models._parts import LayerParts, Norm, Parts
 from symbolic_residue.models._spec import FamilySpec, QkvLayout, resolve
 from symbolic_residue.models._weights import (
     base_of,
-    bias,
     check_linear,
     check_plain,
     check_shape,
+    linear_bias,
     module_at,
     weight_in_out,
 )
@@ -147,7 +147,7 @@ def bind_with(model: Any, spec: FamilySpec, *, discovered: bool = False) -> Part
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         max_context=sizes["max_context"],
         qkv_bias=any(
-            bias(module_at(layer.attn, name, nn.Module)) is not None
+            linear_bias(module_at(layer.attn, name, nn.Module)) is not None
             for layer in layers
             if layer.attn is not None
             for name in spec.qkv

@@ -18,7 +18,7 @@ from torch import nn, Tensor
 
 from symbolic_residue.errors import ReadError
 from symbolic_residue.models._spec import FamilySpec, QkvLayout
-from symbolic_residue.models._weights import bias, weight_in_out
+from symbolic_residue.models._weights import linear_bias, weight_in_out
 from symbolic_residue.types import Point, PointKind
 
 __all__ = ["LayerParts", "Norm", "Parts"]
@@ -169,7 +169,7 @@ class LayerParts:
         Raises:
             ReadError: the layer has no softmax attention.
         """
-        return bias(self._attention()[1])
+        return linear_bias(self._attention()[1])
 
     def projection(self, which: Literal["q", "k", "v"], head: int) -> tuple[Tensor, Tensor | None]:
         """Weights ``[d_model, d_head]`` and bias ``[d_head] | None`` that make the head's q, k or v from the normed input.
@@ -198,7 +198,7 @@ class LayerParts:
             else:
                 row = kv_head * (group + 2) + (head % group if which == "q" else group + part - 1)
         chosen = slice(row * self.d_head, (row + 1) * self.d_head)
-        added = bias(module)
+        added = linear_bias(module)
         weight, added = weight_in_out(module)[:, chosen], None if added is None else added[chosen]
         key_scale = self.key_scale if which == "k" else 1.0
         if self.attn_in_scale * key_scale != 1.0:
@@ -275,7 +275,7 @@ class Parts:
     @property
     def b_u(self) -> Tensor | None:
         """Bias of the logits, ``[vocab]``."""
-        return bias(self.unembed)
+        return linear_bias(self.unembed)
 
     def embedded(self, ids: Tensor) -> Tensor:
         """What the model must be given as ``inputs_embeds`` to do as with these ids, ``[..., d_model]``."""

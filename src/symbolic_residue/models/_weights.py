@@ -15,7 +15,7 @@ from torch import nn, Tensor
 
 from symbolic_residue.errors import AdapterError, UnsupportedModelError, VerificationError
 
-__all__ = ["base_of", "bias", "check_linear", "check_plain", "check_shape", "is_lora", "module_at", "weight_in_out"]
+__all__ = ["base_of", "check_linear", "check_plain", "check_shape", "is_lora", "linear_bias", "module_at", "weight_in_out"]
 
 _MERGE = "Merge it first: model = model.merge_and_unload(), or load with load_model(base, adapter=folder)."
 
@@ -40,7 +40,7 @@ def weight_in_out(module: Any) -> Tensor:
     return weight
 
 
-def bias(module: Any) -> Tensor | None:
+def linear_bias(module: Any) -> Tensor | None:
     """Bias ``[out]`` of a linear, or ``None``."""
     found = base_of(module).bias
     return None if found is None else found.detach()
@@ -131,7 +131,7 @@ def check_linear(root: nn.Module, path: str, where: str, in_out: tuple[int | Non
     base = base_of(module)
     found = weight_in_out(base)
     check_shape(f"{name} as [in, out]", found, tuple(s if w is None else w for s, w in zip(found.shape, in_out, strict=True)))
-    added = bias(base)
+    added = linear_bias(base)
     if added is not None:
         check_shape(f"{name}.bias", added, (in_out[1],))
     return module

@@ -32,8 +32,8 @@ from symbolic_residue.concepts._quality_parts import (
     length_leak,
     mlp_columns,
     mlp_cosine,
+    mlp_null,
     pc_share,
-    ridge_r2,
     scenario_leak,
 )
 from symbolic_residue.errors import ConfigError
@@ -165,26 +165,16 @@ def test_a_direction_that_one_neuron_writes_is_told_from_a_random_one() -> None:
     rng = np.random.default_rng(3)
     random = rng.normal(size=(200, 64))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
-    found = mlp_cosine(-columns[7], columns, random)
+    found = mlp_cosine(-columns[7], columns, mlp_null(columns, random))
     assert (found["neuron"], found["sign"], found["value"]) == (7, -1.0, pytest.approx(1)) and found["p"] < 0.01
-    assert 0.01 < np.mean([mlp_cosine(one, columns, random[:100])["p"] <= 0.1 for one in random[100:]]) < 0.25
+    null = mlp_null(columns, random[:100])
+    np.testing.assert_allclose(null, np.abs(random[:100] @ columns.T).max(1))
+    assert 0.01 < np.mean([mlp_cosine(one, columns, null)["p"] <= 0.1 for one in random[100:]]) < 0.25
     experts = mlp_columns(bind(build("qwen3_next")).layers[1])
     assert isinstance(experts, str) and "experts" in experts
     torch.testing.assert_close(
         torch.tensor(np.asarray(mlp_columns(bind(build("gpt2")).layers[0]))).norm(dim=1), torch.ones(96).double()
     )
-
-
-def test_ridge_tells_a_mixture_of_other_concepts_from_a_direction_of_its_own() -> None:
-    rng = np.random.default_rng(4)
-    basis = np.linalg.qr(rng.normal(size=(50, 8)))[0].T
-    permuted = rng.normal(size=(200, 50))
-    permuted /= np.linalg.norm(permuted, axis=1, keepdims=True)
-    mixed = (basis[0] + basis[1]) / np.sqrt(2)
-    assert ridge_r2(mixed, basis[:5], permuted)["value"] == pytest.approx(1 - (0.01 / 1.01) ** 2)
-    own = ridge_r2(basis[7], basis[:5], permuted)
-    assert own["value"] == pytest.approx(0, abs=1e-12) and own["null_mean"] == pytest.approx(5 / 50, rel=0.2) and own["p"] > 0.9
-    assert ridge_r2(mixed, basis[:0], None)["value"] is None
 
 
 def test_length_and_scenario_leaks_are_seen_where_planted_and_not_elsewhere() -> None:
@@ -355,11 +345,12 @@ def test_the_chosen_layer_pays_for_having_been_chosen() -> None:
 
     planted = report(0, 3.0)["concepts"]["joy"]
     assert planted["chosen"]["layer"] == 4 and planted["chosen"]["p_model"] <= 0.01
-    assert planted["chosen"]["p_concepts"] == pytest.approx(2 * planted["chosen"]["p_model"])
+    assert planted["chosen"]["p_smallest"] == min(block["auc"]["p_model"] for block in planted["layers"].values())
+    assert planted["chosen"]["p_concepts"] == pytest.approx(2 * planted["chosen"]["p_smallest"])
     for block in planted["layers"].values():
         assert block["auc"]["p_model"] >= block["auc"]["p"]
     assert planted["layers"]["4"]["auc"]["p_model"] == planted["chosen"]["p_model"]
     null = [report(seed, 0.0)["concepts"] for seed in range(1, 9)]
-    p = [one["chosen"]["p_model"] for each in null for one in each.values()]
+    p = [one["chosen"]["p_smallest"] for each in null for one in each.values()]
     smallest = [min(b["auc"]["p"] for b in one["layers"].values()) for each in null for one in each.values()]
     assert np.mean(np.array(smallest) <= 0.1) > np.mean(np.array(p) <= 0.1) and wilson(sum(x <= 0.1 for x in p), 16).low <= 0.1

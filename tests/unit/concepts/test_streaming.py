@@ -12,7 +12,7 @@ from hypothesis import given
 
 from symbolic_residue.concepts import _rows, decompose_layer, Design, draw_labels, fit, held_out_scores, make_design
 from symbolic_residue.concepts._held_out import permuted_scores
-from symbolic_residue.concepts._quality_parts import pc_share, scenario_leak
+from symbolic_residue.concepts._quality_parts import alignment, pc_share, scenario_leak
 from symbolic_residue.concepts._rows import Rows
 
 DESIGNS = ("pairs", "others", "uneven", "unpaired")
@@ -191,6 +191,37 @@ def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch: pytest.Monke
         taken.append([peak(heads) - 2 * labels, peak(held) - (8 + 2) * labels, peak(found)])
     for before, after in zip(*taken, strict=True):
         assert after < before + 1.0 * 2**20, taken
+
+
+@pytest.mark.parametrize("block", [1, 3 * 8 * 9, 2**22])
+@pytest.mark.parametrize("kind", ["pairs", "others", "uneven"])
+def test_alignment_from_blocks_is_that_of_all_differences(kind: str, block: int) -> None:
+    rng = np.random.default_rng(2)
+    design = design_of(kind, 8, 2)
+    x = rng.normal(size=(len(design.positive), 9)) + 3
+    names = [str(s) for s in design.stratum]
+    at = {int(row): i for i, row in enumerate(design.rows)}
+    full: list[str | None] = [names[at[r]] if r in at else None for r in range(int(design.rows.max()) + 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_rows, "BLOCK", block)
+        found = alignment(x, design, full)
+    positive = design.positive
+
+    def mean(s: int, part: np.ndarray) -> np.ndarray:
+        return x[(design.stratum == s) & part].mean(0)
+
+    differences = np.array([mean(s, positive) - mean(s, ~positive) for s in range(8)])
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    for s in range(8):
+        expected = cosine(differences[s], np.delete(differences, s, axis=0).mean(0))
+        assert found["by_scenario"][str(s)] == pytest.approx(expected, rel=1e-9)
+    texts = np.flatnonzero(positive)
+    for i, value in zip(texts, found["by_text"], strict=True):
+        s = int(design.stratum[i])
+        assert value == pytest.approx(cosine(x[i] - mean(s, ~positive), np.delete(differences, s, axis=0).mean(0)), rel=1e-9)
 
 
 def test_scenario_leak_sums_by_scenario() -> None:

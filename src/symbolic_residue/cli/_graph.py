@@ -1,0 +1,190 @@
+"""``residue graph``: the attribution graph of a prompt, without a dictionary, and whether it adds up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, TYPE_CHECKING
+
+import typer
+
+from symbolic_residue.cli._common import (
+    Adapter,
+    Chat,
+    default_output,
+    Device,
+    Dtype,
+    echo_json,
+    Json,
+    Model,
+    open_for_cli,
+    Output,
+)
+from symbolic_residue.errors import ConfigError, RunExistsError
+
+if TYPE_CHECKING:
+    from symbolic_residue.graph import AskedTarget, Graph
+
+__all__ = ["graph"]
+
+_SHOWN = 15
+_LABELS = 3
+
+
+def graph(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt. Give it, or --show.", show_default=False)] = None,
+    show: Annotated[
+        Path | None, typer.Option("--show", help="Show a graph that was kept, from its folder.", show_default=False)
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="top, top:N, entropy, silence, a next token, or #ID of one; again for more. Default: top.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="A token: the one --target is explained against it, not the mean.", show_default=False),
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", "-n", min=0, help="Neurons that become nodes.")] = 1000,
+    position: Annotated[int, typer.Option("--position", help="Where the next token is explained; -1 is the last.")] = -1,
+    rule: Annotated[str, typer.Option("--rule", help="half or gate: how gated neurons are made linear.")] = "half",
+    rest: Annotated[
+        str, typer.Option("--rest", help="position or layer: what the other neurons are put together by.")
+    ] = "position",
+    chat: Chat = False,
+    model: Model = "demo",
+    adapter: Adapter = None,
+    output: Output = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Which tokens and neurons produced the answer, through which layers, and how much of it is accounted for?
+
+    Direct effects with attention patterns and norm denominators held as they are on this prompt; every row adds up to what the model gave, or the graph is
+    refused. A graph says what produced the answer in that linear replacement of the model; what would change it is for an intervention to say.
+    """
+    if (prompt is None) == (show is None):
+        raise ConfigError("Give a prompt, or --show with a graph's folder.")
+    if show is not None:
+        from symbolic_residue.graph import load_graph
+
+        kept = load_graph(show)
+        _answer(kept, show, json)
+        return
+    asked = _targets(target or [], against)
+    folder = output or default_output("graph")
+    if (folder / "graph.json").exists():
+        raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
+    loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
+    from rich.console import Console
+
+    from symbolic_residue.graph import attribute_prompt, promoted_tokens, save_graph
+    from symbolic_residue.instrument import Instrument
+    from symbolic_residue.prompts import build_prompt
+
+    instrument = Instrument(loaded)
+    built = build_prompt(loaded.tokenizer, prompt, chat=chat, max_tokens=loaded.parts.max_context)
+    with Console(stderr=True).status(f"{len(built.ids)} tokens, {nodes} nodes"):
+        found = attribute_prompt(instrument, built, targets=asked, position=position, max_nodes=nodes, rule=_rule(rule), rest=rest)
+        labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS)
+        found = replace(found, labels=tuple(map(tuple, labels)))
+        save_graph(found, folder)
+    _answer(found, folder, json)
+
+
+def _rule(text: str) -> Any:
+    if text not in ("half", "gate"):
+        raise ConfigError(f"--rule {text!r} is not known.", todo="Write half or gate.")
+    return text
+
+
+def _targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+    if against is None:
+        return [_meant(text) for text in texts] or ["top"]
+    if len(texts) != 1:
+        raise ConfigError("--against goes with one --target.", todo="Give one --target, a token.")
+    return [(_meant(texts[0]), _meant(against))]
+
+
+def _meant(text: str) -> str | int:
+    """``#123`` is the token of that number; ``\\n`` and ``\\t`` are line feed and tab."""
+    if text.startswith("#") and text[1:].isdecimal():
+        return int(text[1:])
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
+    check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
+    if as_json:
+        echo_json(
+            {
+                "folder": str(folder),
+                "tokens": list(graph.tokens),
+                "targets": [vars(target) for target in graph.targets],
+                "nodes": len(graph),
+                "adds_up": {"worst": check.worst, "tolerance": check.tolerance, "rows": len(check.relative)},
+                "accounted": accounted.to_dicts(),
+                "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
+                "most_influential": nodes.head(_SHOWN).to_dicts(),
+            }
+        )
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from symbolic_residue.figures import visible
+
+    console = Console(highlight=False)
+    console.print(
+        f"{len(graph.tokens)} tokens, {len(graph)} neurons as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
+    )
+    if graph.uncapped:
+        console.print("The model soft-caps its logits: those before the cap are explained.")
+    table = Table(box=None, pad_edge=False, title="what each target is made of (logits)", title_justify="left", title_style="bold")
+    kinds = accounted["kind"].unique(maintain_order=True).to_list()
+    for name in ("target", "probability", "value", *kinds):
+        table.add_column(name, justify="left" if name == "target" else "right", header_style="dim")
+    for i, target in enumerate(graph.targets):
+        parts = accounted["value"][i * len(kinds) : (i + 1) * len(kinds)].to_list()
+        shown = "" if target.probability is None else f"{target.probability:.3f}"
+        table.add_row(escape(visible(target.name)), shown, f"{target.value:.3f}", *(f"{part:.3f}" for part in parts))
+    console.print(table)
+    console.print(
+        f"[dim]Every row adds up: at most {check.worst:.1e} of its edges' size is missing (rounding; refused above {check.tolerance:.0e}). "
+        "rest: the neurons that are no nodes.[/]"
+    )
+    words = dict(zip(_keys(graph), graph.labels or [()] * len(graph), strict=True))
+    table = Table(box=None, pad_edge=False, title="most influential neurons", title_justify="left", title_style="bold")
+    for name in ("layer", "neuron", "at", "token", "activation", "effect", "influence", "raises"):
+        table.add_column(name, justify="left" if name in ("token", "raises") else "right", header_style="dim")
+    for row in nodes.head(_SHOWN).iter_rows(named=True):
+        label = words[row["layer"], row["position"], row["neuron"]]
+        table.add_row(
+            str(row["layer"]),
+            str(row["neuron"]),
+            str(row["position"]),
+            escape(visible(row["token"], spaces="ends")),
+            f"{row['activation']:.3g}",
+            f"{row['effect']:.3g}",
+            f"{row['influence']:.3f}",
+            escape(" ".join(visible(word, spaces="ends") for word in label)),
+        )
+    console.print(table)
+    console.print(
+        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint). "
+        "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
+    )
+    console.print(
+        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} neurons, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
+    )
+
+
+def _keys(graph: Graph) -> list[tuple[int, int, int]]:
+    units = graph.units
+    return list(zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True))

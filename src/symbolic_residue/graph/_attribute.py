@@ -1,0 +1,119 @@
+"""From a prompt to its attribution graph.
+
+1. One forward, frozen (``_local``).
+2. One pass down a group of targets gives every neuron's total effect (``_relevance``); the largest become nodes, the others go into REST.
+3. One sweep gives all direct edges (``_sweep``).
+4. Every row is checked against the model's own value; a graph that does not add up is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.errors import ConfigError, PromptError
+from symbolic_residue.graph._columns import unit_rows
+from symbolic_residue.graph._graph import Graph, TargetInfo
+from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._relevance import Relevance, relevance
+from symbolic_residue.graph._sweep import direct_edges
+from symbolic_residue.graph._targets import AskedTarget, read_targets, Target, target_rows
+from symbolic_residue.instrument import Instrument
+from symbolic_residue.models import wrap
+from symbolic_residue.prompts import build_prompt, Prompt
+
+__all__ = ["attribute", "attribute_prompt"]
+
+
+def attribute(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    targets: Sequence[AskedTarget] = ("top",),
+    chat: bool = False,
+    position: int = -1,
+    max_nodes: int = 1000,
+    rule: Rule = "half",
+    rest: str = "position",
+) -> Graph:
+    """The attribution graph of a model of yours on a prompt.
+
+    Args:
+        model, tokenizer: from transformers, float32 or float64.
+        prompt: text.
+        targets: see :data:`AskedTarget`.
+        chat: render the prompt as a user's turn.
+        position: where logits are read.
+        max_nodes: neurons that become nodes (all, where there are fewer).
+        rule: ``half`` or ``gate``: how gated neurons are made linear.
+        rest: ``position``: what was not chosen is one node a layer and position; ``layer``: one a layer (less work).
+
+    Returns:
+        The graph, every row of which adds up.
+
+    Raises:
+        PromptError: an empty or over-long prompt.
+        ConfigError: an option or target that cannot be.
+        UnsupportedModelError: half precision, or an architecture that frozen patterns do not make linear.
+        VerificationError: the replacement is not the model, or a row does not add up.
+    """
+    instrument = Instrument(wrap(model, tokenizer))
+    built = build_prompt(tokenizer, prompt, chat=chat, max_tokens=instrument.parts.max_context)
+    return attribute_prompt(instrument, built, targets=targets, position=position, max_nodes=max_nodes, rule=rule, rest=rest)
+
+
+def attribute_prompt(
+    instrument: Instrument,
+    prompt: Prompt,
+    *,
+    targets: Sequence[AskedTarget] = ("top",),
+    position: int = -1,
+    max_nodes: int = 1000,
+    rule: Rule = "half",
+    rest: str = "position",
+) -> Graph:
+    """The same for an instrument and a built prompt; see :func:`attribute`."""
+    if max_nodes < 0:
+        raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
+    if rest not in ("position", "layer"):
+        raise ConfigError(f"rest={rest!r} is not known.", todo="Use 'position' or 'layer'.")
+    if not len(prompt.ids):
+        raise PromptError("The prompt is empty.", todo="Give some text.")
+    with torch.no_grad():
+        local = freeze(instrument, torch.tensor(prompt.ids))
+        asked = read_targets(instrument, local, targets, position, rule)
+        effects = _effects(local, asked, rule)
+        units = _sizes(effects).top(max_nodes)
+        of_targets = target_rows(local, asked)
+        rows = of_targets + unit_rows(local, units, rule)
+        edges, columns = direct_edges(local, rows, units, by_position=rest == "position")
+        cells = list(zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True))
+        activations = torch.tensor([float(local.layers[i].activations[t, n]) for i, t, n in cells], dtype=local.dtype)
+        first = torch.tensor([float(effects[0].neurons[i][t, n]) for i, t, n in cells], dtype=local.dtype)
+    infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
+    return Graph(
+        tuple(prompt.ids), tuple(prompt.tokens), infos, units, activations, first, edges, columns, rule,
+        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(),
+    ).require()  # fmt: skip
+
+
+def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[Relevance]:
+    """Total effects on each group's weighted sum of targets."""
+    found = []
+    for group in sorted({t.group for t in targets}):
+        members = [t for t in targets if t.group == group]
+        direction: Tensor = sum((t.weight * t.direction for t in members[1:]), start=members[0].weight * members[0].direction)
+        layer = None if members[0].layer == len(local.layers) else members[0].layer
+        found.append(relevance(local, direction, position=members[0].position, layer=layer, rule=rule))
+    return found
+
+
+def _sizes(effects: Sequence[Relevance]) -> Relevance:
+    """Sizes of the effects summed over groups."""
+    neurons = tuple(torch.stack([e.neurons[i].abs() for e in effects]).sum(0) for i in range(len(effects[0].neurons)))
+    return Relevance(neurons, torch.stack([e.embeddings.abs() for e in effects]).sum(0))

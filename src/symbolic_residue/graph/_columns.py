@@ -1,0 +1,179 @@
+"""Rows and columns of a graph's edges, and how they are packed for the sweeps (``_sweep``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.graph._local import LocalModel
+from symbolic_residue.graph._mlp import Rule
+
+__all__ = ["Columns", "Rows", "Sources", "Units", "buckets", "layer_sources", "make_columns", "unit_rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Chosen neurons, ``[unit]`` each, in order of layer, then position, then neuron."""
+
+    layer: Tensor
+    position: Tensor
+    neuron: Tensor
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def at(self, layer: int) -> Tensor:
+        """Which units lie in a layer, by number."""
+        return (self.layer == layer).nonzero()[:, 0]
+
+    @classmethod
+    def of(cls, triples: Tensor) -> Units:
+        """From ``[unit, (layer, position, neuron)]`` in any order.
+
+        Raises:
+            ValueError: a neuron named twice.
+        """
+        rows = sorted(map(tuple, triples.tolist()))
+        if len(set(rows)) < len(rows):
+            raise ValueError("A neuron is named twice.")
+        layer, position, neuron = (torch.tensor([row[i] for row in rows], dtype=torch.long) for i in range(3))
+        return cls(layer, position, neuron)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What is explained: directions ``[row, d_model]`` of the residual stream at a place and position, with constants ``[row]``.
+
+    ``place``: 2l before block l (what its attention reads, and its MLP in a parallel block), 2l + 1 between its attention and its MLP, 2 · layers at the end.
+    """
+
+    direction: Tensor
+    constant: Tensor
+    place: Tensor
+    position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __add__(self, other: Rows) -> Rows:
+        """These rows and then the others."""
+        return Rows(
+            *(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("direction", "constant", "place", "position"))
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where each kind of column begins: ``[units | rest | embeddings | bias | constant]``.
+
+    Attributes:
+        n_units, n_layers, n_positions: how many.
+        biased: whether the architecture has constants.
+        by_position: whether a layer's rest (and bias) is a column a position, or one for all positions together.
+    """
+
+    n_units: int
+    n_layers: int
+    n_positions: int
+    biased: bool
+    by_position: bool = True
+
+    @property
+    def spread(self) -> int:
+        """Columns of one layer's rest."""
+        return self.n_positions if self.by_position else 1
+
+    @property
+    def rest(self) -> slice:
+        """REST nodes, layer by layer."""
+        return slice(self.n_units, self.n_units + self.n_layers * self.spread)
+
+    @property
+    def embeddings(self) -> slice:
+        """One a position."""
+        return slice(self.rest.stop, self.rest.stop + self.n_positions)
+
+    @property
+    def bias(self) -> slice:
+        """BIAS nodes, layer by layer; empty where the architecture has no constants."""
+        return slice(self.embeddings.stop, self.embeddings.stop + (self.n_layers * self.spread if self.biased else 0))
+
+    @property
+    def constant(self) -> int:
+        """The row's own constant."""
+        return self.bias.stop
+
+    def __len__(self) -> int:
+        return self.constant + 1
+
+
+def unit_rows(local: LocalModel, units: Units, rule: Rule) -> Rows:
+    """The chosen neurons as rows."""
+    directions = torch.zeros(len(units), local.embedded.shape[1], dtype=local.dtype)
+    constants = torch.zeros(len(units), dtype=local.dtype)
+    for i, layer in enumerate(local.layers):
+        at = units.at(i)
+        if len(at):
+            directions[at], constants[at] = layer.read_by(units.neuron[at], units.position[at], rule)
+    places = torch.tensor([local.mlp_place(i) for i in range(len(local.layers))], dtype=torch.long)
+    return Rows(directions, constants, places[units.layer], units.position)
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What one layer's columns write."""
+
+    at: Tensor
+    """Units of the layer, by number, in order of position."""
+
+    write: Tensor
+    """``[unit, d_model]``."""
+
+    runs: tuple[tuple[int, int, int], ...]
+    """(position, first, last + 1) of the units that share a position."""
+
+    rest: Tensor
+    """``[position, d_model]``."""
+
+
+def layer_sources(local: LocalModel, units: Units) -> list[Sources]:
+    """The columns' writes, layer by layer."""
+    found = []
+    for i, layer in enumerate(local.layers):
+        at = units.at(i)
+        at = at[torch.argsort(units.position[at], stable=True)]
+        position, neuron = units.position[at], units.neuron[at]
+        write = layer.written(neuron, position, layer.activations[position, neuron])
+        rest = layer.neurons_write().index_add(0, position, -write)
+        where, counts = torch.unique_consecutive(position, return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        runs = tuple(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else ()
+        found.append(Sources(at, write, runs, rest))
+    return found
+
+
+def buckets(need: Tensor, order: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:
+    """Numbers in chunks of at most ``budget`` number-positions, each with the positions that its bucket carries.
+
+    Args:
+        need: ``[n]``: positions that each needs, at least 1.
+        order: ``[n]``: inside a bucket, smallest first.
+        budget: number-positions a chunk.
+    """
+    width, below, most = 1, 0, int(need.max()) if len(need) else 0
+    while below < most:
+        width = min(width, most)
+        chosen = ((need > below) & (need <= width)).nonzero()[:, 0]
+        chosen = chosen[torch.argsort(order[chosen], stable=True)]
+        for chunk in chosen.split(max(1, budget // width)) if len(chosen) else ():
+            yield width, chunk
+        below, width = width, width * 2
+
+
+def make_columns(local: LocalModel, units: Units, by_position: bool) -> Columns:
+    """The columns of a graph with these units."""
+    biased = any(bool((one.attn_constant != 0).any()) or bool((one.mlp_constant != 0).any()) for one in local.layers)
+    return Columns(len(units), len(local.layers), len(local), biased, by_position)

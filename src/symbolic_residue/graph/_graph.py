@@ -1,0 +1,275 @@
+"""An attribution graph: targets and neurons as rows, everything that explains them as columns, and edges that add up.
+
+1. ``edges[row, column]`` is the direct effect of a column on a row. Rows are the targets and then the units; columns are the units, one REST a layer (and
+   position), one embedding a position, BIAS where the architecture has constants, and the row's own constant.
+2. ``check``: every row's sum against the value that the model gave: the difference is rounding, or the graph is wrong.
+3. ``accounted``: how each target's value divides among the kinds of columns: all of it, by construction; what REST holds is not explained by single units.
+4. ``influence`` and ``prune``: edges by their share of each row's absolute sum, influence over all paths from the targets back, nodes and then edges kept
+   up to a cumulative share, and what dangles dropped. Rule and thresholds of Ameisen et al. 2025 (Circuit Tracing) and of their circuit-tracer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from symbolic_residue.errors import ConfigError, VerificationError
+from symbolic_residue.graph._columns import Columns, Rows, Units
+from symbolic_residue.graph._mlp import Rule
+
+__all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
+
+TOLERANCE = 1e-5
+"""Of a row's sum, relative to the sum of its edges' sizes; float32 gives about 1e-7."""
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """A target: its name, the model's value for it (logits, or the direction's unit), where it reads, its weight in ranking, and the probability of a token."""
+
+    name: str
+    value: float
+    layer: int
+    position: int
+    weight: float
+    group: int
+    token: int | None
+    probability: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """Whether rows add up.
+
+    Attributes:
+        missing: ``[row]``: sum of a row's edges − the model's value.
+        relative: ``[row]``: its size over the sum of the sizes of the row's edges.
+        worst: the largest of them.
+        tolerance: what was asked.
+    """
+
+    missing: Tensor
+    relative: Tensor
+    worst: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Every row adds up."""
+        return self.worst <= self.tolerance
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What a graph keeps.
+
+    Attributes:
+        columns: ``[column]`` bool: nodes kept.
+        edges: ``[row, column]`` bool: edges kept.
+        influence: ``[column]``: each node's influence on the targets; they need not sum to 1, since influence passes through nodes.
+        cumulative: ``[column]``: share of all influence in this node and those above it.
+    """
+
+    columns: Tensor
+    edges: Tensor
+    influence: Tensor
+    cumulative: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An attribution graph of one prompt.
+
+    Attributes:
+        ids, tokens: the prompt.
+        targets: what it explains.
+        units: the neurons that are nodes, in order of layer, position, neuron.
+        activations: ``[unit]``.
+        effects: ``[unit]``: total effect on the first group of targets (signed; their weighted sum).
+        edges: ``[row, column]``: see the module's text.
+        columns: what the columns are.
+        rule: how gated neurons were made linear.
+        uncapped: the model soft-caps its logits, and those before the cap are explained.
+        target_rows: the targets as rows: directions of the residual stream, with the place and position where they read.
+        local_error: largest relative difference between a rebuilt layer's write and the model's.
+        provenance: of the model, plain data.
+        labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
+    """
+
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    targets: tuple[TargetInfo, ...]
+    units: Units
+    activations: Tensor
+    effects: Tensor
+    edges: Tensor
+    columns: Columns
+    rule: Rule
+    uncapped: bool
+    local_error: float
+    target_rows: Rows
+    provenance: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[tuple[str, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @property
+    def n_targets(self) -> int:
+        """Rows that are targets; the units' follow them."""
+        return len(self.targets)
+
+    def values(self) -> Tensor:
+        """What each row must sum to, ``[row]``."""
+        targets = torch.tensor([t.value for t in self.targets], dtype=torch.float64)
+        return torch.cat([targets, self.activations.double()])
+
+    def check(self, tolerance: float = TOLERANCE) -> Check:
+        """Every row's sum against its value."""
+        missing = self.edges.double().sum(1) - self.values()
+        size = self.edges.double().abs().sum(1).clamp(min=1e-30)
+        relative = missing.abs() / size
+        return Check(missing, relative, float(relative.max()), tolerance)
+
+    def require(self, tolerance: float = TOLERANCE) -> Graph:
+        """The graph itself.
+
+        Raises:
+            VerificationError: a row does not add up.
+        """
+        found = self.check(tolerance)
+        if not found.passed:
+            row = int(found.relative.argmax())
+            raise VerificationError(
+                f"Row {row} of the graph does not add up: {float(found.missing[row]):.2e} is missing ({found.worst:.1e} of its edges' size).",
+                why="Its edges would be wrong.",
+                todo="Report it, with the model's name; in float64 the sums are good to 1e-12.",
+            )
+        return self
+
+    def accounted(self) -> pl.DataFrame:
+        """How each target's value divides: columns ``target kind value share_of_size``, one row a target and kind.
+
+        ``value`` adds up to the target's value over the kinds; ``share_of_size`` is the kind's part of the sum of all edges' sizes.
+        """
+        kinds = {"units": slice(0, len(self.units)), "embeddings": self.columns.embeddings, "rest": self.columns.rest}
+        if self.columns.biased:
+            kinds["bias"] = self.columns.bias
+        kinds["constant"] = slice(self.columns.constant, self.columns.constant + 1)
+        rows = []
+        for i, target in enumerate(self.targets):
+            row = self.edges[i].double()
+            size = float(row.abs().sum())
+            for kind, where in kinds.items():
+                part = row[where]
+                rows.append((target.name, kind, float(part.sum()), float(part.abs().sum()) / size if size else 0.0))
+        return pl.DataFrame(rows, schema=["target", "kind", "value", "share_of_size"], orient="row")
+
+    def influence(self) -> Tensor:
+        """``[column]``: influence on the targets over all paths, each target by its weight."""
+        size = self.edges.double().abs()
+        share = size / size.sum(1, keepdim=True).clamp(min=1e-300)
+        weight = torch.tensor([t.weight for t in self.targets], dtype=torch.float64)
+        found = (weight / weight.sum()) @ share[: self.n_targets]
+        total, into = found.clone(), found[: len(self.units)]
+        while bool((into > 0).any()):  # a path climbs at least one layer at each step
+            found = into @ share[self.n_targets :]
+            total, into = total + found, found[: len(self.units)]
+        return total
+
+    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Pruned:
+        """The nodes and edges that hold these shares of the influence.
+
+        Raises:
+            ConfigError: a threshold outside 0 to 1.
+        """
+        for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+            if not 0 < value <= 1:
+                raise ConfigError(f"{name} = {value} is no share.", todo="Give a number above 0, up to 1.")
+        influence = self.influence()
+        cumulative = _cumulative(influence)
+        keep = _first_to_reach(influence, cumulative, node_threshold)
+        keep[self.columns.embeddings] = True
+        keep[self.columns.constant] = True
+        n_targets, n_units = self.n_targets, len(self.units)
+        weight = torch.tensor([t.weight for t in self.targets], dtype=torch.float64)
+        size = self.edges.double().abs() * keep
+        size[n_targets:] *= keep[:n_units, None]
+        share = size / size.sum(1, keepdim=True).clamp(min=1e-300)
+        score = share * torch.cat([weight / weight.sum(), influence[:n_units] * keep[:n_units]])[:, None]
+        flat = score.flatten()
+        edges = (_first_to_reach(flat, _cumulative(flat), edge_threshold) & (flat > 0)).view_as(score)
+        while True:  # a unit that explains nothing kept, or that nothing kept explains, goes
+            out = edges.any(0)
+            has_in = edges[n_targets:].any(1)
+            alive = keep.clone()
+            alive[:n_units] &= out[:n_units] & has_in
+            alive[self.columns.rest] &= out[self.columns.rest]
+            alive[self.columns.bias] &= out[self.columns.bias]
+            if bool((alive == keep).all()):
+                return Pruned(keep, edges, influence, cumulative)
+            keep = alive
+            edges = edges & keep
+            edges[n_targets:] &= keep[:n_units, None]
+
+    def column_names(self) -> list[str]:
+        """A name a column: ``L3 #120 @5`` for a neuron, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""
+        names = [f"L{i} #{n} @{t}" for i, t, n in _triples(self.units)]
+        names += _spread_names("rest", self.columns)
+        names += [f"emb @{t}" for t in range(self.columns.n_positions)]
+        if self.columns.biased:
+            names += _spread_names("bias", self.columns)
+        return [*names, "constant"]
+
+    def to_neuronpedia(self, **options: Any) -> dict[str, Any]:
+        """The pruned graph in the JSON that Neuronpedia reads, as plain data; options of ``_neuronpedia.to_neuronpedia``."""
+        from symbolic_residue.graph._neuronpedia import to_neuronpedia
+
+        return to_neuronpedia(self, **options)
+
+    def nodes(self) -> pl.DataFrame:
+        """The units, most influential first: ``layer position token neuron activation effect influence``."""
+        influence = self.influence()[: len(self.units)]
+        layer, position, neuron = (x.tolist() for x in (self.units.layer, self.units.position, self.units.neuron))
+        frame = pl.DataFrame(
+            {
+                "layer": layer,
+                "position": position,
+                "token": [self.tokens[t] for t in position],
+                "neuron": neuron,
+                "activation": self.activations.tolist(),
+                "effect": self.effects.tolist(),
+                "influence": influence.tolist(),
+            },
+            schema_overrides={"token": pl.String},
+        )
+        return frame.sort("influence", descending=True, maintain_order=True)
+
+
+def _triples(units: Units) -> Sequence[tuple[int, int, int]]:
+    return list(zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True))
+
+
+def _spread_names(kind: str, columns: Columns) -> list[str]:
+    if not columns.by_position:
+        return [f"{kind} L{i}" for i in range(columns.n_layers)]
+    return [f"{kind} L{i} @{t}" for i in range(columns.n_layers) for t in range(columns.n_positions)]
+
+
+def _cumulative(values: Tensor) -> Tensor:
+    """Share of the sum in each value and all larger ones."""
+    order = values.argsort(descending=True, stable=True)
+    shares = torch.empty_like(values)
+    shares[order] = values[order].cumsum(0) / values.sum().clamp(min=1e-300)
+    return shares
+
+
+def _first_to_reach(values: Tensor, cumulative: Tensor, threshold: float) -> Tensor:
+    """The largest values that together reach the share, the one that reaches it among them."""
+    before = cumulative - values / values.sum().clamp(min=1e-300)
+    return before < threshold - 1e-12

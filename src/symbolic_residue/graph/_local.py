@@ -1,0 +1,348 @@
+"""The local replacement model: a decoder on one prompt with attention patterns and norm denominators frozen, so that it is affine between its neurons.
+
+1. One forward of the model gives, layer by layer, the attention patterns ``A [head, query, key]``, every norm's scale ``s [position]`` and the MLPs' inputs.
+2. Attention becomes one linear map of the residual stream: ``x ↦ Σ_h s_out[q] A[h, q, k] s_in[k] · x_k W_V W_O`` with the norms' gains (and centring) folded
+   into ``W_V`` and ``W_O``, plus a constant a position (biases of values, of the projection and of norms).
+3. An MLP becomes neurons (``_mlp``), read through the frozen norm before it and written through the one after it, if any, plus a constant.
+4. What the replacement gives is compared with what the model gave, layer by layer: an architecture that does something else between two points (a gate, a
+   clip, another mixer) is refused here and never attributed wrongly.
+
+Source: Ameisen et al. 2025 (Circuit Tracing) for the local replacement model; the linear maps are exact given what is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.errors import UnsupportedModelError, VerificationError
+from symbolic_residue.graph._mlp import find_mlp, NeuronMlp, Rule
+from symbolic_residue.graph._norm import FrozenNorm
+from symbolic_residue.instrument import AttentionRead, Instrument
+from symbolic_residue.models import weight_in_out
+from symbolic_residue.types import Point
+
+if TYPE_CHECKING:
+    from symbolic_residue.models import LayerParts, Parts
+
+__all__ = ["LocalLayer", "LocalModel", "freeze"]
+
+_TOLERANCE = 1e-4
+"""Of a rebuilt layer's write, relative to its largest entry: float32's rounding, with room for large cancelling writes; a forgotten gain is off by far more."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalLayer:
+    """One block on the prompt.
+
+    Attributes:
+        parts: the block's own.
+        pattern: ``[head, query, key]``, the norms' scales at query and key and the block's constant factor in it.
+        norm_in, norm_out: before and after attention.
+        attn_constant: ``[position, d_model]``: what attention adds whatever it reads.
+        mlp: its neurons.
+        mlp_in, mlp_out: norms before and after the MLP.
+        mlp_scale: constant factor of what the MLP writes.
+        mlp_constant: ``[position, d_model]`` or ``[1, d_model]``.
+        gate, up: the neurons' pre-activations, ``[position, neuron]`` (up None in plain MLPs).
+        route: the router's weight of each neuron, ``[position, neuron]``, of a mixture of experts.
+        stream: ``[position, d_model]``: the residual stream that the MLP reads, before its norm.
+        dtype: of all of it.
+    """
+
+    parts: LayerParts
+    pattern: Tensor
+    norm_in: FrozenNorm
+    norm_out: FrozenNorm
+    attn_constant: Tensor
+    mlp: NeuronMlp
+    mlp_in: FrozenNorm
+    mlp_out: FrozenNorm
+    mlp_scale: float
+    mlp_constant: Tensor
+    gate: Tensor
+    up: Tensor | None
+    route: Tensor | None
+    stream: Tensor
+    dtype: torch.dtype
+
+    @property
+    def activations(self) -> Tensor:
+        """The neurons' activations ``[position, neuron]``."""
+        return self.mlp.respond(self.gate, self.up, self.route)
+
+    def attention_weights(self) -> tuple[Tensor, Tensor]:
+        """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
+        parts = self.parts
+        group = parts.n_heads // parts.n_kv_heads
+        w_v = torch.cat([parts.projection("v", kv * group)[0].to(self.dtype) for kv in range(parts.n_kv_heads)], dim=1)
+        w_o = weight_in_out(parts.o_proj).to(self.dtype)
+        w_v = self.norm_in.fold(w_v.T).T  # C γ W
+        gain = self.norm_out.gain
+        if gain is not None:
+            w_o = (w_o - w_o.mean(-1, keepdim=True) if self.norm_out.centred else w_o) * gain
+        return w_v, w_o
+
+    def written(self, neurons: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+        """What single neurons write into the residual stream, ``[unit, d_model]``: value × decoder row, through the norm after the MLP.
+
+        Args:
+            neurons, positions, values: ``[unit]`` each.
+        """
+        rows = self.mlp.down[neurons] * values[:, None]
+        return self._out(rows, positions)
+
+    def _out(self, rows: Tensor, positions: Tensor | slice) -> Tensor:
+        return self.mlp_out.linear(rows * self.parts.mlp_down_scale, positions) * self.mlp_scale
+
+    def out_back(self, g: Tensor) -> Tensor:
+        """Directions at the MLP's write, pulled back to the neurons' decoder rows, ``[position, d_model]``."""
+        return self.mlp_out.back(g * self.mlp_scale) * self.parts.mlp_down_scale
+
+    def neurons_write(self) -> Tensor:
+        """What all neurons of a position write together, ``[position, d_model]``; the constant is not in it."""
+        return self._out(self.activations @ self.mlp.down, slice(None))
+
+    def read_by(self, neurons: Tensor, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+        """The directions ``[unit, d_model]`` of the residual stream that single neurons read, and the constants ``[unit]``: a = x · direction + constant."""
+        up, route = (None if one is None else one[positions, neurons] for one in (self.up, self.route))
+        c_g, c_u = self.mlp.coefficients(self.gate[positions, neurons], up, route, rule)
+        direction = torch.zeros(len(neurons), self.mlp.gate.shape[0], dtype=self.dtype, device=self.gate.device)
+        constant = torch.zeros(len(neurons), dtype=self.dtype, device=self.gate.device)
+        for c, weight, added in ((c_g, self.mlp.gate, self.mlp.gate_bias), (c_u, self.mlp.up, self.mlp.up_bias)):
+            if c is None or weight is None:
+                continue
+            rows = weight[:, neurons].T
+            direction += c[:, None] * rows
+            if self.mlp_in.bias is not None:
+                constant += c * (rows @ self.mlp_in.bias)
+            if added is not None:
+                constant += c * added[neurons]
+        return self.mlp_in.back(direction, positions), constant
+
+    def neurons_back(self, per_neuron: Tensor, rule: Rule) -> Tensor:
+        """Directions on the activations ``[position, neuron]`` pulled back to the residual stream that the MLP reads, ``[position, d_model]``."""
+        c_g, c_u = self.mlp.coefficients(self.gate, self.up, self.route, rule)
+        into = torch.zeros(len(per_neuron), self.mlp.gate.shape[0], dtype=self.dtype, device=per_neuron.device)
+        for c, weight in ((c_g, self.mlp.gate), (c_u, self.mlp.up)):
+            if c is not None and weight is not None:
+                into += (per_neuron * c) @ weight.T
+        return self.mlp_in.back(into)
+
+    @property
+    def parallel(self) -> bool:
+        """Attention and MLP both read the block's input."""
+        return self.parts.parallel
+
+
+@dataclass(frozen=True, eq=False)
+class LocalModel:
+    """The whole decoder on one prompt.
+
+    Attributes:
+        parts: the model's.
+        ids: the prompt's token ids ``[position]``.
+        layers: the blocks.
+        embedded: ``[position, d_model]``: what enters the first block.
+        norm: the final norm.
+        final: ``[position, d_model]``: what it reads.
+        logits: ``[position, vocab]`` as the model gave them (softcap included).
+        error: largest relative difference of a rebuilt layer's write from the model's.
+    """
+
+    parts: Parts
+    ids: Tensor
+    layers: tuple[LocalLayer, ...]
+    embedded: Tensor
+    norm: FrozenNorm
+    final: Tensor
+    logits: Tensor
+    error: float
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tensors."""
+        return self.embedded.dtype
+
+    def mlp_place(self, layer: int) -> int:
+        """Where the MLP of a layer reads, as a place of ``Rows``."""
+        return 2 * layer if self.layers[layer].parallel else 2 * layer + 1
+
+    @property
+    def end(self) -> int:
+        """The place of the last residual stream."""
+        return 2 * len(self.layers)
+
+    def uncapped_logits(self, position: int = -1) -> Tensor:
+        """``[vocab]`` before any softcap, by the model's own norm and unembedding: what targets are checked against."""
+        if self.parts.logit_softcap is None:
+            return self.logits[position]
+        with torch.no_grad():
+            return (
+                self.parts.unembed(self.parts.final_norm.module(self.final[position : position + 1 or None]))[0]
+                * self.parts.logit_scale
+            )
+
+    def logit_direction(self, weights: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
+        """The residual direction ``[d_model]`` of Σ weights · logits at a position (before any softcap), and its constant.
+
+        Args:
+            weights: ``[vocab]``: one for a logit, 1 and −1 for a difference.
+            position: the row.
+        """
+        w = weights.to(self.dtype)
+        folded = (w @ self.parts.w_u.to(self.dtype)) * self.parts.logit_scale
+        constant = torch.zeros((), dtype=self.dtype)
+        if self.norm.bias is not None:
+            constant = constant + folded @ self.norm.bias
+        if self.parts.b_u is not None:
+            constant = constant + self.parts.logit_scale * (w @ self.parts.b_u.to(self.dtype))
+        at = torch.tensor([position % len(self)])
+        return self.norm.back(folded[None], at)[0], constant
+
+
+def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
+    """The local replacement model of a prompt.
+
+    Args:
+        instrument: the model.
+        ids: ``[position]``.
+
+    Raises:
+        UnsupportedModelError: half precision, a layer whose tokens are mixed by something else than softmax attention, or an MLP without single neurons.
+        VerificationError: the rebuilt layers are not the model's.
+    """
+    parts = instrument.parts
+    for layer in parts.layers:
+        if layer.mixer is not None or layer.attn is None:
+            other = "nothing" if layer.mixer is None else type(layer.mixer).__name__
+            raise UnsupportedModelError(
+                f"Layer {layer.index} mixes tokens by {other}, which frozen patterns do not make linear.",
+                todo="Attribution graphs need softmax attention in every layer.",
+            )
+    ids = torch.as_tensor(ids)
+    n = len(ids)
+    dtype = next(instrument.model.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise UnsupportedModelError(
+            f"The model's weights are {str(dtype).removeprefix('torch.')}.",
+            why="Its forward rounds after every step, so no sum of edges could give its values back.",
+            todo="Load it in float32.",
+        )
+    mlps = [find_mlp(layer, dtype) for layer in parts.layers]
+    took: dict[tuple[str, int], Tensor] = {}
+
+    def keep(point: Point, tensor: Tensor) -> None:
+        assert point.layer is not None
+        took[point.kind, point.layer] = tensor[0].to(dtype)
+
+    kinds = ("resid_pre", "resid_mid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "z", "v")
+    reads = [f"{kind}.{layer.index}" for layer in parts.layers for kind in kinds if layer.absent(kind) is None]
+    reads.append(f"resid_post.{parts.n_layers - 1}")
+    read = AttentionRead(stats=(), rows=tuple(range(-n, 0)), weights=True)
+    trace = instrument.run(ids[None], reads=reads, attention=read, on_read=keep)
+    assert trace.attention is not None and trace.logits is not None
+    patterns = trace.attention["weights"]
+    layers, error = [], 0.0
+    for i, (layer, mlp) in enumerate(zip(parts.layers, mlps, strict=True)):
+        built, off = _layer(layer, mlp, patterns[i, 0].to(dtype), took, dtype)
+        layers.append(built)
+        error = max(error, off)
+    last = took["resid_post", parts.n_layers - 1]
+    return LocalModel(
+        parts, ids, tuple(layers), took["resid_pre", 0], FrozenNorm.of(parts.final_norm, last, dtype), last, trace.logits[0], error
+    )
+
+
+def _layer(
+    parts: LayerParts, mlp: NeuronMlp, pattern: Tensor, took: dict[tuple[str, int], Tensor], dtype: torch.dtype
+) -> tuple[LocalLayer, float]:
+    i = parts.index
+    pre = took["resid_pre", i]
+    norm_in = FrozenNorm.of(parts.pre_attn_norm, pre, dtype)
+    z = took["z", i].flatten(1)
+    b_o = parts.b_o
+    raw = z @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
+    norm_out = FrozenNorm.of(parts.post_attn_norm, raw, dtype)
+    own = pattern
+    pattern = pattern * parts.attn_scale
+    if norm_in.scale is not None:
+        pattern = pattern * norm_in.scale
+    if norm_out.scale is not None:
+        pattern = pattern * norm_out.scale[:, None]
+    group = parts.n_heads // parts.n_kv_heads
+    constant_v = []
+    for kv in range(parts.n_kv_heads):
+        w, b = parts.projection("v", kv * group)
+        value = torch.zeros(parts.d_head, dtype=dtype, device=pre.device)
+        if norm_in.bias is not None:
+            value = value + norm_in.bias @ w.to(dtype)
+        constant_v.append(value if b is None else value + b.to(dtype))
+    values = torch.stack(constant_v).repeat_interleave(group, 0)  # [head, d_head]
+    constant_z = own.sum(-1).T[:, :, None] * values  # [query, head, d_head]; rows sum to less than 1 where a sink took mass
+    constant = constant_z.flatten(1) @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
+    constant = norm_out.linear(constant) * parts.attn_scale
+    if norm_out.bias is not None:
+        constant = constant + parts.attn_scale * norm_out.bias
+    mid = pre if parts.parallel else took["resid_mid", i]
+    mlp_in = FrozenNorm.of(parts.pre_mlp_norm, mid, dtype)
+    gate, up = mlp.read(took["mlp_in", i])
+    route = None if mlp.route is None else mlp.route(took["mlp_in", i])
+    activations = mlp.respond(gate, up, route)
+    down = activations @ mlp.down + (0 if mlp.down_bias is None else mlp.down_bias)
+    down = down * parts.mlp_down_scale
+    mlp_out = FrozenNorm.of(parts.post_mlp_norm, down, dtype)
+    fixed = torch.zeros(1, pre.shape[1], dtype=dtype, device=pre.device)
+    if mlp.down_bias is not None:
+        fixed = mlp_out.linear((mlp.down_bias * parts.mlp_down_scale).expand_as(pre)) * parts.mlp_scale
+    if mlp_out.bias is not None:
+        fixed = fixed + parts.mlp_scale * mlp_out.bias
+    built = LocalLayer(
+        parts, pattern, norm_in, norm_out, constant, mlp, mlp_in, mlp_out, parts.mlp_scale, fixed, gate, up, route, mid, dtype
+    )
+    checks = [
+        (
+            "the values at its attention's output",
+            (own @ _values(took["v", i], parts.n_heads).transpose(0, 1)).transpose(0, 1).flatten(1),
+            z,
+        ),
+        ("what its attention writes", _attended(built, pre, constant), took["attn_out", i]),
+        ("its MLP's input", mlp_in.linear(mid) + (0 if mlp_in.bias is None else mlp_in.bias), took["mlp_in", i]),
+        ("what its MLP writes", built.neurons_write() + fixed, took["mlp_out", i]),
+    ]
+    if ("mlp_act", i) in took:
+        checks.append(("its neurons' activations", activations, took["mlp_act", i]))
+    worst = 0.0
+    for what, rebuilt, model in checks:
+        off = float((rebuilt - model).abs().max() / model.abs().max().clamp(min=1e-30))
+        worst = max(worst, off)
+        if not off <= _TOLERANCE:
+            raise VerificationError(
+                f"Layer {i} does not do what its family's table says: {what} is off by {off:.1e} of its size.",
+                why="An edge computed from it would be wrong.",
+                todo="This architecture has no attribution graph yet.",
+            )
+    return built, worst
+
+
+def _values(v: Tensor, n_heads: int) -> Tensor:
+    """``[position, head, d_head]`` from what the point v gives: key-value heads, or all heads already (falcon)."""
+    return v if v.shape[1] == n_heads else v.repeat_interleave(n_heads // v.shape[1], 1)
+
+
+def _attended(layer: LocalLayer, x: Tensor, constant: Tensor) -> Tensor:
+    """What the frozen attention writes, head by head: written apart from the maps that the sweeps use, and checked against the model."""
+    w_v, w_o = layer.attention_weights()
+    group, d_head = layer.parts.n_heads // layer.parts.n_kv_heads, layer.parts.d_head
+    v = x @ w_v
+    out = constant
+    for h, pattern in enumerate(layer.pattern):
+        kv = h // group
+        out = out + pattern @ v[:, kv * d_head : (kv + 1) * d_head] @ w_o[h * d_head : (h + 1) * d_head]
+    return out

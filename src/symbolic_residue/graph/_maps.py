@@ -1,0 +1,60 @@
+"""The linear maps of a frozen block on many rows at once, as a few large matrix products.
+
+1. ``attend`` pushes perturbations ``F [row, position, d_model]`` of the residual stream at positions ``start …`` up through a layer's frozen attention.
+   ``attend_back`` pulls directions ``G [row, position, d_model]`` at positions ``0 …`` down through it. Both add in place: the stream itself passes on.
+2. The head dimension is never expanded to d_model by head: ``[row · position, d_model] @ [d_model, kv · d_head]``, one batched product with the patterns for
+   each key-value head, ``@ [head · d_head, d_model]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.graph._local import LocalLayer
+
+__all__ = ["attend", "attend_back", "relevance_step"]
+
+
+def attend(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, start: int = 0) -> None:
+    """``rows [row, position, d_model] += attention(rows)``, positions ``start`` on."""
+    w_v, w_o = weights
+    n, p, d = rows.shape
+    kv = layer.parts.n_kv_heads
+    group = layer.parts.n_heads // kv
+    v = (rows.reshape(n * p, d) @ w_v).view(n, p, kv, -1).permute(2, 1, 0, 3).reshape(kv, p, -1)
+    a = layer.pattern[:, start : start + p, start : start + p].reshape(kv, group * p, p)
+    z = torch.bmm(a, v).view(kv, group, p, n, -1).permute(3, 2, 0, 1, 4).reshape(n * p, -1)
+    rows.view(n * p, d).addmm_(z, w_o)
+
+
+def attend_back(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor) -> None:
+    """``rows [row, position, d_model] += attentionᵀ(rows)``, positions 0 on."""
+    w_v, w_o = weights
+    n, p, d = rows.shape
+    kv = layer.parts.n_kv_heads
+    group = layer.parts.n_heads // kv
+    o = (rows.reshape(n * p, d) @ w_o.T).view(n, p, kv, group, -1).permute(2, 3, 1, 0, 4).reshape(kv, group * p, -1)
+    a = layer.pattern[:, :p, :p].reshape(kv, group, p, p).permute(0, 3, 1, 2).reshape(kv, p, group * p)
+    z = torch.bmm(a, o).view(kv, p, n, -1).permute(2, 1, 0, 3).reshape(n * p, -1)
+    rows.view(n * p, d).addmm_(z, w_v.T)
+
+
+def relevance_step(layer: LocalLayer, g: Tensor, through_mlp: Tensor | None) -> Tensor:
+    """One block of the relevance backward: ``g [position, d_model]`` at the block's output becomes that at its input.
+
+    Args:
+        layer: the block.
+        g: directions at ``resid_post``.
+        through_mlp: what the MLP's neurons pull back to the residual stream they read, ``[position, d_model]``; None stops at MLPs.
+    """
+    below = g.clone()[None]
+    if through_mlp is None:
+        attend_back(layer, layer.attention_weights(), below)
+    elif layer.parallel:
+        attend_back(layer, layer.attention_weights(), below)
+        below[0] += through_mlp
+    else:
+        below[0] += through_mlp
+        attend_back(layer, layer.attention_weights(), below)
+    return below[0]

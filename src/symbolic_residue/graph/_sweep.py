@@ -1,0 +1,227 @@
+"""All direct edges among chosen neurons, embeddings, rests and targets: sweeps of matrix products through the frozen layers, without autograd.
+
+A *row* is what is explained: a target, or a chosen neuron as the linear map that stands for it (``_mlp``). A *column* is what explains. An edge is the direct
+effect: what the column's write, carried by the residual stream and the frozen attention but through no other MLP, adds to the row.
+
+1. Columns: the chosen neurons; one REST a layer and position (what the layer's other neurons write together); one embedding a position; one BIAS a layer
+   and position (attention's and the MLP's constants), where the architecture has any; and the row's own constant. So every row sums to its value.
+2. ``down`` pulls every row's direction down from where it reads; every column is read off as the layers pass. A row of position t needs positions 0 … t, and
+   layers below its own.
+3. ``up`` pushes every neuron's and every embedding's write up; a column of position t needs positions t …, and layers above its own. Rests and biases are
+   spread over all positions, and cost a pass each: they are pushed layer by layer together only where that is asked (``rest="layer"``).
+4. Rows (columns) are packed into buckets of 1, 2, 4, … positions, so that none carries more than twice the positions it needs; inside a bucket they are
+   sorted by layer, so that those alive at a layer are a prefix; and they are cut into chunks of ``budget`` row-positions, so that memory depends on the
+   budget and not on their number.
+
+A parallel block's attention and MLP read the same stream; in a sequential one its MLP reads what its attention added.
+
+The sum ``Σ layer · (t + 1)`` over rows against ``Σ (layers above) · (T − t)`` over columns says which way is less work: neurons that matter sit late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Units
+from symbolic_residue.graph._local import LocalModel
+from symbolic_residue.graph._maps import attend, attend_back
+
+__all__ = ["direct_edges", "sweep_down", "sweep_up", "work"]
+
+Direction = Literal["auto", "down", "up"]
+Visit = Callable[[int, Tensor, Tensor], None]
+
+
+def work(rows: Rows, units: Units, columns: Columns) -> tuple[int, int]:
+    """Layer-positions that ``down`` and ``up`` carry: see the module's text."""
+    n, n_layers = columns.n_positions, columns.n_layers
+    down = int(((rows.place + 1) // 2 * (rows.position + 1)).sum())
+    up = int(((n_layers - 1 - units.layer) * (n - units.position)).sum()) + n_layers * n * (n + 1) // 2
+    kinds = 2 if columns.biased else 1
+    each = n * (n + 1) // 2 if columns.by_position else n
+    return down, up + kinds * each * n_layers * (n_layers - 1) // 2
+
+
+def direct_edges(
+    local: LocalModel,
+    rows: Rows,
+    units: Units,
+    *,
+    by_position: bool = True,
+    direction: Direction = "auto",
+    budget: int = 8192,
+) -> tuple[Tensor, Columns]:
+    """Every edge, by whichever sweep is less work.
+
+    Args:
+        local: the replacement model.
+        rows: what is explained.
+        units: the chosen neurons, as columns.
+        by_position: a REST (and BIAS) a layer and position, or a layer.
+        direction: ``down``, ``up``, or the one with less work.
+        budget: row-positions held at a time: ``budget · d_model`` numbers, a few times over.
+
+    Returns:
+        ``[row, column]`` and what the columns are.
+    """
+    columns = make_columns(local, units, by_position)
+    if direction == "auto":
+        down, up = work(rows, units, columns)
+        direction = "down" if down <= up else "up"
+    return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
+
+
+def sweep_down(
+    local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192, visit: Visit | None = None
+) -> Tensor:
+    """Every edge, pulled down from the rows, ``[row, column]``; arguments as of :func:`direct_edges`.
+
+    Args:
+        visit: called before each layer's attention is passed, with (layer, rows' numbers, their directions ``[row, position, d_model]``).
+    """
+    n_layers = len(local.layers)
+    edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
+    sources = layer_sources(local, units)
+    for width, chunk in buckets(rows.position + 1, -rows.place, budget):
+        g = torch.zeros(len(chunk), width, rows.direction.shape[1], dtype=local.dtype)
+        part = torch.zeros(len(chunk), len(columns), dtype=local.dtype)
+        place = rows.place[chunk]
+        alive = _enter(g, rows, chunk, 0, int((place == 2 * n_layers).sum()))
+        for i in reversed(range(min(n_layers, int(place[0]) // 2 + 1))):
+            layer, source = local.layers[i], sources[i]
+            if alive:
+                live = g[:alive]
+                for at, first, last in source.runs:
+                    if at >= width:
+                        break
+                    part[:alive, source.at[first:last]] = live[:, at] @ source.write[first:last].T
+                _read_spread(part[:alive], live, source.rest, columns.rest, i, columns)
+                if columns.biased:
+                    _read_spread(part[:alive], live, layer.mlp_constant, columns.bias, i, columns)
+            alive = _enter(g, rows, chunk, alive, int((place > 2 * i).sum()))
+            if alive:
+                if columns.biased:
+                    _read_spread(part[:alive], g[:alive], layer.attn_constant, columns.bias, i, columns)
+                if visit is not None:
+                    visit(i, chunk[:alive], g[:alive])
+                attend_back(layer, layer.attention_weights(), g[:alive])
+            alive = _enter(g, rows, chunk, alive, int((place >= 2 * i).sum()))
+        part[:, columns.embeddings.start : columns.embeddings.start + width] = _products(g, local.embedded)
+        part[:, columns.constant] = rows.constant[chunk]
+        edges[chunk] = part
+    return edges
+
+
+def _enter(g: Tensor, rows: Rows, chunk: Tensor, alive: int, born: int) -> int:
+    """Rows ``alive … born`` begin here."""
+    if born > alive:
+        new = chunk[alive:born]
+        g[torch.arange(alive, born), rows.position[new]] = rows.direction[new]
+    return born
+
+
+def _products(g: Tensor, write: Tensor) -> Tensor:
+    """``[row, position]``: g · write at each position that g has."""
+    width = g.shape[1]
+    return torch.einsum("npd,pd->np", g, write.expand(max(width, len(write)), -1)[:width])
+
+
+def _read_spread(part: Tensor, g: Tensor, write: Tensor, block: slice, layer: int, columns: Columns) -> None:
+    """Add what a layer's write at all positions gives, to its columns."""
+    found = _products(g, write)
+    if columns.by_position:
+        first = block.start + layer * columns.n_positions
+        part[:, first : first + found.shape[1]] += found
+    else:
+        part[:, block.start + layer] += found.sum(1)
+
+
+def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192) -> Tensor:
+    """The same edges, pushed up from the columns, ``[row, column]``; arguments as of :func:`direct_edges`."""
+    n, n_layers = len(local), len(local.layers)
+    edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
+    edges[:, columns.constant] = rows.constant
+    sources = layer_sources(local, units)
+    readers = [_readers(rows, place) for place in range(2 * n_layers + 1)]
+    born_at, start = _births(units, columns)
+    for width, chunk in buckets(n - start, born_at, budget):
+        first = n - width
+        f = torch.zeros(len(chunk), width, local.embedded.shape[1], dtype=local.dtype)
+        born = born_at[chunk]
+        alive = _begin(f, chunk, 0, int((born < 0).sum()), local.embedded, columns.embeddings, start, first, False)
+        for i in range(max(0, int(born[0]) // 2), n_layers):
+            layer, source = local.layers[i], sources[i]
+            with_bias = int((born <= 2 * i).sum())
+            _read_rows(edges, f, alive, chunk, readers[2 * i], rows, first)
+            if alive:
+                attend(layer, layer.attention_weights(), f[:alive], first)
+            before = alive
+            if with_bias > alive:
+                alive = _begin(f, chunk, alive, with_bias, layer.attn_constant, columns.bias, start, first, not columns.by_position)
+            _read_rows(edges, f, alive, chunk, readers[2 * i + 1], rows, first)
+            if alive > before:  # the same column goes on to hold the MLP's constant
+                _begin(f, chunk, before, alive, layer.mlp_constant, columns.bias, start, first, not columns.by_position)
+            end = int((born <= 2 * i + 1).sum())
+            if end > alive:
+                new = torch.arange(alive, end)
+                number = chunk[alive:end]
+                single = number < columns.n_units
+                own = number[single]
+                place = torch.empty(len(units), dtype=torch.long)
+                place[source.at] = torch.arange(len(source.at))
+                f[new[single], units.position[own] - first] = source.write[place[own]]
+                spread = int(single.sum())
+                _begin(f, chunk, alive + spread, end, source.rest, columns.rest, start, first, not columns.by_position)
+                alive = end
+        _read_rows(edges, f, alive, chunk, readers[2 * n_layers], rows, first)
+    return edges
+
+
+def _births(units: Units, columns: Columns) -> tuple[Tensor, Tensor]:
+    """For every column but the constant: when it begins (−1 embeddings, 2l biases of layer l, 2l + 1 its neurons and rest) and its first position."""
+    n, n_layers, spread = columns.n_positions, columns.n_layers, columns.spread
+    layer = torch.arange(n_layers).repeat_interleave(spread)
+    where = torch.arange(n).repeat(n_layers) if columns.by_position else torch.zeros(n_layers, dtype=torch.long)
+    born = [2 * units.layer + 1, 2 * layer + 1, torch.full((n,), -1)]
+    start = [units.position, where, torch.arange(n)]
+    if columns.biased:
+        born.append(2 * layer)
+        start.append(where)
+    return torch.cat(born), torch.cat(start)
+
+
+def _begin(
+    f: Tensor, chunk: Tensor, low: int, high: int, write: Tensor, block: slice, start: Tensor, first: int, everywhere: bool
+) -> int:
+    """Columns ``low … high`` of the chunk, all of one block, get what they write added: at their position, or everywhere."""
+    write = write.expand(first + f.shape[1], -1)
+    if high > low and everywhere and block.stop - block.start and not bool((chunk[low:high] < block.start).any()):
+        f[low:high] += write[first:]
+    elif high > low:
+        at = start[chunk[low:high]]
+        f[torch.arange(low, high), at - first] += write[at]
+    return high
+
+
+def _readers(rows: Rows, place: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Rows that read at a place, in order of position, and (position, first, last + 1) of those that share one."""
+    at = (rows.place == place).nonzero()[:, 0]
+    at = at[torch.argsort(rows.position[at], stable=True)]
+    where, counts = torch.unique_consecutive(rows.position[at], return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return at, list(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else []
+
+
+def _read_rows(
+    edges: Tensor, f: Tensor, alive: int, chunk: Tensor, readers: tuple[Tensor, list[tuple[int, int, int]]], rows: Rows, first: int
+) -> None:
+    at, runs = readers
+    if not alive:
+        return
+    for position, low, high in runs:
+        if position >= first:
+            edges[at[low:high, None], chunk[None, :alive]] = rows.direction[at[low:high]] @ f[:alive, position - first].T

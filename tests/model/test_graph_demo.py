@@ -1,0 +1,100 @@
+"""Attribution graphs of the demo model: they add up, on the command line too, and what is wrong is refused in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from symbolic_residue.cli import main
+from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows, validate_pairs
+from symbolic_residue.instrument import Instrument
+from symbolic_residue.prompts import counterfactual_pairs
+
+pytestmark = pytest.mark.model
+
+
+def test_the_capital_of_france_adds_up(demo):
+    graph = attribute(demo.model, demo.tokenizer, "The capital of France is", targets=["top", (" Paris", " Rome")], max_nodes=300)
+    assert demo.tokenizer.decode([graph.targets[0].token]) == " Paris"
+    assert graph.check().worst < 1e-5 and graph.local_error < 1e-4
+    split = graph.accounted()
+    split = split.filter(split["target"] == "' Paris'")
+    assert len(split) >= 3 and split["value"].sum() == pytest.approx(graph.targets[0].value, abs=1e-3)
+
+
+def test_both_sweeps_agree_on_a_longer_text(demo):
+    instrument = Instrument(demo)
+    ids = torch.tensor(
+        demo.tokenizer("The mill stands where the river turns, and the miller keeps the key to the gate.")["input_ids"]
+    )
+    with torch.no_grad():
+        local = freeze(instrument, ids)
+        weights = torch.zeros(local.logits.shape[1])
+        weights[int(local.logits[-1].argmax())] = 1
+        direction, constant = local.logit_direction(weights)
+        units = relevance(local, direction).top(100)
+        rows = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(ids) - 1]))
+        rows = rows + unit_rows(local, units, "half")
+        down, up = (direct_edges(local, rows, units, direction=way, by_position=False)[0] for way in ("down", "up"))
+    size = down.abs().sum(1, keepdim=True)
+    assert float(((down - up).abs() / size).max()) < 1e-5
+
+
+def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
+    folder = tmp_path / "g"
+    line = [
+        "graph",
+        "The opposite of hot is",
+        "--target",
+        " cold",
+        "--against",
+        " warm",
+        "--nodes",
+        "100",
+        "-o",
+        str(folder),
+        "--json",
+    ]
+    assert main(line) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["nodes"] == 100 and said["adds_up"]["worst"] < 1e-5 and said["targets"][0]["name"] == "' cold' − ' warm'"
+    assert load_graph(folder).rule == "half"
+    assert main(["graph", "--show", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "Every row adds up" in shown and "most influential neurons" in shown
+    assert main(line) == 5
+    assert "holds a graph already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ([], 2, "Give a prompt"),
+        (["x", "--show", "y"], 2, "Give a prompt"),
+        (["--show", "nowhere"], 3, "no readable graph"),
+        (["hot", "-t", "not one token"], 2, "tokens in this tokenizer"),
+        (["hot", "-t", "#99999999"], 2, "no token"),
+        (["hot", "--against", " a"], 2, "--against"),
+        (["hot", "--rule", "third"], 2, "half or gate"),
+        (["hot", "--rest", "none"], 2, "not known"),
+        (["hot", "--position", "7"], 2, "no position"),
+        (["hot", "--dtype", "bfloat16"], 3, "float32"),
+        (["  "], 2, "whitespace"),
+        (["hot", "--model", "no/such-model"], 3, "no/such-model"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(options, code, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["graph", *options]) == code
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("graph.json"))
+
+
+def test_the_packaged_pairs_hold_on_the_model_that_they_were_chosen_on(demo):
+    pairs = counterfactual_pairs()
+    found = validate_pairs(Instrument(demo), pairs)
+    assert found["holds"].all() and len(found) == len(pairs) >= 120
+    assert (found["corrupted"] < 0).all()  # both sides are answered

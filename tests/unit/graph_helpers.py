@@ -1,0 +1,42 @@
+"""Tiny models for tests of attribution graphs: in float64 throughout, so that sums can be asked to hold to 1e-12."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tiny_models import build, tiny_tokenizer
+
+from symbolic_residue.graph import LocalModel, relevance, Rows, unit_rows, Units
+from symbolic_residue.instrument import Instrument
+from symbolic_residue.models import wrap
+
+IDS = torch.arange(5, 17)
+
+
+def instrument_of(name: str, seed: int = 0, **changes: Any) -> Instrument:
+    """A tiny model in float64. transformers computes RMS norms in float32 whatever the model's dtype: here they follow their formula."""
+    model = build(name, seed, **changes).double()
+    model.config._experts_implementation = "eager"  # the grouped product knows no float64
+    loaded = wrap(model, tiny_tokenizer())
+    parts = loaded.parts
+    norms = [parts.final_norm]
+    for layer in parts.layers:
+        norms += [n for n in (layer.pre_attn_norm, layer.pre_mlp_norm, layer.post_attn_norm, layer.post_mlp_norm) if n is not None]
+    for norm in norms:
+        norm.module.forward = norm.formula
+    return Instrument(loaded, backend="dense")
+
+
+def top_units(local: LocalModel, direction: torch.Tensor, count: int, rule: str = "half") -> Units:
+    """The neurons with the largest total effect on a direction at the last position."""
+    return relevance(local, direction, rule=rule).top(count)  # type: ignore[arg-type]
+
+
+def with_logit(local: LocalModel, units: Units, a: int, b: int, rule: str = "half") -> Rows:
+    """A logit difference and the units as rows, the difference first."""
+    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights[a], weights[b] = 1, -1
+    direction, constant = local.logit_direction(weights)
+    target = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(local) - 1]))
+    return target + unit_rows(local, units, rule)  # type: ignore[arg-type]
