@@ -9,6 +9,7 @@ from symbolic_residue.cli._concepts_report import report_command
 from symbolic_residue.cli._concepts_steer import steer_command
 from symbolic_residue.cli._concepts_train import train_command
 from symbolic_residue.cli._concepts_validate import validate_command
+from symbolic_residue.cli._concepts_watch import watch_command
 
 __all__ = ["concepts_app"]
 
@@ -25,3 +26,4 @@ concepts_app.command("train")(train_command)
 concepts_app.command("report")(report_command)
 concepts_app.command("check")(check_command)
 concepts_app.command("steer")(steer_command)
+concepts_app.command("watch")(watch_command)
