@@ -71,7 +71,6 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ([], 2, "Give a prompt"),
         (["x", "--show", "y"], 2, "Give a prompt"),
         (["--show", "nowhere"], 3, "no readable graph"),
         (["hot", "-t", "not one token"], 2, "tokens in this tokenizer"),
