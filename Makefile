@@ -7,7 +7,7 @@ EXTRAS ?= dev
 export OMP_WAIT_POLICY ?= PASSIVE
 READY = $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test check bench calibrate claims adapters study parallel screenshot env clean
+.PHONY: demo test check bench calibrate claims adapters concepts study parallel screenshot env clean
 
 env: $(READY)
 
@@ -56,6 +56,10 @@ claims: $(READY)
 adapters: $(READY)
 	$(VENV)/bin/residue models fetch demo
 	$(PY) benchmarks/train_adapters.py
+
+# The study of docs/concepts.md: an hour on one core, most of it steering.
+concepts: $(READY)
+	$(PY) docs/make_concepts.py --pages
 
 # The measurement of docs/parallel.md: half an hour on one core.
 parallel: $(READY)
