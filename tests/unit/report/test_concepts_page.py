@@ -90,7 +90,7 @@ def test_the_answer_counts_the_concepts_with_small_family_wise_p(folder: Path, p
         and "1,000 permutations" in said
     )
     assert "Not tested: late" in said
-    assert "residue concepts heads run" in said and "residue concepts steer run" in said
+    assert "residue concepts heads run" in said and "residue concepts check run" in said
 
 
 def test_every_concept_stands_beside_its_null_and_words_alone(page: str, quality: dict[str, Any]) -> None:
