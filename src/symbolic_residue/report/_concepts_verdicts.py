@@ -122,10 +122,10 @@ def overlap_map(run: ConceptsRun) -> dict[str, Any] | None:
         rows.append({"name": a, "starts": False, "cells": cells})
     clear, chance = (sum(row[key] <= 0.05 for row in found["pairs"]) for key in ("p_pairs", "p_chance"))
     said = (
-        f"The {found['k']} heads of largest selectivity of each concept, of {found['n_heads']}. In a cell: how many two concepts share, and Jaccard. Drawn heads "
+        f"The {found['k']} heads of largest selectivity of each concept, of {found['n_heads']}. In a cell: how many two concepts share, and Jaccard. Drawn ones "
         f"share {number(found['expected'])} (hypergeometric p ≤ 0.05, uncorrected: {chance} of {len(found['pairs'])} pairs), but permuted labels share "
-        f"{number(found['mean_null'])} on average and these {number(found['mean'])} (p {p_text(found['p_mean'])}), for concepts have neutral tellings in "
-        f"common. Blue: more than permuted labels; outlined: p ≤ 0.05 over all pairs, {clear} of {len(found['pairs'])}."
+        f"{number(found['mean_null'])} on average and these {number(found['mean'])} (p {p_text(found['p_mean'])}): concepts have neutral tellings in common. "
+        f"Blue: more than permuted labels; outlined: p ≤ 0.05 over all pairs, {clear} of {len(found['pairs'])}."
     )
     columns = {
         "pair": False,
