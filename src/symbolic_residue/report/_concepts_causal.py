@@ -13,8 +13,8 @@ __all__ = ["causal_sentence", "causal_tables", "steered_texts"]
 
 OPENINGS = 3
 """Openings shown of each concept."""
-_ABLATION = {"carry": "takes more than matched heads do", "not": "takes no more", "undecided": "is undecided"}
-_STEERING = {"steers": "pushes the text beyond random directions", "not": "does not", "undecided": "is undecided"}
+_ABLATION = {"carry": "they carry the readout of", "not": "no more is lost for", "undecided": "undecided for"}
+_STEERING = {"steers": "it pushes the text for", "not": "it does not for", "undecided": "undecided for"}
 
 
 def _parts(run: ConceptsRun, part: str) -> dict[str, dict[str, Any]]:
@@ -24,16 +24,21 @@ def _parts(run: ConceptsRun, part: str) -> dict[str, dict[str, Any]]:
 
 def causal_sentence(run: ConceptsRun) -> str:
     """Both checks in a sentence each; empty without ``causal.json``."""
-    said = []
-    for part, start, words in (
-        ("ablation", "Ablating the chosen heads", _ABLATION),
-        ("steering", "Steering with the direction", _STEERING),
-    ):
+    said, total = [], len(run.concepts)
+    starts = {
+        "ablation": "Ablating the chosen heads, against matched other heads",
+        "steering": "Steering, against random directions",
+    }
+    for part, words in (("ablation", _ABLATION), ("steering", _STEERING)):
         groups: dict[str, list[str]] = {}
-        for concept, one in _parts(run, part).items():
+        done = _parts(run, part)
+        for concept, one in done.items():
             groups.setdefault(one["verdict"], []).append(concept)
         if groups:
-            said.append(f"{start} {'; '.join(f'{words[name]} for {listed(groups[name])}' for name in words if name in groups)}.")
+            of = "" if len(done) == total else f" ({len(done)} of {total} concepts were tried)"
+            said.append(
+                f"{starts[part]}: {'; '.join(f'{words[name]} {listed(groups[name])}' for name in words if name in groups)}{of}."
+            )
     return " ".join(said)
 
 
@@ -41,10 +46,16 @@ def causal_tables(run: ConceptsRun) -> list[dict[str, Any]]:
     """Ablation and steering, a row a concept; the comparisons of steering by every measure are folded."""
     found = []
     if ablations := _parts(run, "ablation"):
-        found.append({"table": _ablation(ablations), "folded": [_later(ablations)]})
+        found.append({"table": _ablation(ablations), "reasons": _reasons(ablations), "folded": [_later(ablations)]})
     if steerings := _parts(run, "steering"):
-        found.append({"table": _steering(steerings), "folded": [_comparisons(steerings), _doses(steerings)]})
+        found.append(
+            {"table": _steering(steerings), "reasons": _reasons(steerings), "folded": [_comparisons(steerings), _doses(steerings)]}
+        )
     return found
+
+
+def _reasons(parts: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(concept, one["why"]) for concept, one in parts.items()]
 
 
 def _ablation(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -55,12 +66,11 @@ def _ablation(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
             [
                 concept, one["verdict"], str(one["layer"]), str(one["scenarios"]), str(len(one["halves"][0])), measured(first["contrast"], between="\n"),
                 *_three(first, "lost"), p_text(first["p"]), str(len(first["controls"])),
-                measured(one["predicted"], between="\n"), f"{number(one['kl']['value'])}\n({number(_mean(one['kl_controls']))})", one["why"],
+                measured(one["predicted"], between="\n"), f"{number(one['kl']['value'])}\n({number(_mean(one['kl_controls']))})",
             ]
         )  # fmt: skip
     columns = {"concept": False, "verdict": False, "layer": True, "scenarios": True, "heads": True, "contrast [95 %]": False, "share lost [95 %]": False,
-               "lost with controls": False, "excess": False, "p": True, "control sets": True, "written straight": False, "KL (controls)": False,
-               "why": False}  # fmt: skip
+               "lost with controls": False, "excess": False, "p": True, "control sets": True, "written straight": False, "KL (controls)": False}  # fmt: skip
     return grid("Ablation: a concept's heads at their mean over neutral tellings, against other heads that disturb as much", columns, cells,
                 [one["verdict"] == "carry" for one in parts.values()])  # fmt: skip
 
@@ -97,12 +107,12 @@ def _steering(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 concept, one["verdict"], one["specific"] or "not asked", one["heads_verdict"] or "not asked", str(one["layer"]), str(one["openings"]),
                 f"{number(one['dose'])}{'' if one['whole'] else ' (text broken)'}",
                 *(["—"] * 4 if main is None else [*_three(main, signed=True), p_text(main["p"])]),
-                "—" if heads is None else f"{measured(heads['excess'], between=chr(10), signed=True)}", measured(one["words_auc"], between="\n"), one["why"],
+                "—" if heads is None else f"{measured(heads['excess'], between=chr(10), signed=True)}", measured(one["words_auc"], between="\n"),
             ]
         )  # fmt: skip
     columns = {"concept": False, "verdict": False, "against other concepts": False, "by heads": False, "layer": True, "openings": True, "dose": True,
                "effect on words [95 %]": False, "of random directions": False, "excess": False, "p": True, "excess of heads over other heads": False,
-               "words tell the concept": False, "why": False}  # fmt: skip
+               "words tell the concept": False}  # fmt: skip
     return grid("Steering: log odds of the text's words (nats), at the dose chosen by damage alone", columns, cells,
                 [one["verdict"] == "steers" for one in parts.values()])  # fmt: skip
 

@@ -93,11 +93,14 @@ def _conditions(blocks: dict[str, dict[str, Any]], where: str) -> dict[str, Any]
                 if c is None
                 else f"{'✓' if c['holds'] else '✗'} {number(c['value'], signed=True)}\n{number(c['p_or_bound'], signed=True)}"
             )
-        cells.append([concept, *row, one["reason"]])
+        cells.append([concept, *row])
     meanings = {c["name"]: c["meaning"] for one in blocks.values() for c in one["conditions"]}
-    columns = {"concept": False, **{name.replace("_", " "): False for name in names}, "in words": False}
+    columns = {"concept": False, **{name.replace("_", " "): False for name in names}}
     table = grid(f"Conditions of “few heads” {where}: value, and below it the p or one-sided bound that decides", columns, cells)
-    return table | {"meanings": [(name.replace("_", " "), meanings[name]) for name in names]}
+    return table | {
+        "reasons": [(concept, one["reason"]) for concept, one in blocks.items()],
+        "meanings": [(name.replace("_", " "), meanings[name]) for name in names],
+    }
 
 
 def overlap_map(run: ConceptsRun) -> dict[str, Any] | None:
@@ -122,7 +125,7 @@ def overlap_map(run: ConceptsRun) -> dict[str, Any] | None:
         rows.append({"name": a, "starts": False, "cells": cells})
     clear, chance = (sum(row[key] <= 0.05 for row in found["pairs"]) for key in ("p_pairs", "p_chance"))
     said = (
-        f"The {found['k']} heads of largest selectivity of each concept, of {found['n_heads']}. In a cell: how many two concepts share, and Jaccard. Drawn ones "
+        f"The {found['k']} heads of largest selectivity of each concept, of {found['n_heads']}. In a cell: how many two share, and Jaccard. Drawn heads "
         f"share {number(found['expected'])} (hypergeometric p ≤ 0.05, uncorrected: {chance} of {len(found['pairs'])} pairs), but permuted labels share "
         f"{number(found['mean_null'])} on average and these {number(found['mean'])} (p {p_text(found['p_mean'])}): concepts have neutral tellings in common. "
         f"Blue: more than permuted labels; outlined: p ≤ 0.05 over all pairs, {clear} of {len(found['pairs'])}."
