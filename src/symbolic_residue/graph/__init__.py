@@ -14,6 +14,7 @@ from symbolic_residue.graph._faithfulness import (
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
+from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
 from symbolic_residue.graph._kept import KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
@@ -27,12 +28,14 @@ from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read
 __all__ = [
     "SCORES",
     "AskedTarget",
+    "Change",
     "Check",
     "Columns",
     "Direction",
     "Faithfulness",
     "Graph",
     "HeadLoadings",
+    "Hold",
     "KeepUnits",
     "LocalLayer",
     "LocalModel",
@@ -59,9 +62,12 @@ __all__ = [
     "gradients_at",
     "graph_faithfulness",
     "head_loadings",
+    "intervene",
+    "intervention_agreement",
     "load_graph",
     "log_counts",
     "mixed_at",
+    "predicted_change",
     "promoted_tokens",
     "qk_attribution",
     "ranks",

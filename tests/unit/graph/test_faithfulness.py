@@ -237,7 +237,10 @@ def planted(name: str) -> tuple[Instrument, TokenPair, set[tuple[int, int]]]:
     axis[11] = 1.0
     a, b = (0, 17), (1, 40)
     with torch.no_grad():
-        for (layer, neuron), reads, write, size in ((a, toward, axis, 0.5), (b, axis, answer, 1.0)):  # of the stream: more would saturate the norms
+        for (layer, neuron), reads, write, size in (
+            (a, toward, axis, 0.5),
+            (b, axis, answer, 1.0),
+        ):  # of the stream: more would saturate the norms
             mlp = parts.layers[layer].mlp
             reads, write = reads / reads.norm(), write / write.norm()
             if name == "llama":
@@ -247,7 +250,9 @@ def planted(name: str) -> tuple[Instrument, TokenPair, set[tuple[int, int]]]:
                 mlp.c_fc.weight[:, neuron] = reads
                 mlp.c_fc.bias[neuron] = 0
             seen = instrument.run(pair.ids[:1], reads=[f"mlp_act.{layer}", f"resid_post.{layer}"])
-            strength = size * seen[f"resid_post.{layer}"][0, last].norm() / seen[f"mlp_act.{layer}"][0, last, neuron]  # twice the stream
+            strength = (
+                size * seen[f"resid_post.{layer}"][0, last].norm() / seen[f"mlp_act.{layer}"][0, last, neuron]
+            )  # twice the stream
             if name == "llama":
                 mlp.down_proj.weight[:, neuron] = strength * write
             else:
