@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report.concepts_run import write_concepts
 from report.contrast_run import write_contrast
 from report.parallel_run import write_measure, write_trees
 from report.synthetic_run import write_run
@@ -46,6 +47,8 @@ def reports(tmp_path_factory) -> dict[str, str]:
     runs["trees"] = write_trees(root / "trees", captured=True)
     runs["nasty trees"] = write_trees(root / "nasty-trees", items=2, failed=1, nasty=True)
     runs["measure"] = write_measure(root / "measure", nasty=True)
+    runs["concepts"] = write_concepts(root / "concepts")
+    runs["nasty concepts"] = write_concepts(root / "nasty-concepts", nasty=True, watched=True)
     return {name: render_report(run).as_uri() for name, run in runs.items()}
 
 
@@ -70,7 +73,9 @@ def visit(browser, reports) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several", "contrast", "trees", "nasty trees", "measure"])
+@pytest.mark.parametrize(
+    "name", ["one", "nasty", "several", "contrast", "trees", "nasty trees", "measure", "concepts", "nasty concepts"]
+)
 @pytest.mark.parametrize("width", [1280, 390])
 def test_quiet_sealed_and_no_wider_than_the_screen(visit, reports, name, width):
     page = visit(name, width)
@@ -139,6 +144,45 @@ def test_a_token_tree_is_read_along_its_top_path(visit):
     assert page.locator(".tree .end").inner_text() == "⟂ 0.12"
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_layer_is_chosen_with_or_without_scripts(visit, scripts):
+    page = visit("concepts", java_script_enabled=scripts)
+    maps = page.locator("#similarity ~ fieldset table.map")
+    assert [one.is_visible() for one in maps.all()] == [False, True]  # of two layers the middle one is open
+    page.locator("#similarity ~ fieldset label", has_text="0").click()
+    assert [one.is_visible() for one in maps.all()] == [True, False]
+    assert maps.first.locator("caption").inner_text() == "Layer 0"
+    page.keyboard.press("ArrowRight")
+    assert [one.is_visible() for one in maps.all()] == [False, True]
+
+
+def test_the_map_of_cosines_can_be_read(visit):
+    """Names stand along both sides, cells are of one size and their numbers fit."""
+    page = visit("concepts")
+    table = page.locator("#similarity ~ fieldset table.map >> visible=true")
+    boxes = table.locator("tbody td").evaluate_all(
+        "(cells) => cells.map((c) => ({w: c.getBoundingClientRect().width, h: c.getBoundingClientRect().height, over: c.scrollWidth > c.clientWidth}))"
+    )
+    assert len(boxes) == 16 and not any(box["over"] for box in boxes)
+    assert all(box["w"] >= 40 and box["h"] >= 24 for box in boxes)
+    names = table.locator("thead th.name")
+    assert names.all_inner_texts() == table.locator("tbody th").all_inner_texts() == ["joy", "fear", "trust", "late"]
+    assert all(name.evaluate("(e) => getComputedStyle(e).writingMode") == "vertical-rl" for name in names.all())
+
+
+def test_each_concept_shows_its_own_texts_and_heads(visit):
+    page = visit("concepts")
+    for name in ("outliers", "heads"):
+        field = page.locator(f"section[aria-labelledby='{name}'] fieldset")
+        field.locator("label", has_text="trust").click()
+        assert field.locator("caption >> visible=true").all_inner_texts()[0].startswith("trust")
+        assert field.locator("table >> visible=true").count() == 1
+    assert page.locator("section[aria-labelledby='heads'] svg >> visible=true").count() == 1
+    with page.expect_download() as found:
+        page.get_by_role("link", name="All layers as CSV").click()
+    assert found.value.suggested_filename == "concepts-layers.csv"
+
+
 def test_the_token_under_the_pointer_tells_its_numbers(visit):
     page = visit("one")
     readout = page.locator(".readout")
@@ -174,7 +218,7 @@ def test_links_of_the_overview_lead_to_the_items(visit):
     assert page.locator("#item-3").is_visible()
 
 
-@pytest.mark.parametrize("name", ["one", "trees"])
+@pytest.mark.parametrize("name", ["one", "trees", "concepts"])
 def test_text_is_not_smaller_than_ten_pixels(visit, name):
     page = visit(name)
     smallest = page.evaluate(
@@ -186,7 +230,7 @@ def test_text_is_not_smaller_than_ten_pixels(visit, name):
     assert smallest >= 9.9
 
 
-@pytest.mark.parametrize("name", ["one", "trees"])
+@pytest.mark.parametrize("name", ["one", "trees", "concepts"])
 def test_contrast_of_text_on_its_own_background(visit, name):
     page = visit(name)
     worst = page.evaluate(
@@ -209,7 +253,7 @@ def test_contrast_of_text_on_its_own_background(visit, name):
     assert worst[0] >= 4.5, worst
 
 
-@pytest.mark.parametrize("name", ["one", "nasty", "several", "trees"])
+@pytest.mark.parametrize("name", ["one", "nasty", "several", "trees", "concepts"])
 def test_prints_on_a4_with_nothing_wider_than_the_page(visit, name):
     page = visit(name)
     pdf = page.pdf(prefer_css_page_size=True)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from symbolic_residue.cli import main
-from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows
+from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows, validate_pairs
 from symbolic_residue.instrument import Instrument
+from symbolic_residue.prompts import counterfactual_pairs
 
 pytestmark = pytest.mark.model
 
@@ -30,8 +31,8 @@ def test_both_sweeps_agree_on_a_longer_text(demo):
     )
     with torch.no_grad():
         local = freeze(instrument, ids)
-        weights = torch.zeros(local.logits.shape[1])
-        weights[int(local.logits[-1].argmax())] = 1
+        weights = torch.zeros(local.vocab_size)
+        weights[int(local.logits_at().argmax())] = 1
         direction, constant = local.logit_direction(weights)
         units = relevance(local, direction).top(100)
         rows = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(ids) - 1]))
@@ -70,7 +71,6 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ([], 2, "Give a prompt"),
         (["x", "--show", "y"], 2, "Give a prompt"),
         (["--show", "nowhere"], 3, "no readable graph"),
         (["hot", "-t", "not one token"], 2, "tokens in this tokenizer"),
@@ -90,3 +90,10 @@ def test_what_cannot_be_is_refused_in_words(options, code, said, tmp_path, capsy
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not list(tmp_path.rglob("graph.json"))
+
+
+def test_the_packaged_pairs_hold_on_the_model_that_they_were_chosen_on(demo):
+    pairs = counterfactual_pairs()
+    found = validate_pairs(Instrument(demo), pairs)
+    assert found["holds"].all() and len(found) == len(pairs) >= 120
+    assert (found["corrupted"] < 0).all()  # both sides are answered

@@ -1,8 +1,8 @@
 """``residue concepts report RUN``: how good each direction is, beside its controls, and the page.
 
 1. ``quality.json`` is made concept by concept; stopped, the same command goes on.
-2. The layer shown is the one with the smallest p over all layers, and of those the largest held-out AUC. It is chosen by looking, so that p is family-wise
-   over the layers, and Holm's over the concepts stands beside it. ``--layer`` shows a layer fixed beforehand, with that layer's own p.
+2. The layer shown has the largest held-out AUC of those with p ≤ 0.05 over all layers. It is chosen by looking, so that p is family-wise over the layers, and
+   Holm's over the concepts (of each one's smallest p) stands beside it. ``--layer`` shows a layer fixed beforehand, with that layer's own p.
 3. Words alone, without any model, stand beside every AUC.
 """
 

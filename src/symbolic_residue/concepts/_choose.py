@@ -201,7 +201,7 @@ def _plan(scores: Mapping[int, HeadScores], chosen: Sequence[Head]) -> list[tupl
     counts = dict.fromkeys(scores, 0)
     for layer, heads in wanted.items():
         missing = len(heads)
-        for other in sorted(scores, key=lambda i: (abs(i - layer), i)):
+        for other in sorted(scores, key=lambda i: (i != layer, i in wanted, abs(i - layer), i)):
             reserved = len(wanted.get(other, ())) if other > layer else 0  # for its own turn
             more = min(missing, max(0, len(spare[other]) - counts[other] - reserved))
             counts[other] += more

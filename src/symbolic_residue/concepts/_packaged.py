@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib.resources import as_file, files
 
 from symbolic_residue.concepts._corpus import Corpus
 from symbolic_residue.concepts._read import read_corpus
 
-__all__ = ["corpus_card", "packaged_corpus", "packaged_words"]
+__all__ = ["corpus_card", "packaged_corpus", "packaged_words", "steering_openings"]
 
 _ROOM = "symbolic_residue.concepts"
 
@@ -28,3 +29,9 @@ def packaged_words() -> dict[str, tuple[str, ...]]:
 def corpus_card() -> str:
     """The data card of the packaged corpus: design, how it was written, what was checked, limits; Markdown."""
     return files(_ROOM).joinpath("data", "card.md").read_text("utf-8")
+
+
+def steering_openings() -> tuple[str, ...]:
+    """24 neutral beginnings of stories, none of them of a scenario: prompts on which steering is measured."""
+    lines = files(_ROOM).joinpath("data", "openings.jsonl").read_text("utf-8").splitlines()
+    return tuple(json.loads(line)["text"] for line in lines if line)

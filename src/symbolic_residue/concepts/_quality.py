@@ -7,8 +7,8 @@
 3. Concepts with fewer than 5 positives are measured but not ranked, and the report says so. Where nothing can be held out (one scenario) there is no AUC,
    and whatever comes from held-out scores has value None with the reason.
 4. Where heads were collected, every concept has the ``per_head`` block.
-5. Where a concept stands out most is found by looking, so its p value (``p_model``) is family-wise over the layers (``_null``), and ``chosen`` has Holm's over
-   the ranked concepts beside it. The interval of the chosen layer's AUC knows nothing of that choice.
+5. A layer is chosen by looking, so its p value (``p_model``) is family-wise over the layers (``_null``). ``p_concepts`` is Holm's over the ranked concepts,
+   of the smallest p of each (``p_smallest``: the concept, in whichever layer). The interval of the chosen layer's AUC knows nothing of that choice.
 6. ``other_negatives``: in the chosen layer, the held-out AUC of the same concept against the other negatives (the other concepts where the report is against
    neutral tellings, and the other way round), which takes out what all texts under a concept share. Its p is corrected for nothing.
 7. ``similarity``: cosines of the directions with their null (``_similarity``). With the corpus given: ``words_alone``, what words tell without any model, and
@@ -41,11 +41,10 @@ from symbolic_residue.concepts._quality_parts import (
     mlp_null,
     null_block,
     pc_share,
-    ridge_r2,
     scenario_leak,
 )
 from symbolic_residue.concepts._rows import label_weights, Rows
-from symbolic_residue.concepts._similarity import cosine_blocks, permuted_weights
+from symbolic_residue.concepts._similarity import permuted_weights, similarity_blocks
 from symbolic_residue.concepts._words_alone import words_alone
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats import bound, generator, holm, wilson
@@ -57,6 +56,8 @@ __all__ = ["MIN_POSITIVES", "quality_report"]
 
 MIN_POSITIVES = 5
 """Fewer positives than that are not ranked."""
+LEVEL = 0.05
+"""Family-wise level at which a layer may be chosen for its AUC."""
 _SMALL = 200
 """Draws of the nulls that are not permutations of labels."""
 _NEAREST = 3
@@ -144,9 +145,13 @@ def quality_report(
         for i in directions.layers
     }
     tested = [c for c in concepts if concepts[c]["ranked"] and concepts[c]["chosen"]["p_model"] is not None]
-    for c, p in zip(tested, holm([concepts[c]["chosen"]["p_model"] for c in tested]) if tested else (), strict=True):
+    for c, p in zip(tested, holm([concepts[c]["chosen"]["p_smallest"] for c in tested]) if tested else (), strict=True):
         concepts[c]["chosen"]["p_concepts"] = float(p)
     weights = permuted_weights(labels, scenarios, directions, _SMALL, seed) if directions.estimator == "difference" else None
+    similarity = similarity_blocks(pooled, directions, weights)
+    for i, block in similarity.items():
+        for concept, share in zip(directions.concepts, block.pop("ridge_r2"), strict=True):
+            concepts[concept]["layers"][i]["ridge_r2"] = share
     return {
         "model": asdict(directions.model),
         "estimator": directions.estimator,
@@ -156,7 +161,7 @@ def quality_report(
         "corpus_sha256": directions.corpus_sha256,
         "families": None if corpus is None else {name: list(members) for name, members in corpus.families.items()},
         "words_alone": None if corpus is None else _words(corpus),
-        "similarity": dict(cosine_blocks(pooled, directions, weights)),
+        "similarity": similarity,
         "n_draws": n_draws,
         "n_draws_small": _SMALL,
         "seed": seed,
@@ -234,7 +239,6 @@ def _layer(
         "pc_share": pc_share(pooled.resid[i], design, scenarios, _SMALL, seed),
         "alignment": alignment(x, design, scenarios),
         "nearest": [[directions.concepts[j], float(np.clip(cosines[j], -1, 1))] for j in order],
-        "ridge_r2": ridge_r2(v, np.delete(vectors, at, axis=0), permuted),
         "length": {"r": None, "reason": _ONE}
         if scores is None
         else length_leak(scores, pooled.n_tokens[design.rows].astype(np.float64), design),
@@ -284,19 +288,27 @@ def _can_hold_out(design: Design) -> bool:
 
 
 def _chosen(layers: dict[str, dict[str, Any]], drawn: dict[int, Any]) -> dict[str, Any]:
-    """The layer in which the concept stands out most, with p over the layers; writes ``p_model`` into the layers' blocks."""
+    """The layer to show, with p over the layers; writes ``p_model`` into the layers' blocks. Whichever layer is chosen, its p is paid for."""
     if any(one["auc"]["value"] is None for one in layers.values()):
-        return {"layer": None, "rule": _ONE, "p_model": None, "p_concepts": None}
+        return {"layer": None, "rule": _ONE, "p_model": None, "p_smallest": None, "p_concepts": None}
     if any(one is None for one in drawn.values()):
         best = max(layers, key=lambda i: layers[i]["auc"]["value"])
-        return {"layer": int(best), "rule": "largest held-out AUC, chosen by looking; no null", "p_model": None, "p_concepts": None}
+        return {"layer": int(best), "rule": "largest held-out AUC, chosen by looking; no null", "p_model": None, "p_smallest": None,
+                "p_concepts": None}  # fmt: skip
     z = standardised(np.stack([drawn[i] for i in drawn], axis=1))
     p = max_t_p(z[0], z.max(1))
     for i, one in zip(drawn, p, strict=True):
         layers[str(i)]["auc"]["p_model"] = float(one)
-    best = max(drawn, key=lambda i: (-layers[str(i)]["auc"]["p_model"], layers[str(i)]["auc"]["value"]))
-    rule = "smallest p over all layers, and of those the largest held-out AUC"
-    return {"layer": best, "rule": rule, "p_model": layers[str(best)]["auc"]["p_model"], "p_concepts": None}
+    small = [i for i, one in zip(drawn, p, strict=True) if one <= LEVEL]
+    best = max(small, key=lambda i: layers[str(i)]["auc"]["value"]) if small else list(drawn)[int(p.argmin())]
+    rule = f"largest held-out AUC among the layers with p ≤ {LEVEL} over all layers; without one, the smallest p"
+    return {
+        "layer": best,
+        "rule": rule,
+        "p_model": layers[str(best)]["auc"]["p_model"],
+        "p_smallest": float(p.min()),
+        "p_concepts": None,
+    }
 
 
 def _words(corpus: Corpus) -> dict[str, Any]:

@@ -7,10 +7,9 @@
    in the order of ``positive_rows``. Outliers lie more than 3 · 1.4826 · MAD below the median; ``outlier_texts`` are rows of the corpus.
 3. ``mlp``: the largest |cosine| of the direction with one column of the layer's MLP down-projection (after the gain of a norm of the MLP's output, where
    there is one); null: directions drawn uniformly.
-4. ``ridge_r2``: share of the unit direction that the other concepts' directions explain (ridge, λ = 0.01). Null: the same of directions from permuted labels.
-5. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
+4. ``length``: correlation of score and length in tokens, over scenarios' differences where paired (n: scenarios), else over texts with class means taken out;
    Fisher's z interval. ``length_direction``: cosine of the direction with the one along which the neutral tellings grow longer.
-6. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
+5. ``scenario``: share of the variance of held-out scores, class means taken out, that lies between scenarios; null: scenarios permuted within classes.
 """
 
 from __future__ import annotations
@@ -44,12 +43,10 @@ __all__ = [
     "mlp_null",
     "null_block",
     "pc_share",
-    "ridge_r2",
     "scenario_leak",
 ]
 
 Array = NDArray[np.float64]
-_RIDGE = 0.01
 _NOT_PAIRED = "No scenario holds both a positive and a negative, so there are no differences."
 
 
@@ -209,17 +206,6 @@ def mlp_cosine(v: Array, columns: Array, null: Array) -> dict[str, Any]:
 def mlp_null(columns: Array, random: Array) -> Array:
     """Largest |cosine| with one column of each of ``random [draw, d_model]``, unit directions: ``[draw]``."""
     return np.array([np.abs(columns @ one).max() for one in random])
-
-
-def ridge_r2(v: Array, others: Array, permuted: Array | None) -> dict[str, Any]:
-    """Share of the direction explained by ``others [concept, d]``, against ``permuted [draw, d]`` unit directions."""
-    if not len(others):
-        return {"value": None, "reason": "There is one concept only."}
-    rows = v[None] if permuted is None else np.concatenate([v[None], permuted])
-    inner = others @ others.T
-    beta = np.linalg.solve(inner + _RIDGE * np.eye(len(others)), others @ rows.T)
-    r2 = np.clip(1 - ((rows.T - others.T @ beta) ** 2).sum(0) / (rows**2).sum(1), 0, 1)
-    return {"value": float(r2[0]), "null": None} if permuted is None else null_block(r2)
 
 
 def length_leak(scores: Array, lengths: Array, design: Design) -> dict[str, Any]:

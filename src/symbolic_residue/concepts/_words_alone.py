@@ -12,21 +12,17 @@ A readout of hidden states that is no better than this has shown no more than th
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from symbolic_residue.concepts._corpus import BASELINE, Corpus
+from symbolic_residue.concepts._word_scorer import log_odds, Rival, word_table
 from symbolic_residue.errors import CorpusError
 from symbolic_residue.stats import Estimate, score_bounds
 
 __all__ = ["WordsAlone", "words_alone"]
-
-_WORD = re.compile(r"[^\W\d_]+")
-Rival = Literal["baseline", "others"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +50,7 @@ def words_alone(corpus: Corpus, level: float = 0.95) -> list[WordsAlone]:
     texts = [one for one in corpus.texts if one.scenario is not None]
     if not texts:
         raise CorpusError("The corpus has no scenario.", why="Words are compared within a scenario that was left out.")
-    sets = [set(_WORD.findall(one.text.lower())) for one in texts]
-    place = {word: i for i, word in enumerate(sorted(set().union(*sets)))}
-    x = np.zeros((len(texts), len(place)))
-    for row, words in enumerate(sets):
-        x[row, [place[word] for word in words]] = 1.0
+    x = word_table([one.text for one in texts])[0]
     labels = np.array([one.concept for one in texts])
     scenarios = np.array([one.scenario for one in texts])
     rows = []
@@ -78,7 +70,7 @@ def _held_out(
         here = scenarios == scenario
         if not ((here & mine).any() and (here & other).any() and (~here & mine).any() and (~here & other).any()):
             continue
-        direction = _log_odds(x[~here & mine]) - _log_odds(x[~here & other])
+        direction = log_odds(x[~here & mine]) - log_odds(x[~here & other])
         gap = (x[here & mine] @ direction)[:, None] - (x[here & other] @ direction)[None, :]
         gap[np.abs(gap) < 1e-9] = 0.0
         found.append(float((0.5 + 0.5 * np.sign(gap)).mean()))
@@ -87,8 +79,3 @@ def _held_out(
         return Estimate(float("nan"), float("nan"), float("nan"), n, level, "No value: fewer than two scenarios hold both.")
     mean = float(np.mean(found))
     return Estimate(mean, *score_bounds(mean, n, level), n, level, "Wilson over scenarios")
-
-
-def _log_odds(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    share = (x.sum(0) + 0.5) / (len(x) + 1)
-    return np.log(share / (1 - share))

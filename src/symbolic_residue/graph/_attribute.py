@@ -89,7 +89,8 @@ def attribute_prompt(
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
         units = _sizes(effects).top(max_nodes)
-        rows = target_rows(local, asked) + unit_rows(local, units, rule)
+        of_targets = target_rows(local, asked)
+        rows = of_targets + unit_rows(local, units, rule)
         edges, columns = direct_edges(local, rows, units, by_position=rest == "position")
         cells = list(zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True))
         activations = torch.tensor([float(local.layers[i].activations[t, n]) for i, t, n in cells], dtype=local.dtype)
@@ -97,7 +98,7 @@ def attribute_prompt(
     infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
         tuple(prompt.ids), tuple(prompt.tokens), infos, units, activations, first, edges, columns, rule,
-        local.parts.logit_softcap is not None, local.error, instrument.loaded.provenance.model_dump(),
+        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(),
     ).require()  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Graphs on disk: ``graph.safetensors`` with the arrays, ``graph.json`` with everything else.
 
-1. Tensors: ``edges [row, column]``, ``activations``, ``effects``, and ``units [unit, (layer, position, neuron)]``.
+1. Tensors: ``edges [row, column]``, ``activations``, ``effects``, ``units [unit, (layer, position, neuron)]``, and the targets' rows ``target_direction
+   target_constant target_place target_position``.
 2. ``graph.json`` names the prompt, the targets, what the columns are, the rule, the model's provenance, and the sha256 of the tensors' file.
 3. Both are written beside their place and moved into it. On reading, hash, shapes and indices are checked, and that every row still adds up.
 """
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 
 from symbolic_residue.errors import DamagedFileError, VerificationError, WriteError
-from symbolic_residue.graph._columns import Columns, Units
+from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._graph import Graph, TargetInfo
 
 __all__ = ["load_graph", "save_graph"]
 
 _FORMAT = 1
+_ROWS = ("direction", "constant", "place", "position")
 
 
 def save_graph(graph: Graph, folder: Path | str) -> Path:
@@ -35,6 +37,7 @@ def save_graph(graph: Graph, folder: Path | str) -> Path:
     folder = Path(folder)
     units = torch.stack([graph.units.layer, graph.units.position, graph.units.neuron], 1)
     arrays = {"edges": graph.edges, "activations": graph.activations, "effects": graph.effects, "units": units}
+    arrays |= {f"target_{name}": getattr(graph.target_rows, name) for name in _ROWS}
     data = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
     record = {
         "format": _FORMAT,
@@ -46,6 +49,7 @@ def save_graph(graph: Graph, folder: Path | str) -> Path:
         "uncapped": graph.uncapped,
         "local_error": graph.local_error,
         "provenance": graph.provenance,
+        "labels": [list(words) for words in graph.labels],
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
@@ -88,9 +92,11 @@ def load_graph(folder: Path | str) -> Graph:
         columns = Columns(**record["columns"])
         targets = tuple(TargetInfo(**one) for one in record["targets"])
         units = Units.of(tensors["units"])
+        rows = Rows(*(tensors[f"target_{name}"] for name in _ROWS))
         graph = Graph(
             tuple(record["ids"]), tuple(record["tokens"]), targets, units, tensors["activations"], tensors["effects"], tensors["edges"],
-            columns, record["rule"], record["uncapped"], record["local_error"], record["provenance"],
+            columns, record["rule"], record["uncapped"], record["local_error"], rows, record["provenance"],
+            tuple(tuple(words) for words in record.get("labels", ())),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
         raise DamagedFileError(f"The graph in {folder} lacks something.", why=f"{type(error).__name__}: {error}") from error
@@ -103,7 +109,9 @@ def _check(graph: Graph, folder: Path) -> None:
     fits = (
         len(graph.tokens) == len(graph.ids) == columns.n_positions
         and columns.n_units == n_units == len(graph.activations) == len(graph.effects)
+        and len(graph.target_rows) == graph.n_targets == len(graph.target_rows.direction)
         and tuple(graph.edges.shape) == (graph.n_targets + n_units, len(columns))
+        and len(graph.labels) in (0, n_units)
         and all(0 <= int(i) < columns.n_layers for i in graph.units.layer)
         and all(0 <= int(t) < columns.n_positions for t in graph.units.position)
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, VerificationError
-from symbolic_residue.graph._columns import Columns, Units
+from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
 
 __all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
@@ -95,8 +95,10 @@ class Graph:
         columns: what the columns are.
         rule: how gated neurons were made linear.
         uncapped: the model soft-caps its logits, and those before the cap are explained.
+        target_rows: the targets as rows: directions of the residual stream, with the place and position where they read.
         local_error: largest relative difference between a rebuilt layer's write and the model's.
         provenance: of the model, plain data.
+        labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
     """
 
     ids: tuple[int, ...]
@@ -110,7 +112,9 @@ class Graph:
     rule: Rule
     uncapped: bool
     local_error: float
+    target_rows: Rows
     provenance: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.units)
@@ -221,6 +225,12 @@ class Graph:
         if self.columns.biased:
             names += _spread_names("bias", self.columns)
         return [*names, "constant"]
+
+    def to_neuronpedia(self, **options: Any) -> dict[str, Any]:
+        """The pruned graph in the JSON that Neuronpedia reads, as plain data; options of ``_neuronpedia.to_neuronpedia``."""
+        from symbolic_residue.graph._neuronpedia import to_neuronpedia
+
+        return to_neuronpedia(self, **options)
 
     def nodes(self) -> pl.DataFrame:
         """The units, most influential first: ``layer position token neuron activation effect influence``."""

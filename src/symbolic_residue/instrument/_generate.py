@@ -63,7 +63,7 @@ def generate(
     Args:
         instrument: the model's instrument.
         inputs: left-padded prompts, or ids ``[batch, query]`` of equal length; or prompts that have run already (``row.select([0] * 4)``: four times
-            the first one), of which nothing can be read or edited any more.
+            the first one), of which nothing can be read or edited any more but the last row (edits of ``rows=(-1,)``).
         max_new_tokens: at most so many, at least 1.
         temperature: 0 takes the most probable token; above, ``softmax(logits / temperature)`` is drawn from.
         top_k: draw among the k most probable tokens.
@@ -218,8 +218,18 @@ def _plan(
         prefill_edits,
         decode_edits,
         prompt_rows,
-        _checked_begun(instrument, begun, bool(reads or prefill_edits or prompt_rows or prefill_read is not None)),
+        _checked_begun(
+            instrument,
+            begun,
+            bool(reads or prompt_rows or prefill_read is not None) or any(_rows(edit) != (-1,) for edit in prefill_edits),
+        ),
     )
+
+
+def _rows(edit: Edit) -> tuple[int, ...] | None:
+    """The rows that an edit names; None: all of them, or it has none."""
+    rows = getattr(edit, "rows", None)
+    return None if rows is None else tuple(rows)
 
 
 def _checked_begun(instrument: Instrument, begun: LastRow | None, asked: bool) -> LastRow | None:
@@ -230,9 +240,9 @@ def _checked_begun(instrument: Instrument, begun: LastRow | None, asked: bool) -
         raise InstrumentError("The prompts were run by another model.", todo="Give the instrument that ran them.")
     if asked:
         raise ConfigError(
-            "Prompts that have run already cannot be read or edited.",
+            "Prompts that have run already cannot be read or edited, but for their last row.",
             why="Their last row chooses the first new token.",
-            todo="Give the prompts themselves, or edits with when='generated'.",
+            todo="Give the prompts themselves, edits of rows=(-1,), or edits with when='generated'.",
         )
     if begun.hides:
         raise ConfigError(
@@ -397,7 +407,12 @@ class _State:
 def _steps(plan: _Plan) -> Generator[Step, None, None]:
     instrument, state, width = plan.instrument, _State(plan), plan.batch.ids.shape[1]
     if plan.begun is not None:
-        decoder = plan.begun.continued()
+        if plan.prefill_edits:
+            decoder = plan.begun.decoder()
+            with instrument.attached(edits=plan.prefill_edits, prompt=width):
+                decoder.step(ids=plan.begun.last)
+        else:
+            decoder = plan.begun.continued()
         trace = Trace(logits=decoder.logits[:, None])
     else:
         with instrument.recording(reads=plan.reads, attention=plan.prefill_read, edits=plan.prefill_edits, prompt=width) as traces:

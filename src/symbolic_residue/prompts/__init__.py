@@ -17,6 +17,7 @@ from symbolic_residue.prompts._spans import find_span
 
 if TYPE_CHECKING:
     from symbolic_residue.prompts._benchmark import benchmark, BenchmarkItem, BENCHMARKS, data_card, read_items, ShellItem
+    from symbolic_residue.prompts._counterfactual import counterfactual_pairs, CounterfactualPair, PAIR_CATEGORIES, PairCategory
     from symbolic_residue.prompts._instructions import Instruction, KINDS, make_instruction, relation
     from symbolic_residue.prompts._memory import memory_items, MemoryItem
     from symbolic_residue.prompts._natural import natural_prompts, NaturalPrompt, parallel_prompts
@@ -28,16 +29,19 @@ __all__ = [
     "BENCHMARKS",
     "CHAT_REGIONS",
     "KINDS",
+    "PAIR_CATEGORIES",
     "TEXT_REGIONS",
     "BadLine",
     "BenchmarkItem",
     "ChatMessage",
+    "CounterfactualPair",
     "Instruction",
     "MatchedItem",
     "MemoryItem",
     "Message",
     "NaturalPrompt",
     "Padding",
+    "PairCategory",
     "Piece",
     "Prompt",
     "PromptItem",
@@ -48,6 +52,7 @@ __all__ = [
     "Variant",
     "benchmark",
     "build_prompt",
+    "counterfactual_pairs",
     "data_card",
     "find_span",
     "make_instruction",
@@ -66,6 +71,10 @@ __all__ = [
 _LATER = {
     "BENCHMARKS": "_benchmark",
     "BenchmarkItem": "_benchmark",
+    "CounterfactualPair": "_counterfactual",
+    "PAIR_CATEGORIES": "_counterfactual",
+    "PairCategory": "_counterfactual",
+    "counterfactual_pairs": "_counterfactual",
     "Instruction": "_instructions",
     "KINDS": "_instructions",
     "make_instruction": "_instructions",

@@ -25,6 +25,7 @@ from symbolic_residue.readout._patch_restart import Walk
 from symbolic_residue.readout._patch_screen import attribution_patching, PatchScreen
 from symbolic_residue.readout._patch_sweep import patch_sweep
 from symbolic_residue.readout._patch_table import PatchSweep
+from symbolic_residue.readout._rotary import run_with_turns, Turn
 from symbolic_residue.readout._tuned_fit import DepthFit, fit_tuned_lens, TunedLensFit
 from symbolic_residue.readout._tuned_lens import load_tuned_lens, Translator, tuned_lens, TunedLens
 
@@ -46,6 +47,7 @@ __all__ = [
     "Translator",
     "TunedLens",
     "TunedLensFit",
+    "Turn",
     "ValueWeighted",
     "Walk",
     "attention_frames",
@@ -76,6 +78,7 @@ __all__ = [
     "patch_sweep",
     "previous_token_scores",
     "qk_circuit",
+    "run_with_turns",
     "screen_agreement",
     "tuned_lens",
     "value_weighted_attention",

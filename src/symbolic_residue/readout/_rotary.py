@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TYPE_CHECKING
 
 import torch
@@ -19,12 +19,15 @@ from symbolic_residue.errors import ConfigError, ReadError
 from symbolic_residue.instrument import Positions
 
 if TYPE_CHECKING:
-    from symbolic_residue.instrument import Instrument
+    from symbolic_residue.instrument import Edit, Instrument, Trace
     from symbolic_residue.models import LayerParts
 
-__all__ = ["Rotate", "probe"]
+__all__ = ["QK_NORMS", "Rotate", "Turn", "probe", "run_with_turns"]
 
-_QK_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "qk_norm")
+Turn = Callable[[Tensor, int], Tensor]
+"""(rows ``[n, d_head]``, which position of the run) → the rows rotated."""
+
+QK_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "qk_norm")
 
 
 class Rotate(Protocol):
@@ -44,7 +47,7 @@ def probe(instrument: Instrument, layer: LayerParts, distance: int) -> Rotate | 
     limit = parts.max_context
     if distance < 0 or (limit is not None and distance + 2 > limit):
         raise ConfigError(f"A distance of {distance} does not lie in the model's context.", todo=f"Use 0 to {(limit or 2) - 2}.")
-    for name in _QK_NORMS:
+    for name in QK_NORMS:
         if getattr(layer.attn, name, None) is not None:
             raise ReadError(
                 f"Layer {layer.index} norms its queries and keys.",
@@ -52,27 +55,17 @@ def probe(instrument: Instrument, layer: LayerParts, distance: int) -> Rotate | 
                 todo="Read q and k of a forward: their product is exact.",
             )
     i = layer.index
-    handed: dict[str, Any] = {}
-
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        handed.update(kwargs)
-
-    assert layer.attn is not None
-    handle = layer.attn.register_forward_pre_hook(hook, with_kwargs=True)
     ids = torch.arange(3)[None] + min(5, parts.vocab_size - 3)
     rotary = parts.position_ids and parts.position_embed is None
     edits = [Positions(torch.tensor([[0, distance, distance + 1]]))] if rotary else []
-    try:
-        trace = instrument.run(ids, reads=(f"resid_pre.{i}", f"q.{i}", f"k.{i}"), edits=edits, keep_logits=1)
-    finally:
-        handle.remove()
+    trace, turns = run_with_turns(instrument, layer, ids, (f"resid_pre.{i}", f"q.{i}", f"k.{i}"), edits)
     resid = trace[f"resid_pre.{i}"][0]
     normed = resid.double() if layer.pre_attn_norm is None else layer.pre_attn_norm.formula(resid)
     made = {which: _made(layer, which, normed) for which in ("q", "k")}
     model = {which: trace[f"{which}.{i}"][0].double() for which in ("q", "k")}
     tolerance = 2e-3 if resid.dtype in (torch.float32, torch.float64) else 5e-2
 
-    def agree(turn: Callable[[Tensor, int], Tensor]) -> bool:
+    def agree(turn: Turn) -> bool:
         """Whether q and k at all three positions are the model's after a turn ``(rows [head, d_head], position) → rows``."""
         for which, rows in made.items():
             turned = torch.stack([turn(rows[t], t) for t in range(3)])
@@ -83,23 +76,45 @@ def probe(instrument: Instrument, layer: LayerParts, distance: int) -> Rotate | 
 
     if agree(lambda rows, t: rows):
         return None
-    function = getattr(sys.modules[type(layer.attn).__module__], "apply_rotary_pos_emb", None)
-    angles = handed.get("position_embeddings")
-    if function is not None and isinstance(angles, tuple) and len(angles) == 2:
-        cos, sin = angles
-        for width in dict.fromkeys((layer.d_head, cos.shape[-1], 2 * cos.shape[-1])):
-            turn = _turn(function, cos, sin, width)
-            if width <= layer.d_head and _fits(turn, made["q"][0]) and agree(turn):
+    for turn in turns:
+        if _fits(turn, made["q"][0]) and agree(turn):
 
-                def rotate(rows: Tensor, *, query: bool, turn: Callable[[Tensor, int], Tensor] = turn) -> Tensor:
-                    return turn(rows.double(), 1 if query else 0).to(rows.dtype)
+            def rotate(rows: Tensor, *, query: bool, turn: Turn = turn) -> Tensor:
+                return turn(rows.double(), 1 if query else 0).to(rows.dtype)
 
-                return rotate
+            return rotate
     raise ReadError(
         f"Queries and keys of layer {i} are no rotated linear function of its input ({type(layer.attn).__name__}).",
         why="Something that the family table does not describe stands between the weights and the scores.",
         todo="Read q and k of a forward: their product is exact.",
     )
+
+
+def run_with_turns(
+    instrument: Instrument, layer: LayerParts, ids: Tensor, reads: tuple[str, ...], edits: Sequence[Edit] = ()
+) -> tuple[Trace, list[Turn]]:
+    """One forward with reads, and what the layer's own rotation can be there: its module's function with the cosines and sines that it was handed.
+
+    The turns differ in how much of a head they rotate; which one is right (or that none is: some layers rotate nothing) is for the caller to tell from q and k.
+    """
+    handed: dict[str, Any] = {}
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        handed.update(kwargs)
+
+    assert layer.attn is not None
+    handle = layer.attn.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        trace = instrument.run(ids, reads=reads, edits=edits, keep_logits=1)
+    finally:
+        handle.remove()
+    function = getattr(sys.modules[type(layer.attn).__module__], "apply_rotary_pos_emb", None)
+    angles = handed.get("position_embeddings")
+    if function is None or not isinstance(angles, tuple) or len(angles) != 2:
+        return trace, []
+    cos, sin = angles
+    widths = dict.fromkeys((layer.d_head, cos.shape[-1], 2 * cos.shape[-1]))
+    return trace, [_turn(function, cos, sin, width) for width in widths if width <= layer.d_head]
 
 
 def _made(layer: LayerParts, which: Any, normed: Tensor) -> Tensor:
@@ -116,8 +131,8 @@ def _made(layer: LayerParts, which: Any, normed: Tensor) -> Tensor:
     return made
 
 
-def _turn(function: Callable[..., Any], cos: Tensor, sin: Tensor, width: int) -> Callable[[Tensor, int], Tensor]:
-    """(rows ``[n, d_head]``, which of the three positions) → rows with their first ``width`` numbers rotated."""
+def _turn(function: Callable[..., Any], cos: Tensor, sin: Tensor, width: int) -> Turn:
+    """(rows ``[n, d_head]``, which position of the run) → rows with their first ``width`` numbers rotated."""
 
     def turn(rows: Tensor, t: int) -> Tensor:
         head = rows[None, :, None, :width].to(cos.device)  # [batch, head, query, d]: the rows stand in for heads
@@ -127,7 +142,7 @@ def _turn(function: Callable[..., Any], cos: Tensor, sin: Tensor, width: int) ->
     return turn
 
 
-def _fits(turn: Callable[[Tensor, int], Tensor], rows: Tensor) -> bool:
+def _fits(turn: Turn, rows: Tensor) -> bool:
     """Whether the function takes vectors of this width."""
     try:
         return turn(rows, 0).shape == rows.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from symbolic_residue.report._compare import compare_runs, Comparison
 from symbolic_residue.report._compare_page import render_comparison
+from symbolic_residue.report._concepts_page import concepts_page
 from symbolic_residue.report._contrast_summary import contrast_summary
 from symbolic_residue.report._export import export_figures
 from symbolic_residue.report._render import render_report
@@ -12,6 +13,7 @@ from symbolic_residue.report._suite import suite_heads, suite_rows
 __all__ = [
     "Comparison",
     "compare_runs",
+    "concepts_page",
     "contrast_summary",
     "export_figures",
     "render_comparison",

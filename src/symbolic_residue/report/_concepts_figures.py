@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from symbolic_residue import figures
+from symbolic_residue.report._concepts_answer import listed
 from symbolic_residue.report._concepts_load import ConceptsRun
 from symbolic_residue.report._figure_set import Figure
 
@@ -89,11 +90,7 @@ def head_figures(run: ConceptsRun) -> dict[str, Figure]:
 
 def _head_label(concept: str, rows: list[dict[str, Any]]) -> str:
     clear = [f"{row['layer']}.{row['head']}" for row in rows if row["clear_model"]]
-    said = (
-        f"{len(clear)} of {len(rows)} heads stand out: {', '.join(clear[:12])}{' …' if len(clear) > 12 else ''}"
-        if clear
-        else "none stands out"
-    )
+    said = f"{len(clear)} of {len(rows)} heads stand out: {listed(clear)}" if clear else f"none of {len(rows)} heads stands out"
     return f"Selectivity of every head for {concept}, layers across, heads down; {said}"
 
 
@@ -101,5 +98,5 @@ def _head_layers(run: ConceptsRun) -> list[tuple[str, int, dict[str, Any]]]:
     return [
         (concept, int(layer), block)
         for concept, one in run.quality["concepts"].items()
-        for layer, block in sorted(one.get("per_head", {"layers": {}})["layers"].items(), key=lambda item: int(item[0]))
+        for layer, block in sorted(((one.get("per_head") or {}).get("layers") or {}).items(), key=lambda item: int(item[0]))
     ]

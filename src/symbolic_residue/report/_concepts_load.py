@@ -32,7 +32,19 @@ _TOP = (
     "seed",
     "not_ranked",
 )
-_CONCEPT = ("n_pos", "n_neg", "n_scenarios", "paired", "left_out", "ranked", "why_not_ranked", "chosen", "layers")
+_CONCEPT = (
+    "n_pos",
+    "n_neg",
+    "n_scenarios",
+    "paired",
+    "left_out",
+    "ranked",
+    "why_not_ranked",
+    "chosen",
+    "layers",
+    "positive_rows",
+    "other_negatives",
+)
 _LAYER = ("auc", "between_within", "pc_share", "alignment", "nearest", "ridge_r2", "length", "scenario", "mlp")
 _AUC = ("value", "low", "high", "n", "null_mean", "null_sd", "p", "p_model")
 _HEADS = ("n_heads", "k", "top_heads", "head_concentration", "uniform", "concentration_null", "participation_ratio", "participation_null",
@@ -47,7 +59,7 @@ class ConceptsRun:
         path: the folder.
         manifest: as plain dicts; empty where there is none.
         quality: ``quality.json``.
-        texts: (concept, scenario) → text, from ``corpus.jsonl``; empty where there is none.
+        texts: ``concept, scenario, text`` of ``corpus.jsonl``, in its order, which row numbers follow; empty where there is none.
         heads, causal: ``heads.json`` and ``causal.json``; None where they are not there.
         watched: name → one file of ``watch/``.
         files: name → size in bytes, of the files that the page shows numbers of.
@@ -56,7 +68,7 @@ class ConceptsRun:
     path: Path
     manifest: dict[str, Any]
     quality: dict[str, Any]
-    texts: dict[tuple[str, str | None], str]
+    texts: list[dict[str, Any]]
     heads: dict[str, Any] | None
     causal: dict[str, Any] | None
     watched: dict[str, dict[str, Any]]
@@ -79,8 +91,9 @@ class ConceptsRun:
         return min(self.layers, key=lambda i: (abs(i - half), i))
 
     def chosen(self, concept: str) -> int:
-        """The layer in which the concept stands out."""
-        return int(self.quality["concepts"][concept]["chosen"]["layer"])
+        """The layer shown of the concept; the middle one where nothing could be held out, so that none was chosen."""
+        layer = self.quality["concepts"][concept]["chosen"]["layer"]
+        return self.middle if layer is None else int(layer)
 
     def at(self, concept: str, layer: int | None = None) -> dict[str, Any]:
         """The numbers of one layer, the chosen one by default."""
@@ -94,6 +107,10 @@ class ConceptsRun:
         """AUC by words alone; None where it was not measured."""
         found = ((self.quality["words_alone"] or {}).get(concept) or {}).get(against)
         return None if found is None or found["value"] is None else found
+
+    def neutral(self, scenario: str | None) -> str | None:
+        """The scenario's neutral telling."""
+        return next((one["text"] for one in self.texts if one["concept"] == "baseline" and one["scenario"] == scenario), None)
 
     def above_chance(self, concept: str) -> bool | None:
         """p ≤ 0.05 over all layers and concepts; None where no null was drawn or the concept is not ranked."""
@@ -165,12 +182,18 @@ def _check(quality: dict[str, Any], path: Path) -> None:
     for concept, one in quality["concepts"].items():
         need(f"concepts.{concept}.", one, _CONCEPT)
         need(f"concepts.{concept}.chosen.", one["chosen"], ("layer", "rule", "p_model", "p_concepts"))
-        if str(one["chosen"]["layer"]) not in one["layers"]:
+        if one["chosen"]["layer"] is not None and str(one["chosen"]["layer"]) not in one["layers"]:
             raise RunDamagedError(f"{path} lacks concepts.{concept}.layers.{one['chosen']['layer']}, its chosen layer.")
         for layer, block in one["layers"].items():
             need(f"concepts.{concept}.layers.{layer}.", block, _LAYER)
             need(f"concepts.{concept}.layers.{layer}.auc.", block["auc"], _AUC)
-        if "per_head" in one:
+            if block["alignment"].get("by_scenario"):
+                need(
+                    f"concepts.{concept}.layers.{layer}.alignment.",
+                    block["alignment"],
+                    ("by_text", "outlier_texts", "median", "limit"),
+                )
+        if (one.get("per_head") or {}).get("layers"):
             need(
                 f"concepts.{concept}.per_head.",
                 one["per_head"],
@@ -182,7 +205,7 @@ def _check(quality: dict[str, Any], path: Path) -> None:
 
 def _hashes(record: dict[str, Any]) -> dict[str, Any]:
     """The hashes that a file states, wherever it states them."""
-    places = [record, *(record[name] for name in ("model", "readout", "made_of") if isinstance(record.get(name), dict))]
+    places = [record, *(record[name] for name in ("of", "model", "readout") if isinstance(record.get(name), dict))]
     keys = ("weights_sha256", "adapter_sha256", "tensors_sha256", "corpus_sha256")
     return {key: place[key] for place in reversed(places) for key in keys if key in place}
 
@@ -198,15 +221,15 @@ def _same(path: Path, name: str, stated: dict[str, Any], quality: dict[str, Any]
             raise RunDamagedError(f"{path / name} is {said} than quality.json.", why=why, todo="Make it again in this folder.")
 
 
-def _texts(path: Path) -> dict[tuple[str, str | None], str]:
+def _texts(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
-        return {}
-    found: dict[tuple[str, str | None], str] = {}
+        return []
+    found = []
     try:
-        for line in path.read_text("utf-8").splitlines():
+        for line in path.read_text("utf-8").split("\n"):
             if line.strip():
                 one = json.loads(line)
-                found.setdefault((str(one["concept"]), one.get("scenario")), str(one["text"]))
+                found.append({"concept": str(one["concept"]), "scenario": one.get("scenario"), "text": str(one["text"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDamagedError(
             f"{path} cannot be read.", why=str(error), todo="Put back the corpus that the directions were found on."

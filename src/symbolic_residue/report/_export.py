@@ -9,6 +9,8 @@ from pathlib import Path
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.figures import to_png, to_svg
+from symbolic_residue.report._concepts_figures import concept_figures, head_figures
+from symbolic_residue.report._concepts_load import CONCEPTS_KIND, load_concepts
 from symbolic_residue.report._contrast_figures import contrast_figures
 from symbolic_residue.report._contrast_load import KIND, load_contrast
 from symbolic_residue.report._figure_set import Figure, item_figures
@@ -55,6 +57,9 @@ def _drawn(folder: RunFolder) -> list[tuple[str, Figure]]:
     """The figures with what they belong to: an item, or the whole contrast."""
     if folder.manifest.kind == KIND:
         return [(KIND, figure) for figure in contrast_figures(load_contrast(folder)).values()]
+    if folder.manifest.kind == CONCEPTS_KIND:
+        concepts = load_concepts(folder.path)
+        return [(CONCEPTS_KIND, figure) for figure in (*concept_figures(concepts).values(), *head_figures(concepts).values())]
     if folder.manifest.kind == MEASURE_KIND:
         return [(PARALLEL, figure) for figure in measure_figures(load_measure(folder)).values()]
     run = load_run(folder.path)

@@ -1,6 +1,6 @@
 """A run folder as one HTML page.
 
-1. Read the folder (``_load``; a contrast and token trees have pages of their own, ``_contrast_page`` and ``_parallel_page``); build each shown item's view
+1. Read the folder (``_load``; a contrast, token trees and concepts have pages of their own, ``_contrast_page`` …); build each shown item's view
    from its tables; draw its figures (SVG).
 2. Fill the template. Autoescape is on, an undefined name is an error, and every string from the run passes through
    ``visible``: control and bidirectional characters arrive as escapes, markup arrives as text.
@@ -22,6 +22,8 @@ from markupsafe import Markup
 
 from symbolic_residue import figures
 from symbolic_residue.report._across import across_sections
+from symbolic_residue.report._concepts_load import CONCEPTS_KIND
+from symbolic_residue.report._concepts_page import concepts_page
 from symbolic_residue.report._contrast_load import KIND, load_contrast
 from symbolic_residue.report._contrast_page import contrast_html
 from symbolic_residue.report._figure_set import item_figures, last_row_attention
@@ -52,6 +54,8 @@ def render_report(run_path: Path | str) -> Path:
     folder = RunFolder.open(run_path)
     if folder.manifest.kind == KIND:
         return folder.write_file("report.html", contrast_html(load_contrast(folder)))
+    if folder.manifest.kind == CONCEPTS_KIND:
+        return concepts_page(folder.path)
     if folder.manifest.kind == MEASURE_KIND:
         return folder.write_file("report.html", measure_html(load_measure(folder)))
     run = load_run(run_path)

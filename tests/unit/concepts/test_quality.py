@@ -34,7 +34,6 @@ from symbolic_residue.concepts._quality_parts import (
     mlp_cosine,
     mlp_null,
     pc_share,
-    ridge_r2,
     scenario_leak,
 )
 from symbolic_residue.errors import ConfigError
@@ -176,18 +175,6 @@ def test_a_direction_that_one_neuron_writes_is_told_from_a_random_one() -> None:
     torch.testing.assert_close(
         torch.tensor(np.asarray(mlp_columns(bind(build("gpt2")).layers[0]))).norm(dim=1), torch.ones(96).double()
     )
-
-
-def test_ridge_tells_a_mixture_of_other_concepts_from_a_direction_of_its_own() -> None:
-    rng = np.random.default_rng(4)
-    basis = np.linalg.qr(rng.normal(size=(50, 8)))[0].T
-    permuted = rng.normal(size=(200, 50))
-    permuted /= np.linalg.norm(permuted, axis=1, keepdims=True)
-    mixed = (basis[0] + basis[1]) / np.sqrt(2)
-    assert ridge_r2(mixed, basis[:5], permuted)["value"] == pytest.approx(1 - (0.01 / 1.01) ** 2)
-    own = ridge_r2(basis[7], basis[:5], permuted)
-    assert own["value"] == pytest.approx(0, abs=1e-12) and own["null_mean"] == pytest.approx(5 / 50, rel=0.2) and own["p"] > 0.9
-    assert ridge_r2(mixed, basis[:0], None)["value"] is None
 
 
 def test_length_and_scenario_leaks_are_seen_where_planted_and_not_elsewhere() -> None:
@@ -358,11 +345,12 @@ def test_the_chosen_layer_pays_for_having_been_chosen() -> None:
 
     planted = report(0, 3.0)["concepts"]["joy"]
     assert planted["chosen"]["layer"] == 4 and planted["chosen"]["p_model"] <= 0.01
-    assert planted["chosen"]["p_concepts"] == pytest.approx(2 * planted["chosen"]["p_model"])
+    assert planted["chosen"]["p_smallest"] == min(block["auc"]["p_model"] for block in planted["layers"].values())
+    assert planted["chosen"]["p_concepts"] == pytest.approx(2 * planted["chosen"]["p_smallest"])
     for block in planted["layers"].values():
         assert block["auc"]["p_model"] >= block["auc"]["p"]
     assert planted["layers"]["4"]["auc"]["p_model"] == planted["chosen"]["p_model"]
     null = [report(seed, 0.0)["concepts"] for seed in range(1, 9)]
-    p = [one["chosen"]["p_model"] for each in null for one in each.values()]
+    p = [one["chosen"]["p_smallest"] for each in null for one in each.values()]
     smallest = [min(b["auc"]["p"] for b in one["layers"].values()) for each in null for one in each.values()]
     assert np.mean(np.array(smallest) <= 0.1) > np.mean(np.array(p) <= 0.1) and wilson(sum(x <= 0.1 for x in p), 16).low <= 0.1

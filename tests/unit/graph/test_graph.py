@@ -22,6 +22,7 @@ from symbolic_residue.graph import (
     Graph,
     load_graph,
     Neuron,
+    Rows,
     save_graph,
     TargetInfo,
     Units,
@@ -139,8 +140,22 @@ def some_graph(data: st.DataObject) -> Graph:
     weights = (torch.rand(n_targets, generator=generator) + 0.1).tolist()
     sums = edges.sum(1)
     targets = tuple(TargetInfo(f"t{i}", float(sums[i]), n_layers, n - 1, weights[i], 0, None, None) for i in range(n_targets))
+    rows = Rows(
+        torch.zeros(n_targets, 1), torch.zeros(n_targets), torch.full((n_targets,), 2 * n_layers), torch.full((n_targets,), n - 1)
+    )
     return Graph(
-        tuple(range(n)), tuple("abcd"[:n]), targets, units, sums[n_targets:], sums[n_targets:], edges, columns, "half", False, 0.0
+        tuple(range(n)),
+        tuple("abcd"[:n]),
+        targets,
+        units,
+        sums[n_targets:],
+        sums[n_targets:],
+        edges,
+        columns,
+        "half",
+        False,
+        0.0,
+        rows,
     )
 
 

@@ -568,9 +568,16 @@ def test_prompts_of_several_lengths_that_have_run(llama: Instrument) -> None:
     assert got.ids == generate(llama, batch, max_new_tokens=NEW, stop_ids=(), edits=edit, when="generated").ids
 
 
-def test_a_prompt_that_has_run_is_neither_read_nor_edited(llama: Instrument) -> None:
+def test_a_prompt_that_has_run_is_neither_read_nor_edited_but_for_its_last_row(llama: Instrument) -> None:
+    batch = collate(prompts(), pad_id=3)
+    last = [Add("resid_post.0", rows=(-1,), batch=(1,), value=5.0)]
+    for when in ("always", "prompt"):
+        want, got = (
+            generate(llama, b, max_new_tokens=NEW, stop_ids=(), edits=last, when=when) for b in (batch, LastRow(llama, batch))
+        )
+        assert want.ids == got.ids and want.ids != generate(llama, batch, max_new_tokens=NEW, stop_ids=()).ids
     row = LastRow(llama, collate(prompts()[:1]))
-    edit = [Add("resid_post.0", rows=(-1,), value=5.0)]
+    edit = [Add("resid_post.0", value=5.0)]
     for options in ({"reads": ("z.*",)}, {"edits": edit}, {"prompt_rows": True}, {"attention": AttentionRead(stats=("lse",))}):
         with pytest.raises(ConfigError, match="cannot be read or edited"):
             generate(llama, row, max_new_tokens=2, **options)  # type: ignore[arg-type]
