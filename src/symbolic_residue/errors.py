@@ -19,6 +19,7 @@
     │   ├── DamagedFileError       hash mismatch, truncated GGUF, unreadable weights
     │   ├── NonFiniteWeightsError  NaN or infinity in the weights
     │   ├── AdapterError           an adapter that does not fit its base
+    │   ├── DictionaryError        a dictionary of features that cannot be read, or does not fit its model
     │   ├── UnsupportedModelError  an architecture that the family table does not know
     │   └── VerificationError      the loaded model does not behave as the table says
     ├── InstrumentError            a read or an edit that cannot be exact          (exit 4)
@@ -44,6 +45,7 @@ __all__ = [
     "ConfigError",
     "CorpusError",
     "DamagedFileError",
+    "DictionaryError",
     "EditError",
     "InputError",
     "InstrumentError",
@@ -155,6 +157,10 @@ class NonFiniteWeightsError(ModelError):
 
 class AdapterError(ModelError):
     """An adapter that does not fit its base model."""
+
+
+class DictionaryError(ModelError):
+    """A dictionary of features that cannot be read, or does not fit its model."""
 
 
 class UnsupportedModelError(ModelError):

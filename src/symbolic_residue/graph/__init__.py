@@ -19,6 +19,14 @@ from symbolic_residue.graph._kept import KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._neuronpedia import to_neuronpedia, write_neuronpedia
+from symbolic_residue.graph._neuronpedia_schema import (
+    NeuronpediaGraph,
+    NeuronpediaLink,
+    NeuronpediaNode,
+    read_neuronpedia,
+    validate_neuronpedia,
+)
 from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
@@ -40,6 +48,9 @@ __all__ = [
     "LocalLayer",
     "LocalModel",
     "Neuron",
+    "NeuronpediaGraph",
+    "NeuronpediaLink",
+    "NeuronpediaNode",
     "PairRun",
     "PairScores",
     "Pruned",
@@ -71,14 +82,18 @@ __all__ = [
     "promoted_tokens",
     "qk_attribution",
     "ranks",
+    "read_neuronpedia",
     "read_targets",
     "relevance",
     "run_pair",
     "save_graph",
     "strongest_edges",
     "target_rows",
+    "to_neuronpedia",
     "token_pair",
     "unit_rows",
+    "validate_neuronpedia",
     "validate_pairs",
     "work",
+    "write_neuronpedia",
 ]

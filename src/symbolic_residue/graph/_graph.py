@@ -104,6 +104,7 @@ class Graph:
         target_rows: the targets as rows: directions of the residual stream, with the place and position where they read.
         local_error: largest relative difference between a rebuilt layer's write and the model's.
         provenance: of the model, plain data.
+        labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
     """
 
     ids: tuple[int, ...]
@@ -119,6 +120,7 @@ class Graph:
     local_error: float
     target_rows: Rows
     provenance: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.units)
@@ -235,6 +237,12 @@ class Graph:
         if self.columns.biased:
             names += _spread_names("bias", self.columns)
         return [*names, "constant"]
+
+    def to_neuronpedia(self, **options: Any) -> dict[str, Any]:
+        """The pruned graph in the JSON that Neuronpedia reads, as plain data; options of ``_neuronpedia.to_neuronpedia``."""
+        from symbolic_residue.graph._neuronpedia import to_neuronpedia
+
+        return to_neuronpedia(self, **options)
 
     def nodes(self) -> pl.DataFrame:
         """The units, most influential first: ``layer position token neuron activation effect influence``."""
