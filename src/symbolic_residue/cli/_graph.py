@@ -25,7 +25,7 @@ from symbolic_residue.errors import ConfigError, RunExistsError
 if TYPE_CHECKING:
     from symbolic_residue.graph import AskedTarget, Graph
 
-__all__ = ["graph"]
+__all__ = ["asked_rule", "asked_targets", "graph"]
 
 _SHOWN = 15
 _LABELS = 3
@@ -76,7 +76,7 @@ def graph(
         kept = load_graph(show)
         _answer(kept, show, json)
         return
-    asked = _targets(target or [], against)
+    asked = asked_targets(target or [], against)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
@@ -90,20 +90,24 @@ def graph(
     instrument = Instrument(loaded)
     built = build_prompt(loaded.tokenizer, prompt, chat=chat, max_tokens=loaded.parts.max_context)
     with Console(stderr=True).status(f"{len(built.ids)} tokens, {nodes} nodes"):
-        found = attribute_prompt(instrument, built, targets=asked, position=position, max_nodes=nodes, rule=_rule(rule), rest=rest)
+        found = attribute_prompt(
+            instrument, built, targets=asked, position=position, max_nodes=nodes, rule=asked_rule(rule), rest=rest
+        )
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS)
         found = replace(found, labels=tuple(map(tuple, labels)))
         save_graph(found, folder)
     _answer(found, folder, json)
 
 
-def _rule(text: str) -> Any:
+def asked_rule(text: str) -> Any:
+    """How gated neurons are made linear, as written on the command line."""
     if text not in ("half", "gate"):
         raise ConfigError(f"--rule {text!r} is not known.", todo="Write half or gate.")
     return text
 
 
-def _targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+def asked_targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+    """Targets as written on the command line; the top tokens where none are."""
     if against is None:
         return [_meant(text) for text in texts] or ["top"]
     if len(texts) != 1:

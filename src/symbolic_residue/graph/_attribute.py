@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._columns import unit_rows
+from symbolic_residue.graph._columns import unit_rows, Units
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -76,8 +76,15 @@ def attribute_prompt(
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
+    units: Units | None = None,
 ) -> Graph:
-    """The same for an instrument and a built prompt; see :func:`attribute`."""
+    """The same for an instrument and a built prompt; see :func:`attribute`.
+
+    ``units``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+
+    Raises:
+        ConfigError: units that the model does not have; others as of :func:`attribute`.
+    """
     if max_nodes < 0:
         raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
     if rest not in ("position", "layer"):
@@ -88,7 +95,7 @@ def attribute_prompt(
         local = freeze(instrument, torch.tensor(prompt.ids))
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
-        units = _sizes(effects).top(max_nodes)
+        units = _sizes(effects).top(max_nodes) if units is None else _given(local, units)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, units, rule)
         edges, columns = direct_edges(local, rows, units, by_position=rest == "position")
@@ -111,6 +118,16 @@ def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[R
         layer = None if members[0].layer == len(local.layers) else members[0].layer
         found.append(relevance(local, direction, position=members[0].position, layer=layer, rule=rule))
     return found
+
+
+def _given(local: LocalModel, units: Units) -> Units:
+    for i, t, n in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
+        if not (0 <= i < len(local.layers) and 0 <= t < len(local) and 0 <= n < local.layers[i].gate.shape[1]):
+            raise ConfigError(
+                f"There is no neuron {n} in layer {i} at position {t}.",
+                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].gate.shape[1] - 1}.",
+            )
+    return units
 
 
 def _sizes(effects: Sequence[Relevance]) -> Relevance:
