@@ -7,6 +7,7 @@ import typer
 from symbolic_residue.cli._concepts_report import report_command
 from symbolic_residue.cli._concepts_train import train_command
 from symbolic_residue.cli._concepts_validate import validate_command
+from symbolic_residue.cli._concepts_watch import watch_command
 
 __all__ = ["concepts_app"]
 
@@ -21,3 +22,4 @@ def _group() -> None:
 concepts_app.command("validate")(validate_command)
 concepts_app.command("train")(train_command)
 concepts_app.command("report")(report_command)
+concepts_app.command("watch")(watch_command)

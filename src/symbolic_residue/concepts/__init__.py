@@ -32,6 +32,11 @@ from symbolic_residue.concepts._steer_verdict import Arm, Comparison
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._study_quality import report_concepts
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
+from symbolic_residue.concepts._watch import choose_tracks, Track, watch, WatchedText, WatchedToken, Watcher
+from symbolic_residue.concepts._watch_record import watch_record
+from symbolic_residue.concepts._watch_reference import LayerReference, watch_reference
+from symbolic_residue.concepts._watch_verdict import judge_watch, WatchVerdict
+from symbolic_residue.concepts._watch_verdict import THRESHOLD as WATCH_THRESHOLD
 from symbolic_residue.concepts._word_scorer import WordScorer
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
@@ -39,6 +44,7 @@ __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "WATCH_THRESHOLD",
     "Ablation",
     "Against",
     "Arm",
@@ -56,6 +62,7 @@ __all__ = [
     "LayerHeads",
     "LayerLoss",
     "LayerRead",
+    "LayerReference",
     "Meaning",
     "NullValue",
     "Pair",
@@ -66,13 +73,19 @@ __all__ = [
     "Sampling",
     "SkippedLayer",
     "SteeringCheck",
+    "Track",
     "Training",
     "Violation",
+    "WatchVerdict",
+    "WatchedText",
+    "WatchedToken",
+    "Watcher",
     "WordScorer",
     "WordsAlone",
     "Written",
     "ablate_heads",
     "check_steering",
+    "choose_tracks",
     "collect",
     "concept_words",
     "corpus_card",
@@ -86,6 +99,7 @@ __all__ = [
     "head_verdict",
     "held_out_scores",
     "judge_heads",
+    "judge_watch",
     "load_directions",
     "make_design",
     "open_concept_run",
@@ -113,6 +127,9 @@ __all__ = [
     "train_concepts",
     "validate_corpus",
     "verdict_block",
+    "watch",
+    "watch_record",
+    "watch_reference",
     "words_alone",
     "write_corpus",
     "write_record",
