@@ -81,9 +81,7 @@ class Difference:
             found.append(
                 (rows[r], names[c], float(self.a.edges[r, c]), float(self.b.edges[r, c]), change, abs(change) / float(sizes[r]))
             )
-        return pl.DataFrame(
-            [row for row in found if row[4]], schema=dict.fromkeys(("target", "source"), pl.String) | _FLOATS, orient="row"
-        )
+        return pl.DataFrame([row for row in found if row[4]], schema=_CHANGED, orient="row")
 
     def nodes(self) -> pl.DataFrame:
         """The neurons, those first whose total effect on the first target changed most.
@@ -128,7 +126,14 @@ class Difference:
         )
 
 
-_FLOATS = dict.fromkeys(("a", "b", "change", "share"), pl.Float64)
+_CHANGED: dict[str, type[pl.DataType]] = {
+    "target": pl.String,
+    "source": pl.String,
+    "a": pl.Float64,
+    "b": pl.Float64,
+    "change": pl.Float64,
+    "share": pl.Float64,
+}
 
 
 def difference(a: Graph, b: Graph) -> Difference:
