@@ -17,15 +17,16 @@ from symbolic_residue.cli._common import (
     echo_json,
     Json,
     Model,
+    NoReport,
     open_for_cli,
     Output,
 )
-from symbolic_residue.errors import ConfigError, RunExistsError
+from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
     from symbolic_residue.graph import AskedTarget, Graph
 
-__all__ = ["asked_rule", "asked_targets", "graph"]
+__all__ = ["asked_rule", "asked_targets", "graph", "write_page"]
 
 _SHOWN = 15
 _LABELS = 3
@@ -61,6 +62,7 @@ def graph(
     output: Output = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    no_report: NoReport = False,
     json: Json = False,
 ) -> None:
     """Which tokens and neurons produced the answer, through which layers, and how much of it is accounted for?
@@ -96,7 +98,25 @@ def graph(
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS)
         found = replace(found, labels=tuple(map(tuple, labels)))
         save_graph(found, folder)
+        if not no_report:
+            write_page(found, folder, built.text)
     _answer(found, folder, json)
+
+
+def write_page(found: Graph, folder: Path, prompt: str | None = None) -> None:
+    """``report.html`` beside the graph: the pruned graph with its supernodes.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    from symbolic_residue.report import graph_page
+
+    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt)
+    page = graph_page(data)
+    try:
+        (folder / "report.html").write_text(page, "utf-8")
+    except OSError as error:
+        raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
 
 
 def asked_rule(text: str) -> Any:

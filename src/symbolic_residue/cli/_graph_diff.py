@@ -7,8 +7,20 @@ from typing import Annotated, Any, TYPE_CHECKING
 
 import typer
 
-from symbolic_residue.cli._common import Adapter, Chat, default_output, Device, Dtype, echo_json, Json, Model, open_for_cli, Output
-from symbolic_residue.cli._graph import asked_rule, asked_targets
+from symbolic_residue.cli._common import (
+    Adapter,
+    Chat,
+    default_output,
+    Device,
+    Dtype,
+    echo_json,
+    Json,
+    Model,
+    NoReport,
+    open_for_cli,
+    Output,
+)
+from symbolic_residue.cli._graph import asked_rule, asked_targets, write_page
 from symbolic_residue.errors import ConfigError, RunExistsError
 
 if TYPE_CHECKING:
@@ -48,6 +60,7 @@ def diff(
     output: Output = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    no_report: NoReport = False,
     json: Json = False,
 ) -> None:
     """A − B: which edges differ between a failing and a healthy prompt of as many tokens, or a tuned model and its base?
@@ -84,6 +97,8 @@ def diff(
         )  # fmt: skip
     save_graph(found.a, folder / "a")
     save_graph(found.b, folder / "b")
+    if not no_report:
+        write_page(found.graph(), folder)
     _answer(found, folder, json)
 
 

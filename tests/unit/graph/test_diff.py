@@ -143,6 +143,7 @@ def test_the_command_compares_kept_graphs(tmp_path: Path, capsys: pytest.Capture
     said = json.loads(capsys.readouterr().out)
     kept = load_graph(tmp_path / "d" / "a").diff(load_graph(tmp_path / "d" / "b"))
     assert said["nodes"] == len(kept) and said["chosen"] == [30, 30] and said["adds_up"]["worst"] < 1e-9
+    assert "Δ" in (tmp_path / "d" / "report.html").read_text("utf-8")
     assert said["changed"][0] == kept.changed(1).row(0, named=True)
     assert main(["graph", "diff", *folders, "-o", str(tmp_path / "e")]) == 0
     assert "difference" in capsys.readouterr().out
