@@ -24,9 +24,12 @@ from symbolic_residue.graph._mlp import Rule
 
 if TYPE_CHECKING:
     from symbolic_residue.graph._diff import Difference
+    from symbolic_residue.graph._faithfulness import Faithfulness
     from symbolic_residue.graph._ghosts import Ghosts
+    from symbolic_residue.graph._pairs import TokenPair
     from symbolic_residue.graph._supernodes import Supernodes
     from symbolic_residue.instrument import Instrument
+    from symbolic_residue.prompts import CounterfactualPair
 
 __all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
 
@@ -250,6 +253,12 @@ class Graph:
         from symbolic_residue.graph._supernodes import supernodes
 
         return supernodes(self, **options)
+
+    def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
+        """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""
+        from symbolic_residue.graph._faithfulness import graph_faithfulness  # it takes graphs
+
+        return graph_faithfulness(self, instrument, pair, **options)
 
     def column_names(self) -> list[str]:
         """A name a column: ``L3 #120 @5`` for a neuron, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""
