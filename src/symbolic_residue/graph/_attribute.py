@@ -76,11 +76,11 @@ def attribute_prompt(
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
-    units: Units | None = None,
+    nodes: Units | None = None,
 ) -> Graph:
     """The same for an instrument and a built prompt; see :func:`attribute`.
 
-    ``units``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+    ``nodes``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
 
     Raises:
         ConfigError: units that the model does not have; others as of :func:`attribute`.
@@ -95,7 +95,7 @@ def attribute_prompt(
         local = freeze(instrument, torch.tensor(prompt.ids))
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
-        units = _sizes(effects).top(max_nodes) if units is None else _given(local, units)
+        units = _sizes(effects).top(max_nodes) if nodes is None else _given(local, nodes)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, units, rule)
         edges, columns = direct_edges(local, rows, units, by_position=rest == "position")

@@ -205,9 +205,9 @@ def attribute_pair(
     second = other or instrument
     check_same_architecture(second, instrument)
 
-    def run(which: Instrument, prompt: Prompt, asked: Sequence[AskedTarget], units: Units | None = None) -> Graph:
+    def run(which: Instrument, prompt: Prompt, asked: Sequence[AskedTarget], nodes: Units | None = None) -> Graph:
         return attribute_prompt(
-            which, prompt, targets=asked, position=position, max_nodes=max_nodes, rule=rule, rest=rest, units=units
+            which, prompt, targets=asked, position=position, max_nodes=max_nodes, rule=rule, rest=rest, nodes=nodes
         )
 
     first = run(instrument, a, targets)

@@ -55,11 +55,11 @@ def test_given_units_are_the_nodes_and_units_that_are_not_there_are_refused() ->
     instrument = instrument_of("llama")
     a, _ = prompts(instrument)
     units = Units.of(torch.tensor([[1, 4, 9], [0, 2, 90]]))
-    graph = attribute_prompt(instrument, a, targets=[PAIR], units=units)
+    graph = attribute_prompt(instrument, a, targets=[PAIR], nodes=units)
     assert triples(graph.units) == {(0, 2, 90), (1, 4, 9)} and graph.check().worst < 1e-12
     for bad in ([2, 0, 0], [0, 99, 0], [0, 0, 96]):
         with pytest.raises(ConfigError, match="no neuron"):
-            attribute_prompt(instrument, a, targets=[PAIR], units=Units.of(torch.tensor([bad])))
+            attribute_prompt(instrument, a, targets=[PAIR], nodes=Units.of(torch.tensor([bad])))
 
 
 @pytest.mark.parametrize(("name", "rest"), [("llama", "position"), ("gpt2", "layer")])
@@ -74,7 +74,7 @@ def test_kept_graphs_are_compared_on_common_neurons_without_the_model(name: str,
     assert found.check().worst < 1e-12
     units = Units.of(torch.tensor(sorted(common)))
     for aligned, prompt in ((found.a, a), (found.b, b)):
-        anew = attribute_prompt(instrument, prompt, targets=[PAIR], units=units, rest=rest)
+        anew = attribute_prompt(instrument, prompt, targets=[PAIR], nodes=units, rest=rest)
         torch.testing.assert_close(aligned.edges, anew.edges, rtol=0, atol=1e-11)
         torch.testing.assert_close(aligned.effects, anew.effects, rtol=0, atol=1e-12)
 
