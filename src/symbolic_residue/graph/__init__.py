@@ -1,7 +1,8 @@
 """Attribution graphs of a decoder on a prompt: what produced the answer, through which neurons, and sums that add up."""
 
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
-from symbolic_residue.graph._columns import Columns, Rows, unit_rows, Units
+from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
@@ -12,15 +13,19 @@ from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._sweep import direct_edges, work
-from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read_targets, Target, target_rows
+from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neuron, read_targets, Target, target_rows
+from symbolic_residue.graph._units import LayerUnits
 
 __all__ = [
     "AskedTarget",
     "Check",
     "Columns",
     "Direction",
+    "Feature",
+    "FeatureUnits",
     "Graph",
     "HeadLoadings",
+    "LayerUnits",
     "LocalLayer",
     "LocalModel",
     "Neuron",
@@ -48,6 +53,8 @@ __all__ = [
     "target_rows",
     "token_pair",
     "unit_rows",
+    "unit_values",
     "validate_pairs",
+    "with_dictionary",
     "work",
 ]
