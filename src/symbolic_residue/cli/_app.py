@@ -47,7 +47,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "concepts": LazyCommand(
         "symbolic_residue.cli._concepts", "concepts_app", "Which directions, and which heads, carry a concept?"
     ),
-    "graph": LazyCommand("symbolic_residue.cli._graph", "graph", "What produced the answer? An attribution graph that adds up."),
+    "graph": LazyCommand(
+        "symbolic_residue.cli._graph_app", "graph_app", "What produced the answer? An attribution graph that adds up."
+    ),
     "heal": LazyCommand("symbolic_residue.cli._heal", "heal", "Find the smallest edit that restores the right answer."),
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from symbolic_residue.cli._concepts_check import check_command
 from symbolic_residue.cli._concepts_report import report_command
+from symbolic_residue.cli._concepts_steer import steer_command
 from symbolic_residue.cli._concepts_train import train_command
 from symbolic_residue.cli._concepts_validate import validate_command
+from symbolic_residue.cli._concepts_watch import watch_command
 
 __all__ = ["concepts_app"]
 
@@ -21,3 +24,6 @@ def _group() -> None:
 concepts_app.command("validate")(validate_command)
 concepts_app.command("train")(train_command)
 concepts_app.command("report")(report_command)
+concepts_app.command("check")(check_command)
+concepts_app.command("steer")(steer_command)
+concepts_app.command("watch")(watch_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def graph(
         from symbolic_residue.graph import load_graph
 
         kept = load_graph(show)
-        _answer(kept, show, [[]] * len(kept), json)
+        _answer(kept, show, json)
         return
     asked = _targets(target or [], against)
     folder = output or default_output("graph")
@@ -108,8 +109,9 @@ def graph(
             rest=rest,
         )
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS, dictionary=units)
+        found = replace(found, labels=tuple(map(tuple, labels)))
         save_graph(found, folder)
-    _answer(found, folder, labels, json)
+    _answer(found, folder, json)
 
 
 def _dictionary(folder: Path | None) -> Transcoders | None:
@@ -141,7 +143,7 @@ def _meant(text: str) -> str | int:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _answer(graph: Graph, folder: Path, labels: list[list[str]], as_json: bool) -> None:
+def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
     check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
     if as_json:
         echo_json(
@@ -189,7 +191,7 @@ def _answer(graph: Graph, folder: Path, labels: list[list[str]], as_json: bool) 
         f"[dim]Every row adds up: at most {check.worst:.1e} of its edges' size is missing (rounding; refused above {check.tolerance:.0e}). "
         f"rest: the {_kinds(graph)} that are no nodes{', and what features leave unexplained' if graph.dictionary else ''}.[/]"
     )
-    words = dict(zip(_keys(graph), labels, strict=True))
+    words = dict(zip(_keys(graph), graph.labels or [()] * len(graph), strict=True))
     table = Table(box=None, pad_edge=False, title=f"most influential {_kinds(graph)}", title_justify="left", title_style="bold")
     for name in ("layer", "unit", "at", "token", "activation", "effect", "influence", "raises"):
         table.add_column(name, justify="left" if name in ("token", "raises") else "right", header_style="dim")

@@ -2,6 +2,7 @@
 
 from symbolic_residue.concepts._ablate import ablate_heads
 from symbolic_residue.concepts._ablate_verdict import Ablation, LayerLoss
+from symbolic_residue.concepts._causal import check_concepts, read_causal
 from symbolic_residue.concepts._collect import collect, open_pooled, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
@@ -28,10 +29,16 @@ from symbolic_residue.concepts._readout_model import ReadoutModel
 from symbolic_residue.concepts._record import read_record, write_record
 from symbolic_residue.concepts._steer import direction_push, Push, random_push, reread, Sampling, steer, Written
 from symbolic_residue.concepts._steer_check import check_steering, SteeringCheck
+from symbolic_residue.concepts._steer_prompt import steer_prompt
 from symbolic_residue.concepts._steer_verdict import Arm, Comparison
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._study_quality import report_concepts
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
+from symbolic_residue.concepts._watch import choose_tracks, Track, watch, WatchedText, WatchedToken, Watcher
+from symbolic_residue.concepts._watch_record import watch_record
+from symbolic_residue.concepts._watch_reference import LayerReference, watch_reference
+from symbolic_residue.concepts._watch_verdict import judge_watch, WatchVerdict
+from symbolic_residue.concepts._watch_verdict import THRESHOLD as WATCH_THRESHOLD
 from symbolic_residue.concepts._word_scorer import WordScorer
 from symbolic_residue.concepts._words_alone import words_alone, WordsAlone
 
@@ -39,6 +46,7 @@ __all__ = [
     "BASELINE",
     "MIN_POSITIVES",
     "POOLINGS",
+    "WATCH_THRESHOLD",
     "Ablation",
     "Against",
     "Arm",
@@ -56,6 +64,7 @@ __all__ = [
     "LayerHeads",
     "LayerLoss",
     "LayerRead",
+    "LayerReference",
     "Meaning",
     "NullValue",
     "Pair",
@@ -66,13 +75,20 @@ __all__ = [
     "Sampling",
     "SkippedLayer",
     "SteeringCheck",
+    "Track",
     "Training",
     "Violation",
+    "WatchVerdict",
+    "WatchedText",
+    "WatchedToken",
+    "Watcher",
     "WordScorer",
     "WordsAlone",
     "Written",
     "ablate_heads",
+    "check_concepts",
     "check_steering",
+    "choose_tracks",
     "collect",
     "concept_words",
     "corpus_card",
@@ -86,6 +102,7 @@ __all__ = [
     "head_verdict",
     "held_out_scores",
     "judge_heads",
+    "judge_watch",
     "load_directions",
     "make_design",
     "open_concept_run",
@@ -97,6 +114,7 @@ __all__ = [
     "prepare_training",
     "quality_report",
     "random_push",
+    "read_causal",
     "read_corpus",
     "read_heads",
     "read_record",
@@ -109,10 +127,14 @@ __all__ = [
     "scenario_differences",
     "skipped_layers",
     "steer",
+    "steer_prompt",
     "steering_openings",
     "train_concepts",
     "validate_corpus",
     "verdict_block",
+    "watch",
+    "watch_record",
+    "watch_reference",
     "words_alone",
     "write_corpus",
     "write_record",

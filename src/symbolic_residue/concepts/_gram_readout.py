@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from symbolic_residue.concepts._design import Design
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["Drawn", "Grams", "discriminant_scores"]
+__all__ = ["Drawn", "Grams", "discriminant", "discriminant_scores"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -37,20 +37,32 @@ class Drawn:
     Attributes:
         picks: ``[draw, scenario, most positives]``: the positives' rows; the number of texts where a scenario has fewer.
         gamma: ``[head, draw, scenario, scenario]``: inner products of the scenarios' differences.
+        negatives: the same of the sums of each scenario's negatives.
         selectivity: ``[draw, fold, head]``: without the fold.
         raw: ``[draw, fold, head]``: norm of the mean difference without the fold.
     """
 
     picks: Indices
     gamma: Array
+    negatives: Array
     selectivity: Array
     raw: Array
+
+    def first(self) -> Drawn:
+        """The first labeling alone, copied."""
+        return Drawn(
+            self.picks[:1].copy(),
+            self.gamma[:, :1].copy(),
+            self.negatives[:, :1].copy(),
+            self.selectivity[:1].copy(),
+            self.raw[:1].copy(),
+        )
 
     def repeat(self, times: int) -> Drawn:
         """The first labeling so many times over, without copies: for many sets of heads under one labeling."""
         gamma = np.broadcast_to(self.gamma[:, :1], (len(self.gamma), times, *self.gamma.shape[2:]))
         picks = np.broadcast_to(self.picks[:1], (times, *self.picks.shape[1:]))
-        return Drawn(picks, gamma, self.selectivity[:1], self.raw[:1])
+        return Drawn(picks, gamma, self.negatives[:, :1], self.selectivity[:1], self.raw[:1])
 
 
 class Grams:
@@ -82,33 +94,33 @@ class Grams:
         self.design = design
         self.dims = np.array([x.shape[1] for x in groups], dtype=np.float64)
         self.n, self.n_folds = n, design.n_folds
-        self._member = np.zeros((n, design.n_strata))
-        self._member[np.arange(n), design.stratum] = 1
-        self._n_pos = np.bincount(design.stratum[design.positive], minlength=design.n_strata).astype(np.float64)
-        self._n_neg = np.bincount(design.stratum[~design.positive], minlength=design.n_strata).astype(np.float64)
+        self.member = np.zeros((n, design.n_strata))
+        self.member[np.arange(n), design.stratum] = 1
+        self.n_pos = np.bincount(design.stratum[design.positive], minlength=design.n_strata).astype(np.float64)
+        self.n_neg = np.bincount(design.stratum[~design.positive], minlength=design.n_strata).astype(np.float64)
         # A last row and column of zeros stands for "no such positive".
         self.gram = np.zeros((len(groups), n + 1, n + 1))
         for g, x in enumerate(groups):
             centred = np.asarray(x, dtype=np.float64) - np.asarray(x, dtype=np.float64).mean(0)
             self.gram[g, :n, :n] = centred @ centred.T
-        self._by_scenario = np.zeros((len(groups), n + 1, design.n_strata))
-        self._by_scenario[:, :n] = self.gram[:, :n, :n] @ self._member
-        self._blocks = np.einsum("ns,gnt->gst", self._member, self._by_scenario[:, :n])
-        sizes = self._member.sum(0)
+        self.by_scenario = np.zeros((len(groups), n + 1, design.n_strata))
+        self.by_scenario[:, :n] = self.gram[:, :n, :n] @ self.member
+        self.blocks = np.einsum("ns,gnt->gst", self.member, self.by_scenario[:, :n])
+        sizes = self.member.sum(0)
         left = n - sizes
         # Mean of a fold's training texts, as inner products with every text, [group, fold, n + 1].
-        self._mean = (self.gram[:, :n].sum(1)[:, None, :] - self._by_scenario.transpose(0, 2, 1)) / left[None, :, None]
+        self._mean = (self.gram[:, :n].sum(1)[:, None, :] - self.by_scenario.transpose(0, 2, 1)) / left[None, :, None]
         lengths = np.diagonal(self.gram[:, :n, :n], axis1=1, axis2=2)
-        own = lengths @ self._member
-        total = self._blocks.sum((1, 2))[:, None] - 2 * self._blocks.sum(2) + np.diagonal(self._blocks, axis1=1, axis2=2)
+        own = lengths @ self.member
+        total = self.blocks.sum((1, 2))[:, None] - 2 * self.blocks.sum(2) + np.diagonal(self.blocks, axis1=1, axis2=2)
         scale2 = (lengths.sum(1, keepdims=True) - own) / left - total / left**2
         self.inverse = np.divide(
             1.0, scale2, out=np.zeros_like(scale2), where=scale2 > 1e-12 * np.maximum(lengths.mean(1, keepdims=True), 1e-300)
         )
         """``[group, fold]``: 1 / s², 0 for a group that does not vary."""
-        self._lengths = lengths
+        self.lengths = lengths
 
-        self._mean_sums = self._mean[:, :, :n] @ self._member
+        self._mean_sums = self._mean[:, :, :n] @ self.member
         self._fixed: dict[bytes, tuple[Array, Array]] = {}
 
     def __len__(self) -> int:
@@ -121,10 +133,10 @@ class Grams:
     def drawn(self, labels: NDArray[np.bool_]) -> Drawn:
         """What follows from labelings ``[draw, n]``, for every group."""
         picks = self._picks(labels)
-        p, q = self._n_pos, self._n_neg
+        p, q = self.n_pos, self.n_neg
         both, with_all = self._pairs(picks)
         cross = with_all - both  # positives of s with negatives of t
-        negatives = self._blocks[:, None] - with_all - with_all.transpose(0, 1, 3, 2) + both
+        negatives = self.blocks[:, None] - with_all - with_all.transpose(0, 1, 3, 2) + both
         gamma = (
             both / np.outer(p, p)
             - cross / np.outer(p, q)
@@ -133,20 +145,20 @@ class Grams:
         )
         raw = np.sqrt(np.maximum(_without(gamma), 0)) / (self.design.n_strata - 1)
         n_neg = q.sum() - q
-        own = np.einsum("gn,dn,ns->gds", self._lengths, (~labels).astype(np.float64), self._member)
+        own = np.einsum("gn,dn,ns->gds", self.lengths, (~labels).astype(np.float64), self.member)
         squares = own.sum(2, keepdims=True) - own
         spread = (squares - _without(negatives) / n_neg) / (n_neg - 1)
-        scale = self._lengths.mean(1)[:, None, None]
+        scale = self.lengths.mean(1)[:, None, None]
         std = np.sqrt(np.where(spread > 1e-12 * scale, spread, 0.0))
         selectivity = np.divide(raw, std, out=np.zeros_like(raw), where=std > 0)
-        return Drawn(picks, gamma, selectivity.transpose(1, 2, 0), raw.transpose(1, 2, 0))
+        return Drawn(picks, gamma, negatives, selectivity.transpose(1, 2, 0), raw.transpose(1, 2, 0))
 
     def _picks(self, labels: NDArray[np.bool_]) -> Indices:
-        most = int(self._n_pos.max())
+        most = int(self.n_pos.max())
         picks = np.full((len(labels), self.design.n_strata, most), self.n, dtype=np.intp)
         for s in range(self.design.n_strata):
             here = np.flatnonzero(self.design.stratum == s)
-            count = int(self._n_pos[s])
+            count = int(self.n_pos[s])
             picks[:, s, :count] = here[np.nonzero(labels[:, here])[1].reshape(len(labels), count)]
         return picks
 
@@ -154,7 +166,7 @@ class Grams:
         """Sums over positives of s and t, and over positives of s and all texts of t: ``[group, draw, scenario, scenario]`` each."""
         most = picks.shape[2]
         both = sum(self.gram[:, picks[:, :, None, a], picks[:, None, :, b]] for a in range(most) for b in range(most))
-        with_all = sum(self._by_scenario[:, picks[:, :, a]] for a in range(most))
+        with_all = sum(self.by_scenario[:, picks[:, :, a]] for a in range(most))
         return both, with_all  # type: ignore[return-value]
 
     def fixed(self, drawn: Drawn, groups: Sequence[int] | Indices | None = None) -> tuple[Array, Array, Array]:
@@ -167,11 +179,11 @@ class Grams:
             rows, sums, fold = np.zeros((self.n, self.n + 1)), np.zeros((self.n, n_s)), self.design.fold
             for g, weight in zip(of, weights, strict=True):
                 rows += weight[fold, None] * (self.gram[g, : self.n] - self._mean[g, fold])
-                sums += weight[fold, None] * (self._by_scenario[g, : self.n] - self._mean_sums[g, fold])
+                sums += weight[fold, None] * (self.by_scenario[g, : self.n] - self._mean_sums[g, fold])
             self._fixed[key] = rows, sums
         rows, sums = self._fixed[key]
         with_pos = sum(rows[:, drawn.picks[:, :, a]] for a in range(drawn.picks.shape[2])).transpose(1, 0, 2)  # type: ignore[union-attr]
-        cross = with_pos / self._n_pos - (sums - with_pos) / self._n_neg
+        cross = with_pos / self.n_pos - (sums - with_pos) / self.n_neg
         return gamma, cross, np.broadcast_to(self.dims[of].sum(), (n_draws, self.n_folds))
 
     def chosen(self, drawn: Drawn, groups: Indices) -> tuple[Array, Array, Array]:
@@ -194,8 +206,8 @@ class Grams:
         for a in range(drawn.picks.shape[2]):
             at = drawn.picks[:, None, :, a]
             with_pos += self.gram[own[:, :, None], rows[None, :, None], at] - self._mean[own[:, :, None], fold[None, :, None], at]
-        sums = self._by_scenario[own, rows[None, :]] - self._mean_sums[own, fold[None, :]]
-        cross = with_pos / self._n_pos - (sums - with_pos) / self._n_neg
+        sums = self.by_scenario[own, rows[None, :]] - self._mean_sums[own, fold[None, :]]
+        cross = with_pos / self.n_pos - (sums - with_pos) / self.n_neg
         return gamma, cross * weight[:, fold][:, :, None], self.dims[groups]
 
 
@@ -216,8 +228,15 @@ def discriminant_scores(gamma: Array, cross: Array, dims: Array, fold: Indices, 
     """
     n_folds = gamma.shape[1]
     train = np.array([[s for s in range(n_folds) if s != f] for f in range(n_folds)], dtype=np.intp)
-    t = n_folds - 1
     inside = gamma[:, np.arange(n_folds)[:, None, None], train[:, :, None], train[:, None, :]]
+    full = np.zeros((len(gamma), n_folds, n_folds))
+    full[:, np.arange(n_folds)[:, None], train] = discriminant(inside, dims, plain_mean=plain_mean)
+    return (cross * full[:, fold]).sum(-1)
+
+
+def discriminant(inside: Array, dims: Array, *, plain_mean: bool = False) -> Array:
+    """The unit discriminant as a combination of the training differences, ``[..., t]`` from their inner products ``[..., t, t]`` and ``dims [...]``."""
+    t = inside.shape[-1]
     mean = inside.mean(-1)  # products of every difference with the mean difference
     grand = mean.mean(-1)
     centred = (inside - mean[..., :, None] - mean[..., None, :] + grand[..., None, None]) / 2
@@ -235,8 +254,5 @@ def discriminant_scores(gamma: Array, cross: Array, dims: Array, fold: Indices, 
     a = np.linalg.solve(inner, onto_mean[..., None])[..., 0]
     a -= a.mean(-1, keepdims=True)
     c = 1 / t - np.where(plain[..., None], 0.0, a / np.sqrt(2))
-    norm = np.sqrt(np.maximum(np.einsum("dfs,dfst,dft->df", c, inside, c), 0))
-    c = np.divide(c, norm[..., None], out=np.zeros_like(c), where=norm[..., None] > 0)
-    full = np.zeros((len(c), n_folds, n_folds))
-    full[:, np.arange(n_folds)[:, None], train] = c
-    return (cross * full[:, fold]).sum(-1)
+    norm = np.sqrt(np.maximum((c * (inside @ c[..., None])[..., 0]).sum(-1), 0))
+    return np.divide(c, norm[..., None], out=np.zeros_like(c), where=norm[..., None] > 0)

@@ -7,7 +7,7 @@
    as many of the rest; ``random_norm``, each chosen head replaced by one of the ten heads of the rest nearest in raw norm; ``residual``, of all layers side by
    side or of the one layer asked for.
    Random sets are drawn by place in the fold's order, so the order in which heads are numbered changes nothing.
-3. AUC over all held-out scores, unit scenario; differences on the same scenarios (``_auc_difference``).
+3. AUC over all held-out scores; intervals and paired differences by doing everything again on two thirds of the scenarios (``_delete_third``).
 4. Null: labels permuted within scenarios, and *everything from the choice of heads on* done again. ``random`` sets have no null of their own.
 5. Beside the readouts, of all texts and with their nulls: ``shares``, the k largest selectivity² in the sum over all heads; the participation ratio of
    selectivity²; the family-wise p of every head's selectivity.
@@ -24,14 +24,15 @@ from typing import get_args, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from symbolic_residue.concepts._auc_difference import AucDifference, difference, mean_of, scenario_auc, ScenarioAuc
+from symbolic_residue.concepts._auc_difference import AucDifference, difference, HeldOutAuc
+from symbolic_residue.concepts._delete_third import DeleteThird, draw_thirds
 from symbolic_residue.concepts._design import Design, draw_labels
 from symbolic_residue.concepts._gram_readout import discriminant_scores, Drawn, Grams
 from symbolic_residue.concepts._heads import NullValue
 from symbolic_residue.concepts._held_out import auc_of_draws
 from symbolic_residue.concepts._null import max_t_p, squared_norms, standardised
+from symbolic_residue.concepts._random_heads import norm_sets, random_sets, set_readings
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.stats import generator
 
 __all__ = ["ChooseBy", "CurvePoint", "HeadReadout", "LayerRead", "Reading", "head_selectivity", "read_heads", "residual_read"]
 
@@ -40,8 +41,8 @@ Indices = NDArray[np.intp]
 Labels = NDArray[np.bool_]
 ChooseBy = Literal["selectivity", "raw_norm"]
 _CURVE = (1, 2, 4, 8, 16, 32, 64)
-_NEAR = 10
-"""Heads of the rest among which one of about the same raw norm is drawn."""
+_THIRDS = 60
+"""Parts of the scenarios on which everything is done again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,13 @@ class Reading:
     """A readout: its AUC over held-out scenarios, and what the AUC is under permuted labels (None where that was not made).
 
     Attributes:
-        auc: value and influence of each scenario.
+        auc: value, and on parts of the scenarios.
         null: of the whole procedure.
         n_heads: heads in it; 0 for the residual stream.
         dims: numbers a text is read by.
     """
 
-    auc: ScenarioAuc
+    auc: HeldOutAuc
     null: NullValue | None
     n_heads: int
     dims: int
@@ -238,35 +239,41 @@ def read_heads(
     few_labels = labels[: 1 + n_draws_readout]
     ks = sorted({*(one for one in _CURVE if one < len(names)), k})
     aucs: dict[int | str, list[Array]] = {one: [] for one in (*ks, "all", "rest", "next", "residual")}
-    first: dict[int | str, Array] = {}
     orders: Indices | None = None
     observed: Drawn | None = None
     for start in range(0, len(few_labels), step := min(grams.chunk(), stream.chunk())):
         part = few_labels[start : start + step]
         drawn = grams.drawn(part)
-        order = np.argsort(-(drawn.selectivity if by == "selectivity" else drawn.raw), axis=2, kind="stable")
+        order = _order(drawn.selectivity if by == "selectivity" else drawn.raw)
         scores = _scores(grams, drawn, order, ks, k)
         scores["residual"] = discriminant_scores(*stream.fixed(stream.drawn(part)), design.fold)
         for name, found in scores.items():
             aucs[name].append(auc_of_draws(found, part))
         if start == 0:
-            first, orders, observed = {name: found[0] for name, found in scores.items()}, order[0], _first(drawn)
+            orders, observed = order[0], drawn.first()
     assert orders is not None and observed is not None
     n, d_all = len(names), int(grams.dims.sum())
+    stay = draw_thirds(design.n_folds, _THIRDS, seed)
+    parts = DeleteThird(grams, observed, stay)
+    parts_order = _order(parts.selectivity if by == "selectivity" else parts.raw)
+    part_aucs = _on_parts(parts, parts_order, ks, k)
+    of_stream = DeleteThird(stream, stream.drawn(labels[:1]), stay)
+    part_aucs["residual"] = of_stream.aucs(of_stream.fixed())[0]
 
     def reading(name: int | str, n_heads: int, dims: int) -> Reading:
-        return Reading(scenario_auc(first[name], design), NullValue.of(np.concatenate(aucs[name])), n_heads, dims)
+        every = np.concatenate(aucs[name])
+        return Reading(
+            HeldOutAuc(float(every[0]), part_aucs[name], design.n_folds, parts.n_out), NullValue.of(every), n_heads, dims
+        )
 
     dims = [int(np.sort(grams.dims)[::-1][:one].sum()) for one in ks]
     curve = tuple(CurvePoint(one, reading(one, one, d)) for one, d in zip(ks, dims, strict=True))
     few = curve[ks.index(k)].reading
-    rng = generator(seed)
-    by_place = _random_sets(orders, k, n_random, rng)
-    by_norm = _norm_sets(orders, observed.raw[0], k, n_random, rng)
-    random = [scenario_auc(one, design) for one in _score_sets(grams, observed, by_place)]
-    matched = [scenario_auc(one, design) for one in _score_sets(grams, observed, by_norm)]
+    by_place = random_sets((orders, parts_order), k, n_random, seed)
+    by_norm = norm_sets((orders, parts_order), (observed.raw[0], parts.raw), k, n_random, seed + 1)
+    (random_aucs, random), (_, matched) = (set_readings(grams, observed, parts, sets) for sets in (by_place, by_norm))
     z = standardised(selectivity)
-    order_all = np.argsort(-(selectivity[0] if by == "selectivity" else _raw(rows, layers, design)), kind="stable")[:k]
+    order_all = _order(selectivity[0] if by == "selectivity" else _raw(rows, layers, design))[:k]
     squares = selectivity**2
     shares = _share(squares, k)
     participation = _participation(squares)
@@ -283,10 +290,10 @@ def read_heads(
         all=reading("all", n, d_all),
         rest=reading("rest", n - k, d_all - few.dims),
         next=reading("next", k, few.dims),
-        random=Reading(mean_of(random), None, k, few.dims),
-        random_norm=Reading(mean_of(matched), None, k, few.dims),
+        random=Reading(random, None, k, few.dims),
+        random_norm=Reading(matched, None, k, few.dims),
         residual=reading("residual", 0, int(stream.dims.sum())),
-        random_reach=float(np.mean([one.value >= few.auc.value - 1e-12 for one in random])),
+        random_reach=float(np.mean(random_aucs >= few.auc.value - 1e-12)),
         curve=curve,
         top=tuple(names[h] for h in order_all),
         chosen_share=tuple(float((orders[:, :k] == h).any(1).mean()) for h in order_all),
@@ -304,10 +311,6 @@ def read_heads(
 
 def _labels(design: Design, n_draws: int, seed: int) -> Labels:
     return np.concatenate([design.positive[None], draw_labels(design, n_draws, seed)])
-
-
-def _first(drawn: Drawn) -> Drawn:
-    return Drawn(drawn.picks[:1].copy(), drawn.gamma[:, :1].copy(), drawn.selectivity[:1].copy(), drawn.raw[:1].copy())
 
 
 def _scores(grams: Grams, drawn: Drawn, order: Indices, ks: Sequence[int], k: int) -> dict[int | str, Array]:
@@ -333,43 +336,31 @@ def _scores(grams: Grams, drawn: Drawn, order: Indices, ks: Sequence[int], k: in
     return found
 
 
-def _score_sets(grams: Grams, observed: Drawn, sets: Indices) -> Array:
-    """Held-out scores ``[set, n]`` of sets of heads ``[set, fold, k]`` under the observed labels."""
-    found = []
-    for start in range(0, len(sets), 50):
-        part = sets[start : start + 50]
-        drawn = observed.repeat(len(part))
-        total = list(grams.chosen(drawn, part[:, :, 0]))
-        for place in range(1, part.shape[2]):
-            total = [a + b for a, b in zip(total, grams.chosen(drawn, part[:, :, place]), strict=True)]
-        found.append(discriminant_scores(total[0], total[1], total[2], grams.design.fold))
-    return np.concatenate(found)
+def _on_parts(parts: DeleteThird, order: Indices, ks: Sequence[int], k: int) -> dict[int | str, Array]:
+    """The AUCs of :func:`_scores` on every part, ``[part]`` each; ``order [entry, head]``."""
+    found: dict[int | str, Array] = {}
+    every = parts.fixed()
+    found["all"] = parts.aucs(every)[0]
+    total: list[Array] | None = None
+    later: list[Array] | None = None
+    for place in range(max(*ks, 2 * k)):
+        one = parts.chosen(order[None, :, place])
+        if k <= place < 2 * k:
+            later = list(one) if later is None else [a + b for a, b in zip(later, one, strict=True)]
+        total = list(one) if total is None else [a + b for a, b in zip(total, one, strict=True)]
+        if place + 1 in ks:
+            found[place + 1] = parts.aucs((total[0], total[1], total[2]))[0]
+        if place + 1 == k:
+            rest = [a - b for a, b in zip(every, total, strict=True)]
+            found["rest"] = parts.aucs((rest[0], rest[1], rest[2]))[0]
+    assert later is not None
+    found["next"] = parts.aucs((later[0], later[1], later[2]))[0]
+    return found
 
 
-def _random_sets(order: Indices, k: int, n_random: int, rng: np.random.Generator) -> Indices:
-    """Sets of k of the heads after the first k, drawn by their place in each fold's order ``[fold, head]``: ``[set, fold, k]``."""
-    n_heads = order.shape[1]
-    places = k + np.argsort(rng.random((n_random, n_heads - k)), axis=1)[:, :k]
-    return order[:, places].transpose(1, 0, 2)
-
-
-def _norm_sets(order: Indices, raw: Array, k: int, n_random: int, rng: np.random.Generator) -> Indices:
-    """For each of the first k heads of a fold one of the others near it in raw norm ``[fold, head]``, none twice: ``[set, fold, k]``."""
-    sets = np.zeros((n_random, len(order), k), dtype=np.intp)
-    log = np.log(np.maximum(raw, 1e-300))
-    for f in range(len(order)):
-        others = order[f, k:]
-        distance = np.abs(log[f, others][None, :] - log[f, order[f, :k]][:, None])
-        for r in range(n_random):
-            free = np.ones(len(others), dtype=bool)
-            draws = rng.random(k)
-            for j in range(k):
-                near = np.flatnonzero(free)
-                near = near[np.argsort(distance[j, near], kind="stable")[:_NEAR]]
-                taken = near[int(draws[j] * len(near))]
-                free[taken] = False
-                sets[r, f, j] = others[taken]
-    return sets
+def _order(measure: Array) -> Indices:
+    """Heads by falling measure, along the last axis."""
+    return np.argsort(-measure, axis=-1, kind="stable")
 
 
 def _raw(rows: Mapping[int, Array], layers: Sequence[int], design: Design) -> Array:

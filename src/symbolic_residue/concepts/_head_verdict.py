@@ -34,7 +34,7 @@ Word = Literal["not read", "few heads", "redundant", "spread", "undecided"]
 LEVEL = 0.05
 """Of every test by itself."""
 MARGIN = 0.10
-"""AUC that counts as no loss. At 24 scenarios a paired difference of AUCs has a standard error of .04 to .05, so .05 could hardly be shown."""
+"""AUC that counts as no loss. At 24 scenarios a paired difference of AUCs has a standard error of .03 to .10, so .05 could hardly be shown."""
 STRICT_MARGIN = 0.05
 """The verdict at this margin stands beside."""
 FEW_MOST, FEW_SHARE = 10, 8

@@ -9,6 +9,14 @@ from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._neuronpedia import to_neuronpedia, write_neuronpedia
+from symbolic_residue.graph._neuronpedia_schema import (
+    NeuronpediaGraph,
+    NeuronpediaLink,
+    NeuronpediaNode,
+    read_neuronpedia,
+    validate_neuronpedia,
+)
 from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
@@ -29,6 +37,9 @@ __all__ = [
     "LocalLayer",
     "LocalModel",
     "Neuron",
+    "NeuronpediaGraph",
+    "NeuronpediaLink",
+    "NeuronpediaNode",
     "Pruned",
     "QKAttribution",
     "Relevance",
@@ -46,15 +57,19 @@ __all__ = [
     "load_graph",
     "promoted_tokens",
     "qk_attribution",
+    "read_neuronpedia",
     "read_targets",
     "relevance",
     "save_graph",
     "strongest_edges",
     "target_rows",
+    "to_neuronpedia",
     "token_pair",
     "unit_rows",
     "unit_values",
+    "validate_neuronpedia",
     "validate_pairs",
     "with_dictionary",
     "work",
+    "write_neuronpedia",
 ]

@@ -110,7 +110,7 @@ def attribute_prompt(
     infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
         tuple(prompt.ids), tuple(prompt.tokens), infos, chosen, activations, first, edges, columns, rule,
-        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), about,
+        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), dictionary=about,
     ).require()  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def save_graph(graph: Graph, folder: Path | str) -> Path:
         "uncapped": graph.uncapped,
         "local_error": graph.local_error,
         "provenance": graph.provenance,
+        "labels": [list(words) for words in graph.labels],
         "dictionary": graph.dictionary,
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -96,7 +97,9 @@ def load_graph(folder: Path | str) -> Graph:
         rows = Rows(*(tensors[f"target_{name}"] for name in _ROWS))
         graph = Graph(
             tuple(record["ids"]), tuple(record["tokens"]), targets, units, tensors["activations"], tensors["effects"], tensors["edges"],
-            columns, record["rule"], record["uncapped"], record["local_error"], rows, record["provenance"], record.get("dictionary", {}),
+            columns, record["rule"], record["uncapped"], record["local_error"], rows, record["provenance"],
+            tuple(tuple(words) for words in record.get("labels", ())),
+            record.get("dictionary", {}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
         raise DamagedFileError(f"The graph in {folder} lacks something.", why=f"{type(error).__name__}: {error}") from error
@@ -111,6 +114,7 @@ def _check(graph: Graph, folder: Path) -> None:
         and columns.n_units == n_units == len(graph.activations) == len(graph.effects)
         and len(graph.target_rows) == graph.n_targets == len(graph.target_rows.direction)
         and tuple(graph.edges.shape) == (graph.n_targets + n_units, len(columns))
+        and len(graph.labels) in (0, n_units)
         and all(0 <= int(i) < columns.n_layers for i in graph.units.layer)
         and all(0 <= int(t) < columns.n_positions for t in graph.units.position)
     )

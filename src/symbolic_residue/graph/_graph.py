@@ -98,6 +98,7 @@ class Graph:
         target_rows: the targets as rows: directions of the residual stream, with the place and position where they read.
         local_error: largest relative difference between a rebuilt layer's write and the model's.
         provenance: of the model, plain data.
+        labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
         dictionary: whose features are units in the place of neurons: ``sha256 source layers`` (``layer fvu l0``, on this prompt); empty without one.
     """
 
@@ -114,6 +115,7 @@ class Graph:
     local_error: float
     target_rows: Rows
     provenance: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[tuple[str, ...], ...] = ()
     dictionary: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -231,6 +233,12 @@ class Graph:
         if self.columns.biased:
             names += _spread_names("bias", self.columns)
         return [*names, "constant"]
+
+    def to_neuronpedia(self, **options: Any) -> dict[str, Any]:
+        """The pruned graph in the JSON that Neuronpedia reads, as plain data; options of ``_neuronpedia.to_neuronpedia``."""
+        from symbolic_residue.graph._neuronpedia import to_neuronpedia
+
+        return to_neuronpedia(self, **options)
 
     def nodes(self) -> pl.DataFrame:
         """The units, most influential first: ``layer position token kind neuron activation effect influence``; of a feature ``neuron`` is its number."""

@@ -9,10 +9,9 @@ from head_worlds import D_HEAD, EVERY, HEADS, world
 from hypothesis import given, settings
 
 from symbolic_residue.concepts import Design, draw_labels, fit, make_design
-from symbolic_residue.concepts._auc_difference import difference, mean_of, scenario_auc
 from symbolic_residue.concepts._gram_readout import discriminant_scores, Grams
 from symbolic_residue.concepts._head_readout import head_selectivity, read_heads, residual_read
-from symbolic_residue.concepts._held_out import fold_auc
+from symbolic_residue.concepts._held_out import auc_of_draws
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats import wilson
 
@@ -95,12 +94,11 @@ def test_choosing_heads_on_the_texts_that_judge_them_reads_noise_and_choosing_in
         grams = Grams(flat(heads, design), design)
         drawn = grams.drawn(design.positive[None])
         everything = np.argsort(-head_selectivity(np.stack(flat(heads, design), 1), design, design.positive[None])[0])[:2]
-        leaky.append(scenario_auc(discriminant_scores(*grams.fixed(drawn, everything), design.fold)[0], design).value)
+        leaky.append(auc_of_draws(discriminant_scores(*grams.fixed(drawn, everything), design.fold), design.positive[None])[0])
         inside = np.argsort(-drawn.selectivity, axis=2)[:, :, :2]
         one, two = (grams.chosen(drawn, inside[:, :, j]) for j in range(2))
-        nested.append(
-            scenario_auc(discriminant_scores(one[0] + two[0], one[1] + two[1], one[2] + two[2], design.fold)[0], design).value
-        )
+        scores = discriminant_scores(one[0] + two[0], one[1] + two[1], one[2] + two[2], design.fold)
+        nested.append(auc_of_draws(scores, design.positive[None])[0])
     error = np.std(leaky, ddof=1) / np.sqrt(60)
     assert np.mean(leaky) - 0.5 > 4 * error
     assert abs(np.mean(nested) - 0.5) < 3 * np.std(nested, ddof=1) / np.sqrt(60)
@@ -145,28 +143,6 @@ def test_what_the_residual_stream_reads_is_family_wise_over_layers() -> None:
     resid[1][design.rows[design.positive], 0] += 4.0
     found = residual_read(resid, design, n_draws=99)
     assert found.p == 1 / 100 and found.best == 1 and found.p_layer[1] == 1 / 100 and found.auc[1] > 0.8 > found.auc[0]
-
-
-def test_an_auc_and_its_error_are_those_of_the_clustered_delong() -> None:
-    rng = np.random.default_rng(0)
-    design = make_design(["baseline", "joy"] * 9, [f"{i:02}" for i in range(9) for _ in range(2)], "joy")
-    scores = rng.normal(size=18) + design.positive
-    found, other = scenario_auc(scores, design), fold_auc(scores, design)
-    assert found.value == pytest.approx(other.value) and found.bounds() == pytest.approx((other.low, other.high))
-    assert mean_of([found, found]).error == pytest.approx(found.error)
-    perfect = scenario_auc(design.positive + 0.0, design)
-    assert perfect.value == 1 and perfect.error == 0.5 / 9 and 0 < perfect.bounds()[0] < 1 and perfect.bounds()[1] == 1
-    gap = difference(perfect, found)
-    assert gap.value == pytest.approx(1 - found.value) and -1 <= gap.low < gap.lower < gap.upper <= gap.high <= 1
-
-
-def test_scenarios_needed_is_where_the_bound_would_pass() -> None:
-    rng = np.random.default_rng(1)
-    design = make_design(["baseline", "joy"] * 24, [f"{i:02}" for i in range(24) for _ in range(2)], "joy")
-    gap = difference(*(scenario_auc(rng.normal(size=48) + design.positive, design) for _ in range(2)))
-    needed = gap.scenarios_needed(gap.value - 0.02)
-    assert needed is not None and needed == pytest.approx((1.65 * gap.error * np.sqrt(24) / 0.02) ** 2, rel=0.05)
-    assert gap.scenarios_needed(gap.value + 0.1) is None and gap.scenarios_needed(gap.value + 0.1, above=False) is not None
 
 
 def test_refusals() -> None:

@@ -1,0 +1,41 @@
+"""``residue graph export``: a kept graph in the JSON that Neuronpedia and circuit-tracer's viewer read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from symbolic_residue.cli._common import echo_json, Json
+from symbolic_residue.errors import RunExistsError
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A kept graph's folder.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; default neuronpedia.json in the folder.", show_default=False),
+    ] = None,
+    slug: Annotated[str | None, typer.Option("--slug", help="Its name in a web address.", show_default=False)] = None,
+    scan: Annotated[str | None, typer.Option("--scan", help="The model's name on the site.", show_default=False)] = None,
+    node_threshold: Annotated[float, typer.Option("--node-threshold", help="Share of influence that the kept nodes hold.")] = 0.8,
+    edge_threshold: Annotated[float, typer.Option("--edge-threshold", help="The same of edges.")] = 0.98,
+    json: Json = False,
+) -> None:
+    """Write a kept graph, pruned, as Neuronpedia's graph JSON."""
+    from symbolic_residue.graph import load_graph, write_neuronpedia
+
+    path = output or run / "neuronpedia.json"
+    if path.exists():
+        raise RunExistsError(f"{path} exists already.", todo="Name another --output.")
+    graph = load_graph(run)
+    data = graph.to_neuronpedia(slug=slug, scan=scan, node_threshold=node_threshold, edge_threshold=edge_threshold)
+    write_neuronpedia(data, path)
+    said = {"file": str(path), "nodes": len(data["nodes"]), "links": len(data["links"]), "slug": data["metadata"]["slug"]}
+    if json:
+        echo_json(said)
+        return
+    typer.echo(f"{said['nodes']} nodes and {said['links']} links, {said['slug']}: {path}")
