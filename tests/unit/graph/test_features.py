@@ -49,7 +49,7 @@ def every_unit(local: LocalModel, direction: torch.Tensor) -> Units:
 
 
 def direction_of(local: LocalModel, a: int = 7, b: int = 9) -> torch.Tensor:
-    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights = torch.zeros(local.vocab_size, dtype=local.dtype)
     weights[a], weights[b] = 1, -1
     return local.logit_direction(weights)[0]
 
