@@ -154,8 +154,7 @@ def qk_attribution(
         keys = trace[f"k.{layer}"][0].to(local.dtype)
         kv = head if keys.shape[1] == block.n_heads else head // group
         score = float(scale * (trace[f"q.{layer}"][0, query, head].to(local.dtype) @ keys[key, kv]))
-        own = local.layers[layer].weights
-        weight = float(own[head, query, key] if isinstance(own, Tensor) else row_weights(own, query, query + 1)[0, head, 0, key])
+        weight = float(row_weights(local.layers[layer].call, query, query + 1)[0, head, 0, key])
         found = QKAttribution(
             layer,
             head,

@@ -18,6 +18,7 @@ from symbolic_residue.concepts import (
     ConceptText,
     Corpus,
     find_directions,
+    Meaning,
     open_concept_run,
     prepare_training,
     read_record,
@@ -265,6 +266,21 @@ def test_damage_is_refused_by_the_file(
     damage(tmp_path / "run" / name)
     with pytest.raises(error, match=said):
         open_concept_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["readout.safetensors", "readout.json", "activations/resid_1.npy", "activations/done.jsonl", "corpus.jsonl", "corpus.json"],
+)
+def test_the_same_training_again_mends_what_was_cut_short(instrument: Instrument, tmp_path: Path, name: str) -> None:
+    corpus = replace(corpus_of(), meanings={"joy": Meaning("basic"), "fear": Meaning("basic", "dread")})
+    before = train_concepts(instrument, corpus, tmp_path / "run")
+    vectors = before.directions.vectors[1].copy()
+    cut(tmp_path / "run" / name)
+    after = train_concepts(instrument, corpus, tmp_path / "run")
+    np.testing.assert_allclose(after.directions.vectors[1], vectors, atol=1e-6)
+    np.testing.assert_allclose(after.pooled.resid[1], collect(instrument, [t.text for t in corpus.texts]).resid[1], atol=1e-5)
+    assert after.corpus == corpus
 
 
 def test_another_model_and_no_folder_are_refused(instrument: Instrument, tmp_path: Path) -> None:
