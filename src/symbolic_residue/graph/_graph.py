@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -21,6 +21,12 @@ from torch import Tensor
 from symbolic_residue.errors import ConfigError, VerificationError
 from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
+
+if TYPE_CHECKING:
+    from symbolic_residue.graph._faithfulness import Faithfulness
+    from symbolic_residue.graph._pairs import TokenPair
+    from symbolic_residue.instrument import Instrument
+    from symbolic_residue.prompts import CounterfactualPair
 
 __all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
 
@@ -131,6 +137,19 @@ class Graph:
         """Layers whose units are features of a dictionary; the others' are neurons."""
         return frozenset(one["layer"] for one in self.dictionary.get("layers", ()))
 
+    def require_neurons(self, what: str) -> None:
+        """Refuse what sets activations in the model, where units are features.
+
+        Raises:
+            ConfigError: the graph has features.
+        """
+        if self.feature_layers:
+            raise ConfigError(
+                f"{what} needs a graph of neurons; this one has features in layers {', '.join(map(str, sorted(self.feature_layers)))}.",
+                why="The model has no activation that is a feature.",
+                todo="Make the graph with units='neurons'.",
+            )
+
     def values(self) -> Tensor:
         """What each row must sum to, ``[row]``."""
         targets = torch.tensor([t.value for t in self.targets], dtype=torch.float64)
@@ -223,6 +242,12 @@ class Graph:
             keep = alive
             edges = edges & keep
             edges[n_targets:] &= keep[:n_units, None]
+
+    def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
+        """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""
+        from symbolic_residue.graph._faithfulness import graph_faithfulness  # it takes graphs
+
+        return graph_faithfulness(self, instrument, pair, **options)
 
     def column_names(self) -> list[str]:
         """A name a column: ``L3 #120 @5`` for a neuron, ``L3 f120 @5`` for a feature, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""
