@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from symbolic_residue.cli._concepts_heads import heads_command
 from symbolic_residue.cli._concepts_report import report_command
 from symbolic_residue.cli._concepts_train import train_command
 from symbolic_residue.cli._concepts_validate import validate_command
@@ -23,3 +24,4 @@ concepts_app.command("validate")(validate_command)
 concepts_app.command("train")(train_command)
 concepts_app.command("report")(report_command)
 concepts_app.command("watch")(watch_command)
+concepts_app.command("heads")(heads_command)

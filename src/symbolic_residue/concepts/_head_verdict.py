@@ -201,16 +201,16 @@ def _reads(reading: Reading) -> bool:
 
 
 def _why_undecided(conditions: Sequence[Condition]) -> str:
-    parts = []
-    for one in conditions:
-        if one.holds:
-            continue
-        if one.name in ("concentrated", "selective", "works"):
-            parts.append(f"{one.name}: p = {one.bound:.2g}")
-        elif one.scenarios_needed is None:
-            parts.append(f"{one.name}: {one.value:+.2f}, more scenarios would not mend that")
-        else:
-            parts.append(f"{one.name}: {one.value:+.2f}, {one.scenarios_needed} scenarios would do")
+    failed = [one for one in conditions if not one.holds]
+    parts = [f"{one.name} (p = {one.bound:.2g})" for one in failed if one.name in ("concentrated", "selective", "works")]
+    left = failed[len(parts) :]
+    parts += [
+        f"{one.name} ({one.value:+.2f}; {one.scenarios_needed} scenarios would do)"
+        for one in left
+        if one.scenarios_needed is not None
+    ]
+    if wrong := [f"{one.name} ({one.value:+.2f})" for one in left if one.scenarios_needed is None]:
+        parts.append("and beyond more scenarios " + ", ".join(wrong))
     return "Not shown: " + "; ".join(parts) + "."
 
 

@@ -61,6 +61,7 @@ def test_a_part_is_what_everything_done_again_on_its_scenarios_gives(against: st
         of = again.drawn(sub.positive[None])
         np.testing.assert_allclose(parts.selectivity.reshape(3, 6, -1)[b], of.selectivity[0], rtol=1e-8)
         np.testing.assert_allclose(parts.raw.reshape(3, 6, -1)[b], of.raw[0], rtol=1e-8)
+        np.testing.assert_allclose(parts.paired.reshape(3, 6, -1)[b], of.paired[0], rtol=1e-8)
         chosen = np.argsort(-of.selectivity, axis=2)
         pair = add(again.chosen(of, chosen[:, :, 0]), again.chosen(of, chosen[:, :, 1]))
         for value, sums in ((found[b], pair), (whole[b], again.fixed(of)), (rest[b], add(again.fixed(of), pair, -1))):
