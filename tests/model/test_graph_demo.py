@@ -31,8 +31,8 @@ def test_both_sweeps_agree_on_a_longer_text(demo):
     )
     with torch.no_grad():
         local = freeze(instrument, ids)
-        weights = torch.zeros(local.logits.shape[1])
-        weights[int(local.logits[-1].argmax())] = 1
+        weights = torch.zeros(local.vocab_size)
+        weights[int(local.logits_at().argmax())] = 1
         direction, constant = local.logit_direction(weights)
         units = relevance(local, direction).top(100)
         rows = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(ids) - 1]))
@@ -71,7 +71,6 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ([], 2, "Give a prompt"),
         (["x", "--show", "y"], 2, "Give a prompt"),
         (["--show", "nowhere"], 3, "no readable graph"),
         (["hot", "-t", "not one token"], 2, "tokens in this tokenizer"),

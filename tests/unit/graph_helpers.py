@@ -35,7 +35,7 @@ def top_units(local: LocalModel, direction: torch.Tensor, count: int, rule: str 
 
 def with_logit(local: LocalModel, units: Units, a: int, b: int, rule: str = "half") -> Rows:
     """A logit difference and the units as rows, the difference first."""
-    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights = torch.zeros(local.vocab_size, dtype=local.dtype)
     weights[a], weights[b] = 1, -1
     direction, constant = local.logit_direction(weights)
     target = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(local) - 1]))

@@ -70,7 +70,8 @@ def train_command(
     )  # fmt: skip
     provenance = loaded.provenance.model_copy(update={"seed": seed}).model_dump(mode="json")
     config = {
-        "model": model, "adapter": None if adapter is None else str(adapter.resolve()), "dtype": dtype, "device": device,
+        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "adapter": None if adapter is None else str(adapter.resolve()), "dtype": dtype, "device": device,
         "corpus": "packaged" if corpus is None else str(corpus), "corpus_sha256": plan.corpus.sha256, "concepts": named,
         **plan.settings, "batch_size": batch_size, "side": side,
     }  # fmt: skip

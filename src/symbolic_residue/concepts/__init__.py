@@ -2,6 +2,7 @@
 
 from symbolic_residue.concepts._ablate import ablate_heads
 from symbolic_residue.concepts._ablate_verdict import Ablation, LayerLoss
+from symbolic_residue.concepts._causal import check_concepts, read_causal
 from symbolic_residue.concepts._collect import collect, open_pooled, Pooled, skipped_layers, SkippedLayer
 from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Meaning, Pair
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
@@ -30,6 +31,7 @@ from symbolic_residue.concepts._readout_model import ReadoutModel
 from symbolic_residue.concepts._record import read_record, write_record
 from symbolic_residue.concepts._steer import direction_push, Push, random_push, reread, Sampling, steer, Written
 from symbolic_residue.concepts._steer_check import check_steering, SteeringCheck
+from symbolic_residue.concepts._steer_prompt import steer_prompt
 from symbolic_residue.concepts._steer_verdict import Arm, Comparison
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._study_heads import judge_run_heads
@@ -87,6 +89,7 @@ __all__ = [
     "WordsAlone",
     "Written",
     "ablate_heads",
+    "check_concepts",
     "check_steering",
     "choose_tracks",
     "collect",
@@ -118,6 +121,7 @@ __all__ = [
     "prepare_training",
     "quality_report",
     "random_push",
+    "read_causal",
     "read_corpus",
     "read_heads",
     "read_record",
@@ -130,6 +134,7 @@ __all__ = [
     "scenario_differences",
     "skipped_layers",
     "steer",
+    "steer_prompt",
     "steering_openings",
     "train_concepts",
     "validate_corpus",

@@ -27,6 +27,8 @@ __all__ = ["Against", "Design", "draw_labels", "make_design"]
 
 Against = Literal["baseline", "others", "all"]
 _FOLDS = 10
+_BLOCK = 2**19
+"""Random numbers drawn at a time; they come in the same order whatever it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +191,9 @@ def draw_labels(design: Design, n_draws: int, seed: int) -> NDArray[np.bool_]:
     for s in range(design.n_strata):
         here = np.flatnonzero(design.stratum == s)
         n_pos = int(design.positive[here].sum())
-        ranks = rng.random((n_draws, len(here))).argsort(axis=1).argsort(axis=1)
-        drawn[:, here] = ranks < n_pos
+        some = max(1, _BLOCK // len(here))
+        for start in range(0, n_draws, some):
+            at = slice(start, min(start + some, n_draws))
+            ranks = rng.random((at.stop - start, len(here))).argsort(axis=1).argsort(axis=1)
+            drawn[at, here] = ranks < n_pos
     return drawn

@@ -19,11 +19,11 @@ from scipy import stats as sps
 
 from symbolic_residue.concepts._design import Design
 from symbolic_residue.concepts._estimators import Estimator, fit
-from symbolic_residue.concepts._rows import group_blocks, label_weights, Rows
+from symbolic_residue.concepts._rows import BLOCK, group_blocks, label_weights, Rows
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.stats import auc, Estimate
 
-__all__ = ["auc_of_draws", "fold_auc", "held_out_scores", "permuted_scores", "variance_ratio"]
+__all__ = ["auc_of_draws", "fold_auc", "held_out_null", "held_out_scores", "permuted_scores", "variance_ratio"]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.bool_]
@@ -85,6 +85,26 @@ def permuted_scores(x: NDArray[np.floating] | Rows, design: Design, labels: Labe
             scores[:, out] = np.divide(raw, norm, out=np.zeros_like(raw), where=norm > 0)
             start = stop
     return scores
+
+
+def held_out_null(x: NDArray[np.floating] | Rows, design: Design, labels: Labels) -> tuple[Array, Array, Array]:
+    """Held-out scores of the first labels ``[n]``, and AUC and variance ratio of all of them, ``[draw]``: some draws at a time.
+
+    Args:
+        x: ``[n, d]``.
+        design: strata and folds.
+        labels: ``[draw, n]``, the observed ones first.
+    """
+    some = max(1, 2 * BLOCK // (8 * labels.shape[1]))
+    first, values = None, []
+    for start in range(0, len(labels), some):
+        part = labels[start : start + some]
+        scores = permuted_scores(x, design, part)
+        first = scores[0].copy() if first is None else first
+        values.append((auc_of_draws(scores, part), variance_ratio(scores, part)))
+    assert first is not None
+    shares, ratios = (np.concatenate(parts) for parts in zip(*values, strict=True))
+    return first, shares, ratios
 
 
 def _shares(design: Design, labels: Labels) -> tuple[Callable[[int], Array], Callable[[int, NDArray[np.intp]], Array]]:

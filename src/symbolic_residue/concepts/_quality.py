@@ -29,7 +29,7 @@ from symbolic_residue.concepts._design import Against, Design, draw_labels, make
 from symbolic_residue.concepts._directions import Directions
 from symbolic_residue.concepts._heads import decompose_heads
 from symbolic_residue.concepts._heads_block import per_head_block
-from symbolic_residue.concepts._held_out import auc_of_draws, fold_auc, held_out_scores, permuted_scores, variance_ratio
+from symbolic_residue.concepts._held_out import fold_auc, held_out_null, held_out_scores, variance_ratio
 from symbolic_residue.concepts._null import max_t_p, standardised
 from symbolic_residue.concepts._quality_parts import (
     alignment,
@@ -201,23 +201,19 @@ def _layer(
     x = Rows(pooled.resid[i], design.rows)
     plain = directions.estimator == "difference"
     scores: Any = None
-    if not _can_hold_out(design):
-        every = None
-    elif plain:
-        every = permuted_scores(x, design, labels)
-        scores = every[0]
-    else:
-        every = None
-        scores = held_out_scores(x, design, directions.estimator)
+    shares, ratios = None, None
+    if _can_hold_out(design):
+        if plain:
+            scores, shares, ratios = held_out_null(x, design, labels)
+        else:
+            scores = held_out_scores(x, design, directions.estimator)
     block: dict[str, Any] = {
         "auc": dict.fromkeys(("low", "high"))
         | {"value": None, "n": design.n_folds, "n_counts": "scenarios" if design.paired else "folds", "method": _ONE}
         if scores is None
         else estimate_block(fold_auc(scores, design), "scenarios" if design.paired else "folds")
     }
-    shares = None
-    if every is not None:
-        shares, ratios = auc_of_draws(every, labels), variance_ratio(every, labels)
+    if shares is not None and ratios is not None:
         block["auc"] |= {key: value for key, value in null_block(shares).items() if key != "value"}
         block["between_within"] = null_block(ratios)
     else:
@@ -278,9 +274,9 @@ def _other_negatives(
         scores = held_out_scores(x, design, directions.estimator)
         return none | {"auc": estimate_block(fold_auc(scores, design), "scenarios" if design.paired else "folds") | {"p": None}}
     drawn = np.concatenate([design.positive[None], draw_labels(design, n_draws, seed)])
-    every = permuted_scores(x, design, drawn)
-    block = estimate_block(fold_auc(every[0], design), "scenarios" if design.paired else "folds")
-    return none | {"auc": block | {key: value for key, value in null_block(auc_of_draws(every, drawn)).items() if key != "value"}}
+    scores, shares, _ = held_out_null(x, design, drawn)
+    block = estimate_block(fold_auc(scores, design), "scenarios" if design.paired else "folds")
+    return none | {"auc": block | {key: value for key, value in null_block(shares).items() if key != "value"}}
 
 
 def _can_hold_out(design: Design) -> bool:

@@ -14,12 +14,16 @@ The rules and numbers were written before they were run on a trained model (desi
 6. ``effect`` = pushed − unpushed; ``excess`` = pushed − mean of the controls; intervals over openings (bootstrap). ``p``: the arm's mean against the
    controls' means by a one-sided t test of one value against R, ``t = (m − mean) / (sd √(1 + 1/R))``, R − 1 degrees of freedom: openings are the same
    in all, so what is random is the direction.
-7. Verdict: ``steers``, the interval of the excess above 0 and p ≤ .05; ``not``, that interval below half a standard deviation of the unpushed texts;
-   else ``undecided``, and always so where the words cannot tell the concept on scenarios left out, or where no dose leaves the text whole.
+7. ``scale``: how far the corpus's own texts of the concept, cut to the length of the unpushed texts, stand above their neutral tellings on scenarios
+   left out.
+8. Verdict: ``steers``, the interval of the excess above 0 and p ≤ .05; ``not``, that interval below half the scale; else ``undecided``, and always so
+   where words do not tell the concept on scenarios left out, where the scale's interval is not above 0, or where no dose leaves the text whole.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,7 +63,7 @@ from symbolic_residue.concepts._steer_verdict import (
     slope,
     SteeringVerdict,
 )
-from symbolic_residue.concepts._word_scorer import Rival, WordScorer
+from symbolic_residue.concepts._word_scorer import Rival, words_scale, WordScorer
 from symbolic_residue.concepts._words_alone import words_alone
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.prompts import build_prompt
@@ -86,6 +90,7 @@ class SteeringCheck:
         arms: all of them, the unpushed first.
         dose: the judged one; ``dose_why`` how it came about; ``whole`` whether the text is whole under it.
         words_auc: how well words alone tell the concept on scenarios left out.
+        words_scale: what the corpus's own texts show, see the module.
         slope: of ``words`` on the dose, nats a unit of dose, over all doses.
         heads: those pushed, best first; empty where none were.
         comparisons: direction against random directions and other concepts, heads against other heads, by every measure.
@@ -106,6 +111,7 @@ class SteeringCheck:
     dose_why: str
     whole: bool
     words_auc: Estimate | None
+    words_scale: Estimate
     slope: Estimate
     heads: tuple[Head, ...]
     comparisons: list[Comparison]
@@ -214,26 +220,57 @@ def check_steering(
     rivals = run([("other concept", _as_long(direction_push(directions, name, layer, dose), norm * dose)) for name in others])
     told = words_alone(corpus) if corpus.scenarios else []
     auc = next((row.auc for row in told if row.concept == concept and row.against == rival), None)
-    blocked = blocked_by(auc, whole)
-    comparisons = [compare(m, judged, plain, random, "random directions", seed, blocked) for m in MEASURES]
+    length = max(1, round(float(np.mean([len(re.findall(r"[^\W\d_]+", t)) for some in plain.texts for t in some]))))
+    scales = {
+        "words": words_scale(corpus, concept, rival, length),
+        "words_baseline": words_scale(corpus, concept, "baseline", length),
+    }
+    positive = float(directions.positive_mean[later][directions.concepts.index(concept)])
+    known = {name: one.value for name, one in scales.items()} | {"later": (positive - mean) / sd}
+
+    def compared(arm: Arm, controls: Sequence[Arm], against: str, whole: bool) -> list[Comparison]:
+        blocked = blocked_by(auc, scales["words"], whole)
+        return [
+            compare(m, arm, plain, controls, against, seed, scale=known.get(m, math.nan), blocked=blocked if m == "words" else None)
+            for m in MEASURES
+        ]
+
+    comparisons = compared(judged, random, "random directions", whole)
     if len(rivals) >= 3:
-        comparisons += [compare(m, judged, plain, rivals, "other concepts", seed, blocked) for m in MEASURES]
+        comparisons += compared(judged, rivals, "other concepts", whole)
     if pushed:
         size = write_size(scores, pushed)
         (own,) = run([("heads", head_push(scores, pushed, dose))])
         rest = run(
             [("other heads", head_push(scores, some, dose, name=f"other heads {i}", size=size)) for i, some in enumerate(sets)]
         )
-        broken = blocked_by(auc, rise(own, plain) <= MOST_DAMAGE)
         if len(rest) >= 3:
-            comparisons += [compare(m, own, plain, rest, "other heads", seed, broken) for m in MEASURES]
+            comparisons += compared(own, rest, "other heads", rise(own, plain) <= MOST_DAMAGE)
     found = {c.against: c for c in comparisons if c.measure == "words"}
     main = found["random directions"]
     return SteeringCheck(
-        concept, layer, later, where, rival, sampling, seed, len(prompts), done, dose, dose_why, whole, auc, slope(plain, dosed), pushed, comparisons,
-        main.verdict, main.why, found["other concepts"].verdict if "other concepts" in found else None,
-        found["other heads"].verdict if "other heads" in found else None,
-    )  # fmt: skip
+        concept=concept,
+        layer=layer,
+        later_layer=later,
+        where=where,
+        words_against=rival,
+        sampling=sampling,
+        seed=seed,
+        openings=len(prompts),
+        arms=done,
+        dose=dose,
+        dose_why=dose_why,
+        whole=whole,
+        words_auc=auc,
+        words_scale=scales["words"],
+        slope=slope(plain, dosed),
+        heads=pushed,
+        comparisons=comparisons,
+        verdict=main.verdict,
+        why=main.why,
+        specific=found["other concepts"].verdict if "other concepts" in found else None,
+        heads_verdict=found["other heads"].verdict if "other heads" in found else None,
+    )
 
 
 def _heads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,8 +32,8 @@ Array = NDArray[np.float64]
 MOST_DAMAGE = 1.0
 """Nats a token."""
 ALPHA = 0.05
-HALF_SD = 0.5
-"""Of the unpushed texts' scores: a push that moves them less would be hard to see in single texts."""
+HALF = 0.5
+"""Of what the corpus's own texts of the concept show by the same measure: a push that does less than half of that is small."""
 MEASURES = ("words", "words_baseline", "listed", "later")
 SteeringVerdict = Literal["steers", "not", "undecided"]
 Kind = Literal["unsteered", "direction", "random", "other concept", "heads", "other heads"]
@@ -78,6 +79,8 @@ class Comparison:
     p: float
     sd: float
     """Of the unpushed texts over openings."""
+    scale: float
+    """What the corpus's own texts of the concept show by this measure, beyond neutral tellings; NaN where that is not known."""
     verdict: SteeringVerdict
     why: str
 
@@ -107,7 +110,15 @@ def judged_dose(rises: Mapping[float, float]) -> tuple[float, bool, str]:
 
 
 def compare(
-    measure: str, arm: Arm, plain: Arm, controls: Sequence[Arm], against: str, seed: int = 0, blocked: str | None = None
+    measure: str,
+    arm: Arm,
+    plain: Arm,
+    controls: Sequence[Arm],
+    against: str,
+    seed: int = 0,
+    *,
+    scale: float = math.nan,
+    blocked: str | None = None,
 ) -> Comparison:
     """One arm against the unpushed texts and its controls.
 
@@ -117,6 +128,7 @@ def compare(
         controls: three or more.
         against: what they are called.
         seed: of the bootstrap.
+        scale: of the measure, see ``Comparison``; without it there is no verdict ``not``.
         blocked: why there can be no verdict, or None.
     """
     value, base = arm.values[measure], plain.values[measure]
@@ -128,25 +140,27 @@ def compare(
         nothing = Estimate(
             float("nan"), float("nan"), float("nan"), len(value), 0.95, "none: fewer than two openings were continued in every arm"
         )
-        return Comparison(measure, arm.name, against, nothing, nothing, nothing, (), 1.0, float("nan"), "undecided", nothing.method)
+        return Comparison(
+            measure, arm.name, against, nothing, nothing, nothing, (), 1.0, float("nan"), scale, "undecided", nothing.method
+        )
     effect, control, excess = (_mean(x, seed, span) for x in (value - base, rest.mean(0) - base, value - rest.mean(0)))
     means, r = rest.mean(1), len(rest)
     spread = float(means.std(ddof=1)) * np.sqrt(1 + 1 / r)
     gap = float(value.mean() - means.mean())
     p = float(sps.t.sf(gap / spread, r - 1)) if spread > 0 else (1 / (r + 1) if gap > 0 else 1.0)
     sd = float(base.std(ddof=1))
-    shown = f"excess {excess.value:+.2f} [{excess.low:+.2f}, {excess.high:+.2f}], p {p:.3f}, one sd {sd:.2f}"
+    shown = f"excess {excess.value:+.2f} [{excess.low:+.2f}, {excess.high:+.2f}], p {p:.3f}; the corpus's own texts: {scale:+.2f}"
     verdict: SteeringVerdict
     if blocked is not None:
         verdict, why = "undecided", blocked
     elif excess.above(0) and p <= ALPHA:
         verdict, why = "steers", f"More than the {against} do: {shown}."
-    elif excess.below(HALF_SD * sd):
-        verdict, why = "not", f"Less than half a standard deviation beyond what the {against} do: {shown}."
+    elif scale > 0 and excess.below(HALF * scale):
+        verdict, why = "not", f"Less than half of what texts of the concept show, beyond what the {against} do: {shown}."
     else:
         verdict, why = "undecided", f"Neither beyond the {against} nor surely small: {shown}."
     return Comparison(
-        measure, arm.name, against, effect, control, excess, tuple((means - base.mean()).tolist()), p, sd, verdict, why
+        measure, arm.name, against, effect, control, excess, tuple((means - base.mean()).tolist()), p, sd, scale, verdict, why
     )
 
 
@@ -170,9 +184,18 @@ def slope(plain: Arm, dosed: Sequence[Arm]) -> Estimate:
     return t_interval(centred @ table / (centred @ centred))
 
 
-def blocked_by(auc: Estimate | None, whole: bool) -> str | None:
-    """Why there can be no verdict, or None."""
+def blocked_by(auc: Estimate | None, scale: Estimate, whole: bool) -> str | None:
+    """Why there can be no verdict by words, or None.
+
+    Args:
+        auc: of words alone on scenarios left out.
+        scale: of the corpus's own texts, as long as those written.
+        whole: whether the text is whole.
+    """
     if auc is None or not auc.above(0.5):
         shown = "" if auc is None or not auc.has_interval else f" (AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}])"
-        return f"Words alone do not tell this concept from the others on scenarios left out{shown}: its words cannot be scored."
+        return f"Words alone do not tell this concept on scenarios left out{shown}: its words cannot be scored."
+    if not scale.above(0):
+        shown = "" if not scale.has_interval else f" ({scale.value:+.2f} [{scale.low:+.2f}, {scale.high:+.2f}] nats)"
+        return f"In so few words not even the corpus's own texts of this concept score above their neutral tellings{shown}: a push could not be seen."
     return None if whole else "The text is broken at every dose."

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from symbolic_residue.concepts._corpus import BASELINE, Corpus
 from symbolic_residue.concepts._validate import concept_words
 from symbolic_residue.errors import ConfigError, CorpusError
+from symbolic_residue.stats import Estimate, t_interval
 
-__all__ = ["Rival", "WordScorer", "log_odds", "word_table"]
+__all__ = ["Rival", "WordScorer", "log_odds", "word_table", "words_scale"]
 
 Array = NDArray[np.float64]
 Rival = Literal["baseline", "others"]
@@ -112,3 +113,36 @@ class WordScorer:
 
     def _columns(self, text: str) -> list[int]:
         return sorted(self.place[word] for word in set(_WORD.findall(text.lower())) if word in self.place)
+
+
+def words_scale(corpus: Corpus, concept: str, rival: Rival, n_words: int) -> Estimate:
+    """How far a text of the concept stands above the neutral telling of its event, on scenarios left out of the counts: what the score could show at its best.
+
+    Args:
+        corpus: with scenarios.
+        concept, rival: as for :meth:`WordScorer.scores`.
+        n_words: texts are cut to their first so many words, as long as what is compared with them.
+
+    Returns:
+        Mean over scenarios, nats, with a t interval; NaN where fewer than two can be had.
+    """
+    texts = [one for one in corpus.texts if one.scenario is not None]
+    x, place = word_table([one.text for one in texts])
+    labels, scenarios = np.array([one.concept for one in texts]), np.array([one.scenario for one in texts])
+    mine = labels == concept
+    other = (labels == BASELINE) if rival == "baseline" else ~mine & (labels != BASELINE)
+    found = []
+    for scenario in dict.fromkeys(scenarios.tolist()):
+        here = scenarios == scenario
+        told, plain = np.flatnonzero(here & mine), np.flatnonzero(here & (labels == BASELINE))
+        if not (len(told) and len(plain) and (~here & mine).any() and (~here & other).any()):
+            continue
+        weights = log_odds(x[~here & mine]) - log_odds(x[~here & other])
+        mean = [
+            np.mean([sum(weights[place[w]] for w in set(_WORD.findall(texts[i].text.lower())[:n_words])) for i in some])
+            for some in (told, plain)
+        ]
+        found.append(float(mean[0] - mean[1]))
+    if len(found) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), len(found), 0.95, "none: fewer than two scenarios")
+    return t_interval(found)

@@ -170,7 +170,7 @@ def buckets(need: Tensor, order: Tensor, budget: int) -> Iterator[tuple[int, Ten
         chosen = chosen[torch.argsort(order[chosen], stable=True)]
         for chunk in chosen.split(max(1, budget // width)) if len(chosen) else ():
             yield width, chunk
-        below, width = width, width * 2
+        below, width = width, max(width + 1, width * 5 // 4)
 
 
 def make_columns(local: LocalModel, units: Units, by_position: bool) -> Columns:

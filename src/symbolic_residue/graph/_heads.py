@@ -127,7 +127,7 @@ def head_loadings(
                 return
             block = local.layers[layer]
             w_v, w_o = block.attention_weights()
-            z = _by_head(block.pattern, w_o, g)  # [head, row, key, d_head]
+            z = _by_head(block.pattern(0, g.shape[1]), w_o, g)  # [head, row, key, d_head]
             group = n_heads // block.parts.n_kv_heads
             value = (write @ w_v).view(len(write), block.parts.n_kv_heads, -1).repeat_interleave(group, 1)
             picked = z[:, place[row_of_edge[at]], position[of_edge[at]]]  # [head, edge, d_head]
@@ -156,7 +156,7 @@ def _by_head(pattern: Tensor, w_o: Tensor, g: Tensor) -> Tensor:
     n, p, d = g.shape
     n_heads = len(pattern)
     o = (g.reshape(n * p, d) @ w_o.T).view(n, p, n_heads, -1).permute(2, 1, 0, 3).reshape(n_heads, p, -1)
-    z = torch.bmm(pattern[:, :p, :p].transpose(1, 2), o)
+    z = torch.bmm(pattern.transpose(1, 2), o)
     return z.view(n_heads, p, n, -1).permute(0, 2, 1, 3)
 
 

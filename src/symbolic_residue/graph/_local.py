@@ -1,6 +1,7 @@
 """The local replacement model: a decoder on one prompt with attention patterns and norm denominators frozen, so that it is affine between its neurons.
 
 1. One forward of the model gives, layer by layer, the attention patterns ``A [head, query, key]``, every norm's scale ``s [position]`` and the MLPs' inputs.
+   Of long prompts the patterns are not kept: queries and keys are, and a block of a pattern is computed when it is needed, by the instrument's own attention.
 2. Attention becomes one linear map of the residual stream: ``x ↦ Σ_h s_out[q] A[h, q, k] s_in[k] · x_k W_V W_O`` with the norms' gains (and centring) folded
    into ``W_V`` and ``W_O``, plus a constant a position (biases of values, of the projection and of norms).
 3. An MLP becomes neurons (``_mlp``), read through the frozen norm before it and written through the one after it, if any, plus a constant.
@@ -22,6 +23,7 @@ from symbolic_residue.errors import UnsupportedModelError, VerificationError
 from symbolic_residue.graph._mlp import find_mlp, NeuronMlp, Rule
 from symbolic_residue.graph._norm import FrozenNorm
 from symbolic_residue.instrument import AttentionRead, Instrument
+from symbolic_residue.instrument.attention import Call, row_weights
 from symbolic_residue.models import weight_in_out
 from symbolic_residue.types import Point
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalLayer", "LocalModel", "freeze"]
 
+_PATTERNS = 128 * 2**20
+"""Bytes of attention patterns that are kept; more are computed when they are needed."""
 _TOLERANCE = 1e-4
 """Of a rebuilt layer's write, relative to its largest entry: float32's rounding, with room for large cancelling writes; a forgotten gain is off by far more."""
 
@@ -40,7 +44,8 @@ class LocalLayer:
 
     Attributes:
         parts: the block's own.
-        pattern: ``[head, query, key]``, the norms' scales at query and key and the block's constant factor in it.
+        call: its attention: queries, keys, and who sees whom.
+        kept: the whole :meth:`pattern`, where it is short enough to be kept.
         norm_in, norm_out: before and after attention.
         attn_constant: ``[position, d_model]``: what attention adds whatever it reads.
         mlp: its neurons.
@@ -54,7 +59,8 @@ class LocalLayer:
     """
 
     parts: LayerParts
-    pattern: Tensor
+    call: Call
+    kept: Tensor | None
     norm_in: FrozenNorm
     norm_out: FrozenNorm
     attn_constant: Tensor
@@ -73,6 +79,15 @@ class LocalLayer:
     def activations(self) -> Tensor:
         """The neurons' activations ``[position, neuron]``."""
         return self.mlp.respond(self.gate, self.up, self.route)
+
+    def pattern(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Attention weights among positions ``start`` to ``stop``, ``[head, query, key]``, with the norms' scales at query and key and the block's constant
+        factor in them: what the frozen attention is."""
+        stop = self.stream.shape[0] if stop is None else stop
+        if self.kept is not None:
+            return self.kept[:, start:stop, start:stop]
+        own = row_weights(self.call, start, stop)[0, :, :, start:stop].to(self.dtype)
+        return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(start, stop))
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
         """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
@@ -149,7 +164,6 @@ class LocalModel:
         embedded: ``[position, d_model]``: what enters the first block.
         norm: the final norm.
         final: ``[position, d_model]``: what it reads.
-        logits: ``[position, vocab]`` as the model gave them (softcap included).
         error: largest relative difference of a rebuilt layer's write from the model's.
     """
 
@@ -159,7 +173,6 @@ class LocalModel:
     embedded: Tensor
     norm: FrozenNorm
     final: Tensor
-    logits: Tensor
     error: float
 
     def __len__(self) -> int:
@@ -179,15 +192,22 @@ class LocalModel:
         """The place of the last residual stream."""
         return 2 * len(self.layers)
 
+    @property
+    def vocab_size(self) -> int:
+        """Entries of a row of logits."""
+        return self.parts.w_u.shape[0]
+
     def uncapped_logits(self, position: int = -1) -> Tensor:
         """``[vocab]`` before any softcap, by the model's own norm and unembedding: what targets are checked against."""
-        if self.parts.logit_softcap is None:
-            return self.logits[position]
         with torch.no_grad():
-            return (
-                self.parts.unembed(self.parts.final_norm.module(self.final[position : position + 1 or None]))[0]
-                * self.parts.logit_scale
-            )
+            row = self.parts.final_norm.module(self.final[position][None])
+            return self.parts.unembed(row)[0] * self.parts.logit_scale
+
+    def logits_at(self, position: int = -1) -> Tensor:
+        """``[vocab]`` as the model gives them, softcap included."""
+        cap = self.parts.logit_softcap
+        raw = self.uncapped_logits(position)
+        return raw if cap is None else cap * torch.tanh(raw / cap)
 
     def logit_direction(self, weights: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
         """The residual direction ``[d_model]`` of Σ weights · logits at a position (before any softcap), and its constant.
@@ -236,32 +256,38 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
             todo="Load it in float32.",
         )
     mlps = [find_mlp(layer, dtype) for layer in parts.layers]
+    keep_patterns = len(parts.layers) * parts.n_heads * n * n * dtype.itemsize <= _PATTERNS
     took: dict[tuple[str, int], Tensor] = {}
+    calls: dict[int, Call] = {}
+    built: dict[int, tuple[LocalLayer, float]] = {}
+    kinds = ("resid_pre", "resid_mid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "z", "v")
+    wanted = {layer.index: {kind for kind in kinds if layer.absent(kind) is None} for layer in parts.layers}
+    last = parts.n_layers - 1
 
     def keep(point: Point, tensor: Tensor) -> None:
         assert point.layer is not None
         took[point.kind, point.layer] = tensor[0].to(dtype)
+        here = {kind for kind, layer in took if layer == point.layer}
+        if point.layer in calls and wanted[point.layer] <= here and point.layer not in built:
+            i = point.layer
+            built[i] = _layer(parts.layers[i], mlps[i], calls[i], keep_patterns, took, dtype)
+            for kind in wanted[i] - ({"resid_pre"} if i == 0 else set()):
+                del took[kind, i]
 
-    kinds = ("resid_pre", "resid_mid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "z", "v")
-    reads = [f"{kind}.{layer.index}" for layer in parts.layers for kind in kinds if layer.absent(kind) is None]
-    reads.append(f"resid_post.{parts.n_layers - 1}")
-    read = AttentionRead(stats=(), rows=tuple(range(-n, 0)), weights=True)
-    trace = instrument.run(ids[None], reads=reads, attention=read, on_read=keep)
-    assert trace.attention is not None and trace.logits is not None
-    patterns = trace.attention["weights"]
-    layers, error = [], 0.0
-    for i, (layer, mlp) in enumerate(zip(parts.layers, mlps, strict=True)):
-        built, off = _layer(layer, mlp, patterns[i, 0].to(dtype), took, dtype)
-        layers.append(built)
-        error = max(error, off)
-    last = took["resid_post", parts.n_layers - 1]
-    return LocalModel(
-        parts, ids, tuple(layers), took["resid_pre", 0], FrozenNorm.of(parts.final_norm, last, dtype), last, trace.logits[0], error
-    )
+    reads = [f"{kind}.{i}" for i, found in wanted.items() for kind in found]
+    read = AttentionRead(stats=("lse",), on_call=calls.__setitem__)
+    trace = instrument.run(ids[None], reads=[*reads, f"resid_post.{last}"], attention=read, keep_logits=1, on_read=keep)
+    assert trace.logits is not None
+    final = took["resid_post", last]
+    layers = tuple(built[i][0] for i in range(parts.n_layers))
+    error = max(off for _, off in built.values())
+    found = LocalModel(parts, ids, layers, took["resid_pre", 0], FrozenNorm.of(parts.final_norm, final, dtype), final, error)
+    _agree(found.logits_at(n - 1)[None], trace.logits[0], "Its last logits", last)
+    return found
 
 
 def _layer(
-    parts: LayerParts, mlp: NeuronMlp, pattern: Tensor, took: dict[tuple[str, int], Tensor], dtype: torch.dtype
+    parts: LayerParts, mlp: NeuronMlp, call: Call, keep: bool, took: dict[tuple[str, int], Tensor], dtype: torch.dtype
 ) -> tuple[LocalLayer, float]:
     i = parts.index
     pre = took["resid_pre", i]
@@ -270,12 +296,8 @@ def _layer(
     b_o = parts.b_o
     raw = z @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
     norm_out = FrozenNorm.of(parts.post_attn_norm, raw, dtype)
-    own = pattern
-    pattern = pattern * parts.attn_scale
-    if norm_in.scale is not None:
-        pattern = pattern * norm_in.scale
-    if norm_out.scale is not None:
-        pattern = pattern * norm_out.scale[:, None]
+    own = row_weights(call, 0, len(pre))[0].to(dtype)
+    kept = _scaled(own, parts, norm_in, norm_out, slice(None)) if keep else None
     group = parts.n_heads // parts.n_kv_heads
     constant_v = []
     for kv in range(parts.n_kv_heads):
@@ -304,7 +326,22 @@ def _layer(
     if mlp_out.bias is not None:
         fixed = fixed + parts.mlp_scale * mlp_out.bias
     built = LocalLayer(
-        parts, pattern, norm_in, norm_out, constant, mlp, mlp_in, mlp_out, parts.mlp_scale, fixed, gate, up, route, mid, dtype
+        parts,
+        call,
+        kept,
+        norm_in,
+        norm_out,
+        constant,
+        mlp,
+        mlp_in,
+        mlp_out,
+        parts.mlp_scale,
+        fixed,
+        gate,
+        up,
+        route,
+        mid,
+        dtype,
     )
     checks = [
         (
@@ -318,17 +355,33 @@ def _layer(
     ]
     if ("mlp_act", i) in took:
         checks.append(("its neurons' activations", activations, took["mlp_act", i]))
-    worst = 0.0
-    for what, rebuilt, model in checks:
-        off = float((rebuilt - model).abs().max() / model.abs().max().clamp(min=1e-30))
-        worst = max(worst, off)
-        if not off <= _TOLERANCE:
-            raise VerificationError(
-                f"Layer {i} does not do what its family's table says: {what} is off by {off:.1e} of its size.",
-                why="An edge computed from it would be wrong.",
-                todo="This architecture has no attribution graph yet.",
-            )
+    worst = max(_agree(rebuilt, model, what, i) for what, rebuilt, model in checks)
     return built, worst
+
+
+def _scaled(own: Tensor, parts: LayerParts, norm_in: FrozenNorm, norm_out: FrozenNorm, positions: slice) -> Tensor:
+    """Attention weights ``[head, query, key]`` with the norms' scales at query and key and the block's constant factor in them."""
+    if parts.attn_scale != 1:
+        own = own * parts.attn_scale
+    if norm_in.scale is not None:
+        own = own * norm_in.scale[positions]
+    return own if norm_out.scale is None else own * norm_out.scale[positions, None]
+
+
+def _agree(rebuilt: Tensor, model: Tensor, what: str, layer: int) -> float:
+    """How far what was rebuilt is from the model's, relative to the largest entry.
+
+    Raises:
+        VerificationError: too far for rounding.
+    """
+    off = float((rebuilt - model).abs().max() / model.abs().max().clamp(min=1e-30))
+    if not off <= _TOLERANCE:
+        raise VerificationError(
+            f"Layer {layer} does not do what its family's table says: {what} is off by {off:.1e} of its size.",
+            why="An edge computed from it would be wrong.",
+            todo="This architecture has no attribution graph yet.",
+        )
+    return off
 
 
 def _values(v: Tensor, n_heads: int) -> Tensor:
@@ -342,7 +395,7 @@ def _attended(layer: LocalLayer, x: Tensor, constant: Tensor) -> Tensor:
     group, d_head = layer.parts.n_heads // layer.parts.n_kv_heads, layer.parts.d_head
     v = x @ w_v
     out = constant
-    for h, pattern in enumerate(layer.pattern):
+    for h, pattern in enumerate(layer.pattern()):
         kv = h // group
         out = out + pattern @ v[:, kv * d_head : (kv + 1) * d_head] @ w_o[h * d_head : (h + 1) * d_head]
     return out

@@ -23,7 +23,7 @@ def attend(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, star
     kv = layer.parts.n_kv_heads
     group = layer.parts.n_heads // kv
     v = (rows.reshape(n * p, d) @ w_v).view(n, p, kv, -1).permute(2, 1, 0, 3).reshape(kv, p, -1)
-    a = layer.pattern[:, start : start + p, start : start + p].reshape(kv, group * p, p)
+    a = layer.pattern(start, start + p).reshape(kv, group * p, p)
     z = torch.bmm(a, v).view(kv, group, p, n, -1).permute(3, 2, 0, 1, 4).reshape(n * p, -1)
     rows.view(n * p, d).addmm_(z, w_o)
 
@@ -35,7 +35,7 @@ def attend_back(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor)
     kv = layer.parts.n_kv_heads
     group = layer.parts.n_heads // kv
     o = (rows.reshape(n * p, d) @ w_o.T).view(n, p, kv, group, -1).permute(2, 3, 1, 0, 4).reshape(kv, group * p, -1)
-    a = layer.pattern[:, :p, :p].reshape(kv, group, p, p).permute(0, 3, 1, 2).reshape(kv, p, group * p)
+    a = layer.pattern(0, p).reshape(kv, group, p, p).permute(0, 3, 1, 2).reshape(kv, p, group * p)
     z = torch.bmm(a, o).view(kv, p, n, -1).permute(2, 1, 0, 3).reshape(n * p, -1)
     rows.view(n * p, d).addmm_(z, w_v.T)
 

@@ -27,6 +27,7 @@ from symbolic_residue.graph._columns import Rows
 from symbolic_residue.graph._graph import Graph, TOLERANCE
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._sweep import direct_edges
+from symbolic_residue.instrument.attention import row_weights
 from symbolic_residue.readout import run_with_turns, Turn
 
 if TYPE_CHECKING:
@@ -142,13 +143,14 @@ def qk_attribution(
         keys = trace[f"k.{layer}"][0].to(local.dtype)
         kv = head if keys.shape[1] == block.n_heads else head // group
         score = float(scale * (trace[f"q.{layer}"][0, query, head].to(local.dtype) @ keys[key, kv]))
+        weight = float(row_weights(local.layers[layer].call, query, query + 1)[0, head, 0, key])
         found = QKAttribution(
             layer,
             head,
             query,
             key,
             score,
-            float(_weight(local, layer, head, query, key)),
+            weight,
             tuple(graph.column_names()),
             q,
             k,
@@ -162,15 +164,6 @@ def qk_attribution(
             todo="Make the graph with this model.",
         )
     return replace(found, error=missing)
-
-
-def _weight(local: LocalModel, layer: int, head: int, query: int, key: int) -> Tensor:
-    """The attention weight: the frozen pattern without the norms' scales that it holds."""
-    block = local.layers[layer]
-    weight = block.pattern[head, query, key] / block.parts.attn_scale
-    if block.norm_in.scale is not None:
-        weight = weight / block.norm_in.scale[key]
-    return weight if block.norm_out.scale is None else weight / block.norm_out.scale[query]
 
 
 def _reading(

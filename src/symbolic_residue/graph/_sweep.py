@@ -9,9 +9,9 @@ effect: what the column's write, carried by the residual stream and the frozen a
    layers below its own.
 3. ``up`` pushes every neuron's and every embedding's write up; a column of position t needs positions t …, and layers above its own. Rests and biases are
    spread over all positions, and cost a pass each: they are pushed layer by layer together only where that is asked (``rest="layer"``).
-4. Rows (columns) are packed into buckets of 1, 2, 4, … positions, so that none carries more than twice the positions it needs; inside a bucket they are
-   sorted by layer, so that those alive at a layer are a prefix; and they are cut into chunks of ``budget`` row-positions, so that memory depends on the
-   budget and not on their number.
+4. Rows (columns) are packed into buckets of 1, 2, 3, … positions, each up to a quarter wider than the one before, so that none carries many more positions
+   than it needs; inside a bucket they are sorted by layer, so that those alive at a layer are a prefix; and they are cut into chunks of ``budget``
+   row-positions, so that memory depends on the budget and not on their number.
 
 A parallel block's attention and MLP read the same stream; in a sequential one its MLP reads what its attention added.
 

@@ -123,7 +123,7 @@ class _Reader:
         self.rule: Rule = rule
         self.tokenizer: Any = instrument.loaded.tokenizer
         self.uncapped = local.uncapped_logits(position)
-        self.probability = local.logits[position].double().softmax(-1)
+        self.probability = local.logits_at(position).double().softmax(-1)
 
     def read(self, asked: AskedTarget) -> list[Target]:
         """The rows of one thing asked for."""
@@ -203,12 +203,12 @@ class _Reader:
 
     def _entropy(self) -> Target:
         p = self.probability
-        log_p = self.local.logits[self.position].double().log_softmax(-1)
+        log_p = self.local.logits_at(self.position).double().log_softmax(-1)
         entropy = -(p * log_p).sum()
         slope = -p * (log_p + entropy)
         cap = self.local.parts.logit_softcap
         if cap is not None:
-            slope = slope * (1 - (self.local.logits[self.position].double() / cap) ** 2)
+            slope = slope * (1 - (self.local.logits_at(self.position).double() / cap) ** 2)
         return self._weighted(f"entropy gradient (H = {float(entropy):.3f} nats)", slope.to(self.local.dtype))
 
     def _direction(self, asked: Direction) -> Target:

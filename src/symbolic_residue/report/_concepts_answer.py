@@ -13,22 +13,28 @@ from typing import Any
 from symbolic_residue.figures import interval_text, number
 from symbolic_residue.report._concepts_load import ConceptsRun
 
-__all__ = ["answer", "beside_words", "listed", "measured", "p_text", "with_null"]
+__all__ = ["answer", "beside_words", "listed", "measured", "p_text", "span", "with_null"]
 
 READ, CHANCE, UNKNOWN = "above chance", "not told from chance", "no null"
 
 
-def measured(block: dict[str, Any] | None, key: str = "value", between: str = " ") -> str:
+def measured(block: dict[str, Any] | None, key: str = "value", between: str = " ", *, signed: bool = False) -> str:
     """A value with its interval; ``—`` where there is none.
 
     Args:
         block: an estimate.
         key: its value's name.
         between: what stands between value and interval; a line feed puts the interval on a line of its own in a table.
+        signed: with a plus sign.
     """
     if block is None or block.get(key) is None:
         return "—"
-    return f"{number(block[key])}{between}{interval_text(block.get('low'), block.get('high'), block.get('n'))}".replace("\xa0", " ")
+    return f"{number(block[key], signed=signed)}{between}{span(block, signed=signed)}"
+
+
+def span(block: dict[str, Any], low: str = "low", high: str = "high", *, signed: bool = False) -> str:
+    """An interval, or why there is none."""
+    return interval_text(block.get(low), block.get(high), block.get("n"), signed=signed).replace("\xa0", " ")
 
 
 def p_text(p: float | None) -> str:
@@ -78,7 +84,7 @@ def answer(run: ConceptsRun) -> tuple[str, list[str]]:
         more.append(f"Not told from chance: {listed(chance)}.")
     if n_tested and unknown:
         more.append(f"Not tested: {listed(unknown)} (fewer than 5 positives, or no null).")
-    more += [_words(run), _fixed(run), _heads(run), _causal(run)]
+    more += [_words(run), _rival(run), _fixed(run), _heads(run), _causal(run)]
     return headline, [line for line in more if line]
 
 
@@ -121,6 +127,27 @@ def _words(run: ConceptsRun) -> str:
 
 
 _RIVAL = {"baseline": "the neutral one", "others": "those of other concepts"}
+
+
+def _rival(run: ConceptsRun) -> str:
+    """Against the other kind of negatives, in the same layers."""
+    found = {
+        c: auc for c in run.concepts if (auc := run.quality["concepts"][c]["other_negatives"]["auc"]) and auc["value"] is not None
+    }
+    if not found:
+        return ""
+    other = "baseline" if run.quality["against"] == "others" else "others"
+    low, high = (pick(found, key=lambda c: found[c]["value"]) for pick in (min, max))
+    said = (
+        f"from {number(found[low]['value'])} ({low}) to {number(found[high]['value'])} ({high})"
+        if len(found) > 1
+        else number(found[low]["value"])
+    )
+    which = {
+        "others": "the other concepts' tellings, which takes out what all tellings under a concept share",
+        "baseline": "the neutral tellings",
+    }[other]
+    return f"Against {which}, AUC in the same layers is {said}."
 
 
 def _fixed(run: ConceptsRun) -> str:

@@ -19,6 +19,7 @@ from symbolic_residue.report._concepts_figures import concept_figures, head_figu
 from symbolic_residue.report._concepts_load import CONCEPTS_KIND, ConceptsRun, load_concepts
 from symbolic_residue.report._concepts_sections import concentration_table, facts, head_notes, similarity
 from symbolic_residue.report._concepts_tables import direction_table, head_table, layers_csv, outlier_rows, readout_table, unranked
+from symbolic_residue.report._concepts_watch import watch_views
 from symbolic_residue.report._parallel_page import page_frame
 from symbolic_residue.report._templates import environment, read
 
@@ -71,6 +72,7 @@ def concepts_html(run: ConceptsRun) -> str:
                for concept, figure in heads.items()],
         notes=head_notes(run),
         concentration=concentration_table(run),
+        watched=watch_views(run),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from symbolic_residue.figures import interval_text, number
+from symbolic_residue.figures import number
 from symbolic_residue.report._concepts_answer import measured, p_text, with_null
 from symbolic_residue.report._concepts_load import ConceptsRun
 from symbolic_residue.report._contrast_load import grid
@@ -77,11 +77,7 @@ def direction_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any
         block = run.at(concept, at)
         mlp, ridge, length, scenario = (block[key] for key in ("mlp", "ridge_r2", "length", "scenario"))
         neuron = "" if mlp.get("value") is None else f" neuron {mlp['neuron']}"
-        r = (
-            "—"
-            if length.get("r") is None
-            else f"{number(length['r'], signed=True)}\n{interval_text(length['low'], length['high'], length['n'])}"
-        )
+        r = "—" if length.get("r") is None else measured(length, "r", "\n", signed=True)
         leaks = [
             *(["length"] if length.get("r") is not None and (length["low"] > 0 or length["high"] < 0) else []),
             *(["scenario"] if scenario.get("p") is not None and scenario["p"] <= 0.05 else []),
@@ -89,7 +85,7 @@ def direction_table(run: ConceptsRun, layer: int | None = None) -> dict[str, Any
         cells.append(
             [
                 concept, str(at), with_null(block["between_within"]), with_null(block["pc_share"]),
-                with_null(mlp).replace("\n", f"{neuron}\n", 1), with_null(ridge), _own(ridge), r.replace("\xa0", " "), number(length.get("length_alone_auc")),
+                with_null(mlp).replace("\n", f"{neuron}\n", 1), with_null(ridge), _own(ridge), r, number(length.get("length_alone_auc")),
                 with_null(scenario), " and ".join(leaks) or "none seen",
             ]
         )  # fmt: skip

@@ -70,6 +70,34 @@ def test_a_corpus_becomes_a_run_with_its_report(trained: Path, model: str, capsy
     assert main(["runs", "show", str(trained)]) == 0 and main(["report", str(trained)]) == 0
 
 
+def test_another_folder_to_stand_in_changes_nothing(
+    model: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(model).parent)
+    words = [
+        "concepts",
+        "train",
+        corpus,
+        "-m",
+        "model",
+        "-o",
+        str(tmp_path / "run"),
+        "--concepts",
+        "fear",
+        "--layers",
+        "1",
+        "--json",
+    ]
+    assert main(words) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["concepts"] == ["fear"] and shown["layers"] == [1] and shown["texts"] == 12 and shown["not_ranked"] == []
+    monkeypatch.chdir(tmp_path)
+    assert main(["concepts", "report", "run", "--no-report", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["concepts"]
+    assert row["layer"] == 1 and row["other_negatives"]["auc"] is None  # there is no other concept
+    assert row["nearest"] == [] and row["ridge_r2"]["value"] is None
+
+
 def test_a_layer_fixed_beforehand_has_its_own_p(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["concepts", "report", str(trained), "--layer", "0", "--no-report", "--json"]) == 0
     shown = {row["concept"]: row for row in json.loads(capsys.readouterr().out)["concepts"]}

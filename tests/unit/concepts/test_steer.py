@@ -39,6 +39,7 @@ from symbolic_residue.concepts import (
 from symbolic_residue.concepts._choose import score_heads
 from symbolic_residue.concepts._steer import head_push, write_size
 from symbolic_residue.concepts._steer_verdict import blocked_by, compare, judged_dose, rise, slope
+from symbolic_residue.concepts._word_scorer import words_scale
 from symbolic_residue.errors import ConfigError, PromptError, ReadError
 from symbolic_residue.instrument import collate, generate, Instrument, LastRow
 from symbolic_residue.models import bind
@@ -248,6 +249,28 @@ def test_words_of_a_concept_score_higher_on_texts_left_out_of_the_packaged_corpu
     assert scorer.scores(mine, "anger").mean() > scorer.scores(others, "anger").mean() + 1
 
 
+def test_the_scale_of_words_is_that_of_scenarios_left_out() -> None:
+    rng = np.random.default_rng(0)
+    fill = [f"w{c}" for c in "abcdefghij"]
+    texts = [
+        ConceptText(c, f"s{i}", " ".join([*(["zinc"] if c == "told" else []), *rng.choice(fill, 4, replace=False)]))
+        for i in range(10) for c in (BASELINE, "told", "plain")
+    ]  # fmt: skip
+    corpus = Corpus(tuple(replace(one, text=one.text.replace("wa", "x").replace("w", "v")) for one in texts))
+    by_scorer = []
+    for i in range(10):
+        scorer = WordScorer.fit(corpus.select(scenarios=[s for s in corpus.scenarios if s != f"s{i}"]))
+        (told,), (neutral,) = (
+            [t.text for t in corpus.texts if t.scenario == f"s{i}" and t.concept == c] for c in ("told", BASELINE)
+        )
+        by_scorer.append(scorer.scores([told], "told")[0] - scorer.scores([neutral], "told")[0])
+    found = words_scale(corpus, "told", "others", 99)
+    assert found.n == 10 and found.value == pytest.approx(np.mean(by_scorer)) and found.low > 1
+    assert words_scale(corpus, "told", "others", 1).value != pytest.approx(found.value)
+    assert abs(words_scale(corpus, "plain", "baseline", 99).value) < 2
+    assert words_scale(corpus.select(scenarios=["s1"]), "told", "others", 9).n == 0
+
+
 def test_openings_are_neutral_and_of_no_scenario() -> None:
     openings, corpus = steering_openings(), packaged_corpus()
     assert len(openings) == len(set(openings)) == 24
@@ -267,7 +290,7 @@ def test_openings_are_neutral_and_of_no_scenario() -> None:
 
 
 def arm(words: np.ndarray, kind: Any = "random", nll: float = 2.0) -> Arm:
-    values = dict.fromkeys(("words", "words_baseline", "listed", "later"), np.asarray(words, dtype=np.float64))
+    values: dict[str, Any] = dict.fromkeys(("words", "words_baseline", "listed", "later"), np.asarray(words, dtype=np.float64))
     flat = np.zeros(len(words))
     return Arm(kind, "an arm", 4.0, values, flat + nll, flat, flat, flat, [])
 
@@ -277,8 +300,11 @@ def test_an_effect_beyond_the_random_directions_steers_and_none_does_not() -> No
     plain, controls = arm(rng.normal(size=24)), [arm(rng.normal(size=24)) for _ in range(5)]
     strong = compare("words", arm(rng.normal(3, 1, size=24)), plain, controls, "random directions")
     assert strong.verdict == "steers" and strong.p < 0.01 and strong.excess.n == 24
-    still = compare("words", arm(rng.normal(-1, 1, size=24)), plain, controls, "random directions")
-    assert still.verdict == "not" and still.excess.high < 0.5 * still.sd
+    small = arm(rng.normal(0, 1, size=24))
+    still = compare("words", small, plain, controls, "random directions", scale=4.0)
+    assert still.verdict == "not" and still.excess.high < 2.0
+    for scale in (2 * still.excess.high * 0.99, math.nan):
+        assert compare("words", small, plain, controls, "random directions", scale=scale).verdict == "undecided"
     wide = compare(
         "words",
         arm(rng.normal(3, 1, size=24)),
@@ -340,9 +366,10 @@ def test_the_judged_dose_is_the_largest_that_leaves_the_text_whole(rises: dict[f
 def test_small_parts_of_the_verdict() -> None:
     assert judged_dose({2.0: float("nan"), 4.0: 0.2})[:2] == (4.0, True)
     assert rise(arm(np.zeros(3), nll=2.5), arm(np.zeros(3), nll=2.0)) == pytest.approx(0.5)
-    told = Estimate(0.8, 0.7, 0.9, 24)
-    assert blocked_by(told, True) is None and "broken" in str(blocked_by(told, False))
-    assert "cannot be scored" in str(blocked_by(Estimate(0.6, 0.45, 0.7, 24), True)) and blocked_by(None, True)
+    told, scale = Estimate(0.8, 0.7, 0.9, 24), Estimate(3.0, 1.0, 5.0, 24)
+    assert blocked_by(told, scale, True) is None and "broken" in str(blocked_by(told, scale, False))
+    assert "cannot be scored" in str(blocked_by(Estimate(0.6, 0.45, 0.7, 24), scale, True)) and blocked_by(None, scale, True)
+    assert "could not be seen" in str(blocked_by(told, Estimate(1.0, -1.0, 3.0, 24), True))
     base = np.array([0.0, 1.0, 5.0])
     up = slope(arm(base), [replace(arm(base + 2 * d), dose=d) for d in (-4.0, 2.0, 4.0)])
     assert up.value == pytest.approx(2.0) and up.low == pytest.approx(2.0)

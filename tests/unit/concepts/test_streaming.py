@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from symbolic_residue.concepts import _rows, decompose_layer, Design, draw_labels, fit, held_out_scores, make_design
-from symbolic_residue.concepts._held_out import permuted_scores
+from symbolic_residue.concepts import (
+    _design,
+    _held_out,
+    _rows,
+    decompose_layer,
+    Design,
+    draw_labels,
+    fit,
+    held_out_scores,
+    make_design,
+)
+from symbolic_residue.concepts._held_out import auc_of_draws, held_out_null, permuted_scores, variance_ratio
 from symbolic_residue.concepts._quality_parts import alignment, pc_share, scenario_leak
 from symbolic_residue.concepts._rows import Rows
 
@@ -103,6 +113,21 @@ def test_held_out_scores_from_blocks_are_those_of_directions_found_anew(
         np.testing.assert_allclose(found[0], held_out_scores(x, design), rtol=1e-9, atol=1e-9 * max(1, offset))
 
 
+@pytest.mark.parametrize("kind", DESIGNS)
+def test_draws_some_at_a_time_are_all_draws(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    design = design_of(kind, 7)
+    x = np.random.default_rng(0).normal(size=(len(design.positive), 9))
+    labels = np.concatenate([design.positive[None], draw_labels(design, 23, 0)])
+    scores = permuted_scores(x, design, labels)
+    monkeypatch.setattr(_held_out, "BLOCK", 8 * 5 * labels.shape[1])
+    monkeypatch.setattr(_design, "_BLOCK", 9)
+    np.testing.assert_array_equal(draw_labels(design, 23, 0), labels[1:])
+    first, shares, ratios = held_out_null(x, design, labels)
+    np.testing.assert_allclose(first, scores[0], rtol=1e-12)
+    np.testing.assert_allclose(shares, auc_of_draws(scores, labels), rtol=1e-12)
+    np.testing.assert_allclose(ratios, variance_ratio(scores, labels), rtol=1e-9)
+
+
 def test_a_fold_that_holds_nearly_all_of_the_sum_loses_no_digits() -> None:
     """Two scenarios, one of them a million times larger: the direction without it is the small one's."""
     rng = np.random.default_rng(0)
@@ -170,6 +195,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch: pytest.Monke
     """Ten times the texts: the labels of the draws grow (one byte each) and nothing else that is more than a number a text; activations themselves
     are float32 and not counted. Dense float64 rows of ten times the texts would be 14 MB more."""
     monkeypatch.setattr(_rows, "BLOCK", 2**16)
+    monkeypatch.setattr(_held_out, "BLOCK", 2**16)
     rng = np.random.default_rng(0)
     small, large = design_of("pairs", 150), design_of("pairs", 1500)
     taken = []
@@ -182,13 +208,13 @@ def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch: pytest.Monke
             decompose_layer(x, w, v, d, drawn, resid=resid)
 
         def held(d: Design = design, resid: Any = resid, drawn: Any = drawn) -> None:
-            permuted_scores(resid, d, drawn)
+            held_out_null(resid, d, drawn)
 
         def found(d: Design = design, resid: Any = resid) -> None:
             fit(Rows(resid), d)
 
         labels = n * 51
-        taken.append([peak(heads) - 2 * labels, peak(held) - (8 + 2) * labels, peak(found)])
+        taken.append([peak(heads) - 2 * labels, peak(held) - 2 * labels, peak(found)])
     for before, after in zip(*taken, strict=True):
         assert after < before + 1.0 * 2**20, taken
 

@@ -44,7 +44,7 @@ def test_every_row_sums_to_its_value(name: str, rule: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "qwen2", "opt"])
 def test_both_sweeps_give_the_same_edges_whatever_the_budget(name: str) -> None:
     local = freeze(instrument_of(name), IDS)
-    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights = torch.zeros(local.vocab_size, dtype=local.dtype)
     weights[7] = 1
     units = top_units(local, local.logit_direction(weights)[0], 50)
     rows = with_logit(local, units, 7, 9)
@@ -89,7 +89,7 @@ def test_an_edge_is_what_the_frozen_model_does_when_the_write_is_taken_away(name
     exactly its edge."""
     instrument = instrument_of(name)
     local = freeze(instrument, IDS)
-    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights = torch.zeros(local.vocab_size, dtype=local.dtype)
     weights[7], weights[9] = 1, -1
     units = top_units(local, local.logit_direction(weights)[0], 30)
     rows = with_logit(local, units, 7, 9)
@@ -143,7 +143,7 @@ def test_any_choice_of_units_keeps_the_sums(data: st.DataObject) -> None:
 
 def test_units_that_are_later_or_higher_have_no_edge_into_a_row() -> None:
     local = freeze(instrument_of("llama"), IDS)
-    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights = torch.zeros(local.vocab_size, dtype=local.dtype)
     weights[7] = 1
     units = top_units(local, local.logit_direction(weights)[0], 60)
     edges, _ = direct_edges(local, unit_rows(local, units, "half"), units)
@@ -161,7 +161,7 @@ def test_direct_relevance_is_the_row_of_edges_and_total_relevance_adds_the_paths
     units = Units.of(every)
     rows = with_logit(local, units, 7, 9)
     edges, columns = direct_edges(local, rows, units)
-    weights = torch.zeros(local.logits.shape[1], dtype=local.dtype)
+    weights = torch.zeros(local.vocab_size, dtype=local.dtype)
     weights[7], weights[9] = 1, -1
     direction, _ = local.logit_direction(weights)
     direct = relevance(local, direction, total=False)

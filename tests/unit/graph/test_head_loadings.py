@@ -68,13 +68,13 @@ def test_a_heads_part_is_what_is_lost_when_the_write_is_hidden_from_it(name: str
             size, group = 16, 4 // block.parts.n_kv_heads
             kv = head // group
             value = local.embedded[3] @ w_v[:, kv * size : (kv + 1) * size]
-            lost += block.pattern[head][:, 3, None] * (value @ w_o[head * size : (head + 1) * size])
+            lost += block.pattern()[head][:, 3, None] * (value @ w_o[head * size : (head + 1) * size])
             for above in local.layers[layer + 1 :]:
                 w_v, w_o = above.attention_weights()
                 moved = torch.zeros_like(lost)
                 for h in range(4):
                     kv = h // group
-                    moved += above.pattern[h] @ (lost @ w_v[:, kv * size : (kv + 1) * size]) @ w_o[h * size : (h + 1) * size]
+                    moved += above.pattern()[h] @ (lost @ w_v[:, kv * size : (kv + 1) * size]) @ w_o[h * size : (h + 1) * size]
                 lost = lost + moved
             for e in range(len(edges)):
                 expected = graph.target_rows.direction[e] @ lost[-1]

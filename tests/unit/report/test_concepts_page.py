@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from report.concepts_run import EVIL, TELLINGS, write_concepts
 
+from symbolic_residue import figures
 from symbolic_residue.errors import RunDamagedError, StoreError
 from symbolic_residue.figures import number
 from symbolic_residue.report import concepts_page, export_figures, render_report
@@ -82,7 +83,12 @@ def test_the_answer_counts_the_concepts_with_small_family_wise_p(folder: Path, p
     assert p["late"] is None  # four positives: not ranked, not tested
     expected = f"{len(read)} of 3 concepts" if read else "No concept is read above chance: 0 of 3"
     assert expected in said and "over 2 layers and 3 concepts" in said
-    assert "a tiny model, 2 layers" in said and "8 scenarios" in said and "seed 0" in said and "1,000 permutations" in said
+    assert (
+        f"{quality['model']['model']}, 2 layers" in said
+        and "8 scenarios" in said
+        and "seed 0" in said
+        and "1,000 permutations" in said
+    )
     assert "Not tested: late" in said
     assert "residue concepts heads run" in said and "residue concepts steer run" in said
 
@@ -170,8 +176,12 @@ def test_a_hybrid_lists_what_its_heads_do_not_cover(tmp_path: Path) -> None:
 
 
 def test_without_heads_manifest_corpus_or_null_the_page_says_so(tmp_path: Path) -> None:
-    made = write_concepts(tmp_path / "run", manifest=False, heads=False, estimator="lda")
+    made = write_concepts(tmp_path / "run", manifest=False, estimator="lda")
     (made / "corpus.jsonl").unlink()
+    report = json.loads((made / "quality.json").read_text("utf-8"))
+    for one in report["concepts"].values():
+        del one["per_head"]
+    (made / "quality.json").write_text(json.dumps(report), "utf-8")
     page = concepts_page(made).read_text("utf-8")
     said = words(section(page, "answer"))
     assert "was not tested: permuted labels give a null for the difference of means only, and these directions are by lda" in said
@@ -186,6 +196,34 @@ def test_a_concept_that_cannot_be_held_out_has_its_row_and_its_reason(tmp_path: 
     assert row[2:5] == ["1", "1", "—"] and "not tested" in row
     assert "Fewer than three scenarios" in section(page, "outliers")
     assert "late (There is one negative" in words(section(page, "heads"))
+
+
+def test_watched_texts_are_coloured_by_z_with_their_reference(tmp_path: Path) -> None:
+    made = write_concepts(tmp_path / "run", watched=True, nasty=True)
+    record = json.loads((made / "watch" / "001.json").read_text("utf-8"))
+    page = concepts_page(made).read_text("utf-8")
+    part = section(page, "watch")
+    assert len(record["tracks"]) == 6 and part.count('type="radio"') == 6 and part.count(" checked") == 1
+    assert part.count('<div class="prompt"') == 6 * 4 and "2 further texts: watch/001.json" in words(part)
+    rows = table_rows(part)
+    for at, verdict in enumerate(record["verdicts"]):
+        assert rows[1 + at][1:3] == [str(verdict["layer"]), verdict["outcome"]] and rows[1 + at][4] == number(
+            verdict["mean_z"], signed=True
+        )
+    largest = max(record["verdicts"], key=lambda one: one["difference"])
+    assert (
+        re.search(r"checked><label[^>]*>([^<]*)", part)[1]
+        == f"{figures.visible(largest['concept']).replace('<', '&lt;').replace('>', '&gt;')} · {largest['layer']}"
+    )  # type: ignore[index]
+    text, at = record["texts"][0], 3
+    panel = part.split('<div class="panel">')[1 + at]
+    titles = re.findall(r'<span class="t[^"]*"[^>]*title="([^"]*)"', panel)[: len(text["tokens"])]
+    for token, z, title in zip(text["tokens"], text["z"], titles, strict=True):
+        assert title.startswith(f"{'generated' if token['generated'] else 'prompt'}, position {token['position']}: ")
+        assert ("no score" in title) if z is None else (f"z {number(z[at], signed=True)};" in title)
+    strong = sum(z is not None and z[at] >= 2 for one in record["texts"][:4] for z in one["z"])
+    assert panel.count('class="t strong"') == strong
+    assert page.count("<script") == 1 and "Anna·put·&lt;script&gt;" in re.sub("</?(span|wbr)[^>]*>", "", panel)
 
 
 def test_words_are_beaten_only_where_the_intervals_lie_apart(edited: Any) -> None:
@@ -231,11 +269,11 @@ def test_damaged_files_and_those_of_another_run_are_refused(folder: Path, edited
     with pytest.raises(RunDamagedError, match="lacks similarity"):
         concepts_page(edited(lambda report: report.pop("similarity")))
     with pytest.raises(RunDamagedError, match=r"readout.json is of other weights"):
-        concepts_page(edited(lambda report: report["model"].update(weights_sha256="f" * 64)))
+        concepts_page(edited(lambda report: report["of"].update(weights_sha256="f" * 64)))
     with pytest.raises(RunDamagedError, match=r"heads.json is of other weights"):
-        concepts_page(edited(heads={"format": 1, "model": {"weights_sha256": "f" * 64}}))
+        concepts_page(edited(heads={"format": 1, "of": {"weights_sha256": "f" * 64}}))
     with pytest.raises(RunDamagedError, match=r"causal.json is of another readout"):
-        concepts_page(edited(causal={"format": 1, "tensors_sha256": "f" * 64}))
+        concepts_page(edited(causal={"format": 1, "of": {"tensors_sha256": "f" * 64}}))
     lines = (folder / "corpus.jsonl").read_text("utf-8").splitlines()
     broken = edited()
     (broken / "corpus.jsonl").write_text("\n".join([*lines[:3], lines[3][:20]]), "utf-8")

@@ -18,7 +18,7 @@ from torch import Tensor
 from symbolic_residue.instrument.attention._call import Call
 from symbolic_residue.instrument.attention._request import RegionMap
 
-__all__ = ["Rework", "attend_rows", "reduce_weights"]
+__all__ = ["Rework", "attend_rows", "reduce_weights", "row_weights"]
 
 BLOCK = 128
 """Rows handled at a time."""
@@ -116,6 +116,13 @@ def attend_rows(
         stats["received"] = received
     stats = {name: t.float() if t.is_floating_point() else t for name, t in stats.items()} if dtype == torch.float32 else stats
     return (torch.cat(outputs, 1).to(call.v.dtype) if v is not None else None), stats
+
+
+def row_weights(call: Call, start: int, stop: int) -> Tensor:
+    """Attention weights of the call's rows ``start`` to ``stop``, ``[batch, head, row, key]``, in float32 (float64 for a float64 model)."""
+    rows = torch.arange(start, stop, device=call.q.device)
+    _, stats = attend_rows(call, rows, None, {"weights"}, output=False)
+    return stats["weights"]
 
 
 def _range(call: Call, rows: Tensor) -> tuple[int, int]:

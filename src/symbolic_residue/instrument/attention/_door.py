@@ -197,6 +197,12 @@ def _serve(
     read = session.read
     want: set[str] = set()
     if reads and read is not None:
+        if read.on_call is not None:
+            if edits:
+                raise EditError(
+                    f"The attention of layer {layer} is edited, and its call was asked for.", why="Edits are not in the call."
+                )
+            read.on_call(layer, call)
         want = {*read.stats, *(("weights",) if read.weights else ())}
         if read.split_self and "mass" in want:
             want.add("self")

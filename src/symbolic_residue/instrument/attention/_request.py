@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args, Literal, TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from symbolic_residue.errors import AttentionError, ConfigError, ReadError
 
 if TYPE_CHECKING:
+    from symbolic_residue.instrument.attention._call import Call
     from symbolic_residue.prompts import Regions
 
 GENERATED = "generated"
@@ -42,6 +43,8 @@ class AttentionRead:
         layers: layers to read; ``None`` reads all.
         weights: also keep the full attention rows ``[layer, batch, head, row, key]``; needs explicit ``rows``.
         split_self: take each row's own key out of its region into a region ``self`` of its own.
+        on_call: called with each read layer and its attention call (queries, keys, who sees whom) as the forward reaches it. ``row_weights`` gives any
+            row's weights from it later: the T×T matrix need not be kept. Edits of the attention are not in it, and are refused.
     """
 
     regions: Regions | Sequence[Regions] | None = None
@@ -50,6 +53,7 @@ class AttentionRead:
     layers: tuple[int, ...] | None = None
     weights: bool = False
     split_self: bool = False
+    on_call: Callable[[int, Call], None] | None = None
 
     def __post_init__(self) -> None:
         unknown = [s for s in self.stats if s not in STATS]
