@@ -7,8 +7,8 @@ An option beside ``direct``, which is before any norm.
    for making the stream longer (RMS norm: Zhang & Sennrich 2019, ``N(x) = g ⊙ x / sqrt(mean x² + ε)``; layer norm: Ba et al. 2016, the same of ``x − mean x``,
    plus a constant that cancels here). What later layers would have made of the difference is not in it.
 2. Only inner products are needed: ``mean (x − w)² = (‖x‖² − 2 x·w + ‖w‖²) / d``, with ``x·w_h = (x W_hᵀ) · z_h``.
-3. A concept's importance of h is the difference of means of the texts' (paired within scenarios). Its null permutes labels within scenarios, with family-wise p of
-   its size over the heads given. v is kept as it was found, so the p is of heads, given v.
+3. A concept's importance of h is the difference of means of the texts' (paired within scenarios). Its null permutes labels within scenarios, with family-wise p
+   of its size over the heads given. v is kept as it was found, so the p is of heads, given v.
 """
 
 from __future__ import annotations
