@@ -36,6 +36,7 @@ from symbolic_residue.concepts._steer_verdict import Arm, Comparison
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
 from symbolic_residue.concepts._study_heads import judge_run_heads
 from symbolic_residue.concepts._study_quality import report_concepts
+from symbolic_residue.concepts._through_norm import ablated_through_norm, head_importance, NormAblation
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 from symbolic_residue.concepts._watch import choose_tracks, Track, watch, WatchedText, WatchedToken, Watcher
 from symbolic_residue.concepts._watch_record import watch_record
@@ -69,6 +70,7 @@ __all__ = [
     "LayerRead",
     "LayerReference",
     "Meaning",
+    "NormAblation",
     "NullValue",
     "Pair",
     "Pooled",
@@ -89,6 +91,7 @@ __all__ = [
     "WordsAlone",
     "Written",
     "ablate_heads",
+    "ablated_through_norm",
     "check_concepts",
     "check_steering",
     "choose_tracks",
@@ -104,6 +107,7 @@ __all__ = [
     "few_heads",
     "find_directions",
     "fit",
+    "head_importance",
     "head_overlap",
     "head_verdict",
     "held_out_scores",

@@ -32,7 +32,7 @@ from symbolic_residue.concepts._gram_readout import discriminant_scores, Drawn, 
 from symbolic_residue.concepts._heads import NullValue
 from symbolic_residue.concepts._held_out import auc_of_draws
 from symbolic_residue.concepts._null import max_t_p, squared_norms, standardised
-from symbolic_residue.concepts._random_heads import norm_sets, random_sets, set_readings
+from symbolic_residue.concepts._random_heads import norm_sets, projected_reading, random_sets, set_readings
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["ChooseBy", "CurvePoint", "HeadReadout", "LayerRead", "Reading", "head_selectivity", "read_heads", "residual_read"]
@@ -83,6 +83,8 @@ class HeadReadout:
         by: what they are chosen by.
         n_scenarios: the unit.
         few, all, rest, next, random, random_norm, residual: readouts.
+        residual_small: of one layer: its residual stream on as many random directions as the few heads have numbers; None for the whole model, or where
+            it has no more.
         random_reach: share of random sets whose AUC is at least that of the few.
         curve: by number of heads chosen.
         top: the first k heads on all texts: ``(layer, head)``.
@@ -107,6 +109,7 @@ class HeadReadout:
     random: Reading
     random_norm: Reading
     residual: Reading
+    residual_small: Reading | None
     random_reach: float
     curve: tuple[CurvePoint, ...]
     top: tuple[tuple[int, int], ...]
@@ -273,6 +276,7 @@ def read_heads(
     by_place = random_sets((orders, parts_order), k, n_random, seed)
     by_norm = norm_sets((orders, parts_order), (observed.raw[0], parts.raw), k, n_random, seed + 1)
     (random_aucs, random), (_, matched) = (set_readings(grams, observed, parts, sets) for sets in (by_place, by_norm))
+    small = None if layer is None else projected_reading(resid[layer][design.rows], design, few.dims, stay, seed)
     z = standardised(selectivity)
     order_all = _order(selectivity[0] if by == "selectivity" else _of_all(rows, layers, design, by))[:k]
     squares = selectivity**2
@@ -294,6 +298,7 @@ def read_heads(
         random=Reading(random, None, k, few.dims),
         random_norm=Reading(matched, None, k, few.dims),
         residual=reading("residual", 0, int(stream.dims.sum())),
+        residual_small=None if small is None else Reading(small, None, 0, few.dims),
         random_reach=float(np.mean(random_aucs >= few.auc.value - 1e-12)),
         curve=curve,
         top=tuple(names[h] for h in order_all),

@@ -243,7 +243,7 @@ def verdict_block(found: HeadVerdict) -> dict[str, Any]:
         "read": {"p": found.read_p, "best_layer": found.read.best, "n_draws": found.read.n_draws,
                  "layers": [[i, float(a), float(p)] for i, a, p in zip(found.read.layers, found.read.auc, found.read.p_layer, strict=True)]},
         "readouts": {name: _reading(getattr(r, name)) for name in ("few", "all", "rest", "next", "random", "random_norm", "residual")}
-        | {"random_reach": r.random_reach},
+        | {"residual_small": None if r.residual_small is None else _reading(r.residual_small), "random_reach": r.random_reach},
         "few_minus": {name: _gap(r.minus(name)) for name in ("all", "rest", "next", "random", "random_norm", "residual")},
         "curve": [{"k": one.k} | _reading(one.reading) for one in r.curve],
         "top_heads": [

@@ -140,6 +140,9 @@ def test_one_layer_is_read_beside_its_own_residual_stream() -> None:
     design = make_design(labels, scenarios, "joy")
     found = read_heads(heads, resid, design, 1, layer=1, n_draws=99, n_draws_readout=39, n_random=7)
     assert found.heads == tuple((1, h) for h in range(HEADS)) and found.top == ((1, 3),) and found.residual.dims == 32
+    small = found.residual_small
+    assert small is not None and small.dims == 8 and found.minus("residual_small").value == found.few.auc.value - small.auc.value
+    assert 0.4 < small.auc.value <= found.residual.auc.value + 0.1  # a quarter of the directions holds a part of it
     assert read_heads(heads, resid, design, 1, layer=0, n_draws=99, n_draws_readout=39, n_random=7).few.auc.value < 0.8
 
 
