@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import polars as pl
 import torch
@@ -21,6 +21,12 @@ from torch import Tensor
 from symbolic_residue.errors import ConfigError, VerificationError
 from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
+
+if TYPE_CHECKING:
+    from symbolic_residue.graph._faithfulness import Faithfulness
+    from symbolic_residue.graph._pairs import TokenPair
+    from symbolic_residue.instrument import Instrument
+    from symbolic_residue.prompts import CounterfactualPair
 
 __all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
 
@@ -216,6 +222,12 @@ class Graph:
             keep = alive
             edges = edges & keep
             edges[n_targets:] &= keep[:n_units, None]
+
+    def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
+        """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""
+        from symbolic_residue.graph._faithfulness import graph_faithfulness  # it takes graphs
+
+        return graph_faithfulness(self, instrument, pair, **options)
 
     def column_names(self) -> list[str]:
         """A name a column: ``L3 #120 @5`` for a neuron, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""

@@ -32,10 +32,12 @@ class Relevance:
     Attributes:
         neurons: layer by layer ``[position, neuron]``.
         embeddings: ``[position]``.
+        slopes: layer by layer ``[position, neuron]``: ∂target/∂a, which the effects are times the activations; empty in a sum of sizes.
     """
 
     neurons: tuple[Tensor, ...]
     embeddings: Tensor
+    slopes: tuple[Tensor, ...] = ()
 
     def top(self, count: int) -> Units:
         """The neurons of largest effect in size; all where there are fewer. Ties go to the earlier layer, position, neuron."""
@@ -71,13 +73,14 @@ def relevance(
     g = torch.zeros(n, len(direction), dtype=local.dtype, device=local.embedded.device)
     top = len(local.layers) if layer is None else layer
     found: list[Tensor] = [torch.zeros_like(one.gate) for one in local.layers]
+    slopes = list(found)
     g[position] = direction
     if layer is not None and not local.layers[layer].parallel:
         g = relevance_step(local.layers[layer], g, None)
     for i in reversed(range(top)):
         block = local.layers[i]
         per_neuron = block.out_back(g) @ block.mlp.down.T
-        effect = per_neuron * block.activations
-        found[i] = effect
+        slopes[i] = per_neuron
+        found[i] = per_neuron * block.activations
         g = relevance_step(block, g, block.neurons_back(per_neuron, rule) if total else None)
-    return Relevance(tuple(found), (g * local.embedded).sum(-1))
+    return Relevance(tuple(found), (g * local.embedded).sum(-1), tuple(slopes))
