@@ -2,7 +2,7 @@
 
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
-from symbolic_residue.graph._columns import Columns, Rows, unit_rows, Units
+from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
 from symbolic_residue.graph._faithfulness import (
     compare_scores,
@@ -12,6 +12,7 @@ from symbolic_residue.graph._faithfulness import (
     graph_faithfulness,
     log_counts,
 )
+from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
@@ -34,7 +35,8 @@ from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._supernodes import Supernodes, supernodes
 from symbolic_residue.graph._sweep import direct_edges, work
-from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read_targets, Target, target_rows
+from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neuron, read_targets, Target, target_rows
+from symbolic_residue.graph._units import LayerUnits
 
 __all__ = [
     "SCORES",
@@ -45,11 +47,14 @@ __all__ = [
     "Difference",
     "Direction",
     "Faithfulness",
+    "Feature",
+    "FeatureUnits",
     "Ghosts",
     "Graph",
     "HeadLoadings",
     "Hold",
     "KeepUnits",
+    "LayerUnits",
     "LocalLayer",
     "LocalModel",
     "Neuron",
@@ -102,8 +107,10 @@ __all__ = [
     "to_neuronpedia",
     "token_pair",
     "unit_rows",
+    "unit_values",
     "validate_neuronpedia",
     "validate_pairs",
+    "with_dictionary",
     "work",
     "write_neuronpedia",
 ]

@@ -235,6 +235,7 @@ def _require_alike(a: Graph, b: Graph) -> None:
     _require_length(len(a.ids), len(b.ids))
     for name, mine, theirs in (
         ("rule", a.rule, b.rule),
+        ("dictionary", *(g.dictionary.get("sha256", "none") for g in (a, b))),
         ("layers", a.columns.n_layers, b.columns.n_layers),
         ("biases", a.columns.biased, b.columns.biased),
         ("rest", *("position" if g.columns.by_position else "layer" for g in (a, b))),

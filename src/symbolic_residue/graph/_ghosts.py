@@ -59,12 +59,13 @@ def ghosts(instrument: Instrument, graph: Graph, *, count: int = 1000, direction
         seed: of the directions.
 
     Raises:
-        ConfigError: fewer than 8 directions, no neuron asked for, or another model than the graph's.
+        ConfigError: fewer than 8 directions, no neuron asked for, another model than the graph's, or a graph of features.
     """
     if directions < 8 or count < 1:
         raise ConfigError(
             f"{directions} directions and {count} neurons give no floor.", todo="Ask for 8 directions or more, and a neuron."
         )
+    graph.require_neurons("A search for ghosts")
     with torch.no_grad():
         local = freeze(instrument, torch.tensor(graph.ids))
         _require_model(local, graph)

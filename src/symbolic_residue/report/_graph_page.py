@@ -25,7 +25,7 @@ __all__ = ["MOST_LINKS", "graph_page"]
 MOST_LINKS = 60_000
 
 _KINDS = {"cross layer transcoder": "unit", "mlp reconstruction error": "rest", "embedding": "embedding", "logit": "target"}
-_WORDS = {"unit": "neuron", "rest": "rest", "embedding": "embedding", "target": "target"}
+_WORDS = {"unit": "unit", "rest": "rest", "embedding": "embedding", "target": "target"}
 
 
 def graph_page(data: Mapping[str, Any]) -> str:
