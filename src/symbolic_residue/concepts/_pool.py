@@ -1,14 +1,13 @@
 """Which token of a text stands for it.
 
-1. ``last``: the last token (padding is none). ``last_content``: the last token whose own part of the text holds a letter or a digit, so that a
-   full stop, a quotation mark or a line break at the end is passed over. ``mean_last_m``: the plain mean over the last m tokens.
+1. ``last``: the last token (padding is none). ``last_content``: the last token whose own part of the text holds a letter or a digit, so that a full stop,
+   a quotation mark, a line break at the end, or a chat template's own tokens are passed over. ``mean_last_m``: the plain mean over the last m tokens.
 2. The first token is never pooled: most heads rest on it, and its activation says nothing about the text. A text too short for that is refused.
 3. Positions count from the text's own first token, so padding, on either side, cannot shift them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import get_args, Literal
 
 from symbolic_residue.errors import ConfigError, PromptError
@@ -54,16 +53,9 @@ def pooled_positions(prompt: Prompt, pooling: Pooling = "last", m: int = 16) -> 
 
 
 def _after_content(prompt: Prompt) -> int:
-    special = _special(prompt)
+    frame = {at for at, name in enumerate(prompt.regions.names) if name in ("special", "assistant_header")}
     for at in range(len(prompt) - 1, -1, -1):
         start, stop = prompt.offsets[at]
-        if at not in special and any(c.isalnum() for c in prompt.text[start:stop]):
+        if int(prompt.regions.labels[at]) not in frame and any(c.isalnum() for c in prompt.text[start:stop]):
             return at + 1
     return 0
-
-
-def _special(prompt: Prompt) -> Sequence[int] | set[int]:
-    names = prompt.regions.names
-    if "special" not in names:
-        return ()
-    return {i for i, label in enumerate(prompt.regions.labels) if names[int(label)] == "special"}

@@ -177,7 +177,10 @@ class RowFiles:
         with _typed(folder):
             for name, shape in self.shapes.items():
                 self._files[name] = _open(self.path(name), (self.n, *shape), self.dtype)
+            cut = (folder / DONE).exists() and (folder / DONE).read_bytes()[-1:] not in (b"", b"\n")
             self._log = (folder / DONE).open("a+b", buffering=0)
+            if cut:  # a line that was cut off must not swallow the next one
+                _write_all(self._log, memoryview(b"\n"))
         self.done = np.zeros(self.n, dtype=bool)
         for texts, crc in _lines(folder / DONE):
             if max(texts, default=0) < self.n and self._checksum(texts) == crc:

@@ -34,7 +34,16 @@ from symbolic_residue.concepts._read import read_corpus, write_corpus
 from symbolic_residue.concepts._readout_file import load_directions, save_directions
 from symbolic_residue.concepts._record import read_json, write_json
 from symbolic_residue.concepts._validate import require_valid, Violation
-from symbolic_residue.errors import ConfigError, CorpusError, PromptError, RunDamagedError, RunExistsError, StoreError
+from symbolic_residue.errors import (
+    ConfigError,
+    CorpusError,
+    DamagedFileError,
+    PromptError,
+    RunDamagedError,
+    RunExistsError,
+    StoreError,
+    WriteError,
+)
 from symbolic_residue.prompts import build_prompt
 
 if TYPE_CHECKING:
@@ -140,7 +149,7 @@ class Training:
             progress=lambda done, of: tell(f"{done} of {of} texts", 0.9 * done / of),
         )  # fmt: skip
         tell("directions", 0.9)
-        if not (folder / "readout.json").exists():
+        if not self._found(folder):
             found = find_directions(
                 pooled, [one.concept for one in self.corpus.texts], [one.scenario for one in self.corpus.texts], self.model,
                 estimator=s["estimator"], against=s["against"], chat=s["chat"], corpus_sha256=self.corpus.sha256,
@@ -148,6 +157,15 @@ class Training:
             save_directions(found, folder)
         tell("done", 1.0)
         return open_concept_run(folder, self.instrument.loaded)
+
+    def _found(self, folder: Path) -> bool:
+        """Whether the directions are there and can be read; the same ones are found again where they cannot."""
+        if not (folder / "readout.json").exists():
+            return False
+        try:
+            return load_directions(folder, None).corpus_sha256 == self.corpus.sha256
+        except DamagedFileError:
+            return False
 
     def _identity(self) -> dict[str, Any]:
         """Whatever changes the numbers, flat."""
@@ -163,8 +181,11 @@ class Training:
                 return
         except CorpusError:
             pass
-        for file in (path, path.with_suffix(".json")):
-            file.unlink(missing_ok=True)
+        try:
+            for file in (path, path.with_suffix(".json")):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise WriteError(f"{path} cannot be written.", why=str(error)) from error
         write_corpus(self.corpus, path)
 
 

@@ -13,7 +13,8 @@ Source: Ameisen et al. 2025 (Circuit Tracing) for the local replacement model; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ from symbolic_residue.models import weight_in_out
 from symbolic_residue.types import Point
 
 if TYPE_CHECKING:
+    from symbolic_residue.graph._units import LayerUnits, LinearPath
     from symbolic_residue.models import LayerParts, Parts
 
 __all__ = ["LocalLayer", "LocalModel", "freeze"]
@@ -44,7 +46,8 @@ class LocalLayer:
 
     Attributes:
         parts: the block's own.
-        weights: attention weights ``[head, query, key]``, or the call that gives them.
+        call: its attention: queries, keys, and who sees whom.
+        kept: the whole :meth:`pattern`, where it is short enough to be kept.
         norm_in, norm_out: before and after attention.
         attn_constant: ``[position, d_model]``: what attention adds whatever it reads.
         mlp: its neurons.
@@ -55,10 +58,14 @@ class LocalLayer:
         route: the router's weight of each neuron, ``[position, neuron]``, of a mixture of experts.
         stream: ``[position, d_model]``: the residual stream that the MLP reads, before its norm.
         dtype: of all of it.
+        skip: a dictionary's skip connection, around the MLP.
+        written_by_units: ``[position, d_model]``: where a dictionary stands for the MLP, what its features and the error write together.
+        unexplained: ``[position, d_model]``: the error alone.
     """
 
     parts: LayerParts
-    weights: Tensor | Call
+    call: Call
+    kept: Tensor | None
     norm_in: FrozenNorm
     norm_out: FrozenNorm
     attn_constant: Tensor
@@ -72,6 +79,9 @@ class LocalLayer:
     route: Tensor | None
     stream: Tensor
     dtype: torch.dtype
+    skip: LinearPath | None = None
+    written_by_units: Tensor | None = None
+    unexplained: Tensor | None = None
 
     @property
     def activations(self) -> Tensor:
@@ -82,16 +92,10 @@ class LocalLayer:
         """Attention weights among positions ``start`` to ``stop``, ``[head, query, key]``, with the norms' scales at query and key and the block's constant
         factor in them: what the frozen attention is."""
         stop = self.stream.shape[0] if stop is None else stop
-        if isinstance(self.weights, Tensor):
-            found = self.weights[:, start:stop, start:stop]
-        else:
-            found = row_weights(self.weights, start, stop)[0, :, :, start:stop].to(self.dtype)
-        found = found * self.parts.attn_scale
-        if self.norm_in.scale is not None:
-            found = found * self.norm_in.scale[start:stop]
-        if self.norm_out.scale is not None:
-            found = found * self.norm_out.scale[start:stop, None]
-        return found
+        if self.kept is not None:
+            return self.kept[:, start:stop, start:stop]
+        own = row_weights(self.call, start, stop)[0, :, :, start:stop].to(self.dtype)
+        return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(start, stop))
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
         """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
@@ -169,6 +173,7 @@ class LocalModel:
         norm: the final norm.
         final: ``[position, d_model]``: what it reads.
         error: largest relative difference of a rebuilt layer's write from the model's.
+        units: what stands for the MLPs of some layers instead of their neurons, by layer.
     """
 
     parts: Parts
@@ -178,6 +183,7 @@ class LocalModel:
     norm: FrozenNorm
     final: Tensor
     error: float
+    units: Mapping[int, LayerUnits] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -274,8 +280,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         here = {kind for kind, layer in took if layer == point.layer}
         if point.layer in calls and wanted[point.layer] <= here and point.layer not in built:
             i = point.layer
-            weights = row_weights(calls[i], 0, n)[0].to(dtype)
-            built[i] = _layer(parts.layers[i], mlps[i], weights, calls[i] if not keep_patterns else None, took, dtype)
+            built[i] = _layer(parts.layers[i], mlps[i], calls[i], keep_patterns, took, dtype)
             for kind in wanted[i] - ({"resid_pre"} if i == 0 else set()):
                 del took[kind, i]
 
@@ -292,7 +297,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
 
 
 def _layer(
-    parts: LayerParts, mlp: NeuronMlp, own: Tensor, call: Call | None, took: dict[tuple[str, int], Tensor], dtype: torch.dtype
+    parts: LayerParts, mlp: NeuronMlp, call: Call, keep: bool, took: dict[tuple[str, int], Tensor], dtype: torch.dtype
 ) -> tuple[LocalLayer, float]:
     i = parts.index
     pre = took["resid_pre", i]
@@ -301,6 +306,8 @@ def _layer(
     b_o = parts.b_o
     raw = z @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
     norm_out = FrozenNorm.of(parts.post_attn_norm, raw, dtype)
+    own = row_weights(call, 0, len(pre))[0].to(dtype)
+    kept = _scaled(own, parts, norm_in, norm_out, slice(None)) if keep else None
     group = parts.n_heads // parts.n_kv_heads
     constant_v = []
     for kv in range(parts.n_kv_heads):
@@ -330,7 +337,8 @@ def _layer(
         fixed = fixed + parts.mlp_scale * mlp_out.bias
     built = LocalLayer(
         parts,
-        own if call is None else call,
+        call,
+        kept,
         norm_in,
         norm_out,
         constant,
@@ -359,6 +367,15 @@ def _layer(
         checks.append(("its neurons' activations", activations, took["mlp_act", i]))
     worst = max(_agree(rebuilt, model, what, i) for what, rebuilt, model in checks)
     return built, worst
+
+
+def _scaled(own: Tensor, parts: LayerParts, norm_in: FrozenNorm, norm_out: FrozenNorm, positions: slice) -> Tensor:
+    """Attention weights ``[head, query, key]`` with the norms' scales at query and key and the block's constant factor in them."""
+    if parts.attn_scale != 1:
+        own = own * parts.attn_scale
+    if norm_in.scale is not None:
+        own = own * norm_in.scale[positions]
+    return own if norm_out.scale is None else own * norm_out.scale[positions, None]
 
 
 def _agree(rebuilt: Tensor, model: Tensor, what: str, layer: int) -> float:

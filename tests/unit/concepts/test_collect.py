@@ -115,6 +115,9 @@ def test_which_tokens_are_pooled() -> None:
         prompt.offsets[content.start][1] :
     ].strip(" …")
     assert content.stop < n
+    chat = build_prompt(tokenizer, "Anna put the red book there!", chat=True)  # ends with the template's "assistant"
+    at = pooled_positions(chat, "last_content").start
+    assert chat.text[chat.offsets[at][1] :].startswith("!") and pooled_positions(chat).stop == len(chat)
     assert pooled_positions(prompt, "mean_last_m", 3) == range(n - 3, n)
     assert pooled_positions(prompt, "mean_last_m", n - 1) == range(1, n)
     with pytest.raises(PromptError, match="to be averaged"):

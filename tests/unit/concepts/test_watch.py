@@ -161,6 +161,16 @@ def test_neutral_tokens_are_scored_by_directions_that_never_saw_their_scenario(
     np.testing.assert_allclose(z[2], (scores[own] - scores[~own].mean(0)) / scores[~own].std(0, ddof=1), atol=1e-3)
 
 
+def test_the_reference_is_the_same_whatever_the_batch(instrument: Instrument, tmp_path: Path) -> None:
+    found = []
+    for batch_size in (1, 3, 16):
+        run = train_concepts(instrument, Corpus(TEXTS), tmp_path / str(batch_size))
+        found.append(watch_reference(run, instrument, [0, 1], batch_size=batch_size)[1])
+    for other in found[1:]:
+        np.testing.assert_allclose(other.scores, found[0].scores, atol=1e-5)
+        np.testing.assert_allclose(other.control_sd, found[0].control_sd, atol=1e-5)
+
+
 def test_texts_outside_scenarios_are_held_out_one_by_one(instrument: Instrument, tmp_path: Path) -> None:
     texts = tuple(replace(t, scenario=None) for t in TEXTS)
     run = train_concepts(instrument, Corpus(texts), tmp_path / "run")
