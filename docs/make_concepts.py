@@ -24,6 +24,8 @@ from symbolic_residue.models import cache_dir
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "concepts.md"
 MARK = re.compile(r"<!-- measured: (?P<name>\w+) -->\n.*?<!-- /measured -->", re.DOTALL)
+STEERED = ("anger", "joy", "gratitude", "recognition")
+"""Two concepts of each family: steering is minutes a concept."""
 WATCHED = "She opened the letter, and"
 
 
@@ -33,7 +35,9 @@ def measure(out: Path) -> None:
     train = ["train", "--model", "demo", "--output", str(out)]
     watch = ["watch", str(out), "--prompt", WATCHED, "--max-new-tokens", "24"]
     watched = [watch] if not list((out / "watch").glob("*.json")) else []
-    for command in (train, ["report", str(out)], ["heads", str(out)], ["check", str(out)], *watched, ["report", str(out)]):
+    check = ["check", str(out)]
+    checks = ([*check, "--no-steering"], [*check, "--no-ablation", "--concept", ",".join(STEERED)])
+    for command in (train, ["report", str(out)], ["heads", str(out)], *checks, *watched, ["report", str(out)]):
         subprocess.run([sys.executable, "-c", main, "concepts", *command], check=True)
 
 
@@ -132,22 +136,32 @@ def families(study: Study) -> str:
 def causal(study: Study) -> str:
     """Ablation and steering of every concept that was checked."""
     lines = [
-        "| concept | heads held: lost of the contrast | other heads | excess | p | verdict | steering: excess log odds of words | dose | p | verdict |",
-        "|" + "---|" * 10,
+        "| concept | heads by | lost of the contrast | other heads | excess | predicted | p | do they carry it? |",
+        "|" + "---|" * 8,
+    ]
+    pushed = [
+        "| concept | dose | excess over random directions, log odds of words | p | beyond other concepts' directions | steers? | heads only |",
+        "|" + "---|" * 7,
     ]
     for concept, one in study.causal["concepts"].items():
-        a, s = one.get("ablation"), one.get("steering")
-        cells = ["—"] * 5
-        if a is not None:
-            at = next(layer for layer in a["layers"] if layer["layer"] == a["layer"])
-            cells = [interval(at["lost"]), interval(at["control"]), interval(at["excess"]), f"{at['p']:.3f}", a["verdict"]]
-        more = ["—"] * 4
-        if s is not None:
+        for part in ("ablation", "ablation_direct"):
+            if (a := one.get(part)) is not None:
+                at = next(layer for layer in a["layers"] if layer["layer"] == a["layer"])
+                cells = [
+                    interval(at["lost"]),
+                    interval(at["control"]),
+                    interval(at["excess"]),
+                    interval(a["predicted"]),
+                    f"{at['p']:.3f}",
+                ]
+                lines.append(f"| {concept} | {a['by']} | {' | '.join(cells)} | {a['verdict']} |")
+        if (s := one.get("steering")) is not None:
             first = next((c for c in s["comparisons"] if c["measure"] == "words" and c["arm"] == concept), None)
             if first is not None:
-                more = [interval(first["excess"]), f"{s['dose']:g}", f"{first['p']:.3f}", s["verdict"]]
-        lines.append(f"| {concept} | {' | '.join(cells)} | {' | '.join(more)} |")
-    return "\n".join(lines)
+                pushed.append(
+                    f"| {concept} | {s['dose']:g} | {interval(first['excess'])} | {first['p']:.3f} | {s['specific']} | {s['verdict']} | {s['heads_verdict']} |"
+                )
+    return "\n".join([*lines, "", *pushed])
 
 
 TABLES = {"size": size, "read": read, "heads": heads, "families": families, "causal": causal}
