@@ -17,16 +17,17 @@ from symbolic_residue.cli._common import (
     echo_json,
     Json,
     Model,
+    NoReport,
     open_for_cli,
     Output,
 )
-from symbolic_residue.errors import ConfigError, RunExistsError
+from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
     from symbolic_residue.dictionaries import Transcoders
     from symbolic_residue.graph import AskedTarget, Graph
 
-__all__ = ["graph"]
+__all__ = ["asked_rule", "asked_targets", "graph", "write_page"]
 
 _SHOWN = 15
 _LABELS = 3
@@ -68,6 +69,7 @@ def graph(
     output: Output = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    no_report: NoReport = False,
     json: Json = False,
 ) -> None:
     """Which tokens and neurons produced the answer, through which layers, and how much of it is accounted for?
@@ -83,7 +85,7 @@ def graph(
         kept = load_graph(show)
         _answer(kept, show, json)
         return
-    asked = _targets(target or [], against)
+    asked = asked_targets(target or [], against)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
@@ -105,13 +107,31 @@ def graph(
             units=units or "neurons",
             position=position,
             max_nodes=nodes,
-            rule=_rule(rule),
+            rule=asked_rule(rule),
             rest=rest,
         )
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS, dictionary=units)
         found = replace(found, labels=tuple(map(tuple, labels)))
         save_graph(found, folder)
+        if not no_report:
+            write_page(found, folder, built.text)
     _answer(found, folder, json)
+
+
+def write_page(found: Graph, folder: Path, prompt: str | None = None) -> None:
+    """``report.html`` beside the graph: the pruned graph with its supernodes.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    from symbolic_residue.report import graph_page
+
+    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt)
+    page = graph_page(data)
+    try:
+        (folder / "report.html").write_text(page, "utf-8")
+    except OSError as error:
+        raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
 
 
 def _dictionary(folder: Path | None) -> Transcoders | None:
@@ -122,13 +142,15 @@ def _dictionary(folder: Path | None) -> Transcoders | None:
     return open_dictionary(folder)
 
 
-def _rule(text: str) -> Any:
+def asked_rule(text: str) -> Any:
+    """How gated neurons are made linear, as written on the command line."""
     if text not in ("half", "gate"):
         raise ConfigError(f"--rule {text!r} is not known.", todo="Write half or gate.")
     return text
 
 
-def _targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+def asked_targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+    """Targets as written on the command line; the top tokens where none are."""
     if against is None:
         return [_meant(text) for text in texts] or ["top"]
     if len(texts) != 1:

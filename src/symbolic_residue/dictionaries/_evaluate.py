@@ -5,7 +5,7 @@
 2. ``l0``: mean number of active features at a position.
 3. ``kl``: KL(model ‖ model with this layer's MLP replaced by the prediction) of the next token, in nats, mean over positions. ``kl_mean`` is its
    control: the same with the mean write in the MLP's place; a prediction that does no better has explained nothing that matters.
-4. ``kl_up_to``: the same with this layer and all of the dictionary below it replaced at once, each reading what the replaced ones below left: how errors add up.
+4. ``kl_up_to``: the same with this layer and all of the dictionary's below it replaced at once, each reading what those below left: how errors add up.
 5. The first position is left as the model has it and enters no mean: it holds the attention sink. Intervals: bootstrap over prompts (``n`` of them), not
    over positions.
 """

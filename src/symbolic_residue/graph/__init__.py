@@ -3,6 +3,7 @@
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._diff import attribute_pair, Difference, difference
 from symbolic_residue.graph._faithfulness import (
     compare_scores,
     curve_numbers,
@@ -13,6 +14,7 @@ from symbolic_residue.graph._faithfulness import (
 )
 from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
+from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
 from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
@@ -32,6 +34,7 @@ from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
 from symbolic_residue.graph._scores import graph_scores, Scores
+from symbolic_residue.graph._supernodes import Supernodes, supernodes
 from symbolic_residue.graph._sweep import direct_edges, work
 from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neuron, read_targets, Target, target_rows
 from symbolic_residue.graph._units import LayerUnits
@@ -42,10 +45,12 @@ __all__ = [
     "Change",
     "Check",
     "Columns",
+    "Difference",
     "Direction",
     "Faithfulness",
     "Feature",
     "FeatureUnits",
+    "Ghosts",
     "Graph",
     "HeadLoadings",
     "Hold",
@@ -66,17 +71,21 @@ __all__ = [
     "Rule",
     "ScoreName",
     "Scores",
+    "Supernodes",
     "Target",
     "TargetInfo",
     "TokenPair",
     "Units",
     "attribute",
+    "attribute_pair",
     "attribute_prompt",
     "compare_scores",
     "curve_numbers",
+    "difference",
     "direct_edges",
     "faithfulness",
     "freeze",
+    "ghosts",
     "gradients_at",
     "graph_faithfulness",
     "graph_scores",
@@ -96,6 +105,7 @@ __all__ = [
     "run_pair",
     "save_graph",
     "strongest_edges",
+    "supernodes",
     "target_rows",
     "to_neuronpedia",
     "token_pair",

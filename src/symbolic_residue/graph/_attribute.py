@@ -16,7 +16,7 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._columns import unit_rows, unit_values
+from symbolic_residue.graph._columns import unit_rows, unit_values, Units
 from symbolic_residue.graph._features import describe, with_dictionary
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
@@ -84,14 +84,23 @@ def attribute_prompt(
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
+    nodes: Units | None = None,
 ) -> Graph:
-    """The same for an instrument and a built prompt; see :func:`attribute`."""
+    """The same for an instrument and a built prompt; see :func:`attribute`.
+
+    ``nodes``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+
+    Raises:
+        ConfigError: units that the model does not have; others as of :func:`attribute`.
+    """
     if max_nodes < 0:
         raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
     if rest not in ("position", "layer"):
         raise ConfigError(f"rest={rest!r} is not known.", todo="Use 'position' or 'layer'.")
     if isinstance(units, str) and units != "neurons":
         raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
+    if nodes is not None and units != "neurons":
+        raise ConfigError("Given nodes are neurons, and a dictionary was given too.", todo="Leave one of them out.")
     if not len(prompt.ids):
         raise PromptError("The prompt is empty.", todo="Give some text.")
     about: dict[str, Any] = {}
@@ -102,7 +111,7 @@ def attribute_prompt(
             about = describe(local, units)
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
-        chosen = _sizes(effects).top(max_nodes)
+        chosen = _sizes(effects).top(max_nodes) if nodes is None else _given(local, nodes)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, chosen, rule)
         edges, columns = direct_edges(local, rows, chosen, by_position=rest == "position")
@@ -123,6 +132,16 @@ def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[R
         layer = None if members[0].layer == len(local.layers) else members[0].layer
         found.append(relevance(local, direction, position=members[0].position, layer=layer, rule=rule))
     return found
+
+
+def _given(local: LocalModel, units: Units) -> Units:
+    for i, t, n in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
+        if not (0 <= i < len(local.layers) and 0 <= t < len(local) and 0 <= n < local.layers[i].gate.shape[1]):
+            raise ConfigError(
+                f"There is no neuron {n} in layer {i} at position {t}.",
+                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].gate.shape[1] - 1}.",
+            )
+    return units
 
 
 def _sizes(effects: Sequence[Relevance]) -> Relevance:

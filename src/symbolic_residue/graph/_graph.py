@@ -23,8 +23,11 @@ from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
 
 if TYPE_CHECKING:
+    from symbolic_residue.graph._diff import Difference
     from symbolic_residue.graph._faithfulness import Faithfulness
+    from symbolic_residue.graph._ghosts import Ghosts
     from symbolic_residue.graph._pairs import TokenPair
+    from symbolic_residue.graph._supernodes import Supernodes
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import CounterfactualPair
 
@@ -242,6 +245,34 @@ class Graph:
             keep = alive
             edges = edges & keep
             edges[n_targets:] &= keep[:n_units, None]
+
+    def errors(self) -> pl.DataFrame:
+        """What single neurons do not explain, by layer: ``layer influence below``; ``below`` is the sum of it and of lower layers.
+
+        All influence ends in rests, embeddings and constants (in all 1), so each is a share; it falls as more neurons become nodes.
+        """
+        rest = self.influence()[self.columns.rest].view(self.columns.n_layers, -1).sum(1)
+        return pl.DataFrame(
+            {"layer": list(range(self.columns.n_layers)), "influence": rest.tolist(), "below": rest.cumsum(0).tolist()}
+        )
+
+    def diff(self, other: Graph) -> Difference:
+        """This graph − another, edge by edge, on the neurons that both have; see ``_diff``."""
+        from symbolic_residue.graph._diff import difference
+
+        return difference(self, other)
+
+    def ghosts(self, instrument: Instrument, **options: Any) -> Ghosts:
+        """Large neurons that move the targets no more than they move random directions; options of ``_ghosts.ghosts``."""
+        from symbolic_residue.graph._ghosts import ghosts
+
+        return ghosts(instrument, self, **options)
+
+    def supernodes(self, **options: Any) -> Supernodes:
+        """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``."""
+        from symbolic_residue.graph._supernodes import supernodes
+
+        return supernodes(self, **options)
 
     def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
         """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""

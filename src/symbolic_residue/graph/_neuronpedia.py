@@ -202,10 +202,9 @@ def _targets(graph: Graph, ids: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for i, (target, name) in enumerate(zip(graph.targets, ids, strict=True)):
         p = target.probability or 0.0
+        said = target.name[1:-1] if target.token is not None and target.name[:1] in "'\"" else target.name
         layer, feature, position = name.split("_")
-        node = _node(
-            name, int(feature), layer, target.position, "logit", f"L_{feature}-{position}", f'Output "{target.name}" (p={p:.3f})'
-        )
+        node = _node(name, int(feature), layer, target.position, "logit", f"L_{feature}-{position}", f'Output "{said}" (p={p:.3f})')
         first = all(other.group != target.group for other in graph.targets[:i])
         found.append(node | {"token_prob": min(max(p, 0.0), 1.0), "is_target_logit": first, "activation": target.value})
     return found
