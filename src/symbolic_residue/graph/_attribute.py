@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._columns import unit_rows
+from symbolic_residue.graph._columns import unit_rows, Units
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -76,8 +76,13 @@ def attribute_prompt(
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
+    units: Units | None = None,
 ) -> Graph:
-    """The same for an instrument and a built prompt; see :func:`attribute`."""
+    """The same for an instrument and a built prompt; see :func:`attribute`.
+
+    Args:
+        units: the neurons that become nodes, in place of the ``max_nodes`` of largest effect (those of a counterfactual pair: ``PairScores.top``).
+    """
     if max_nodes < 0:
         raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
     if rest not in ("position", "layer"):
@@ -88,7 +93,7 @@ def attribute_prompt(
         local = freeze(instrument, torch.tensor(prompt.ids))
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
-        units = _sizes(effects).top(max_nodes)
+        units = _sizes(effects).top(max_nodes) if units is None else _inside(local, units)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, units, rule)
         edges, columns = direct_edges(local, rows, units, by_position=rest == "position")
@@ -100,6 +105,18 @@ def attribute_prompt(
         tuple(prompt.ids), tuple(prompt.tokens), infos, units, activations, first, edges, columns, rule,
         local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(),
     ).require()  # fmt: skip
+
+
+def _inside(local: LocalModel, units: Units) -> Units:
+    """The units, where all of them exist.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for layer, position, neuron in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
+        if not (0 <= layer < len(local.layers) and 0 <= position < len(local) and 0 <= neuron < local.layers[layer].gate.shape[1]):
+            raise ConfigError(f"There is no neuron {neuron} in layer {layer} at position {position}.")
+    return units
 
 
 def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[Relevance]:
