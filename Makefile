@@ -40,6 +40,7 @@ bench: $(READY)
 	$(PY) benchmarks/generation.py --write
 	$(PY) benchmarks/parallel_decoding.py --write
 	$(PY) benchmarks/concept_heads.py --write
+	$(PY) benchmarks/concept_collect.py --write
 	$(PY) benchmarks/patching.py --write
 	$(PY) benchmarks/contrast_analysis.py --write
 	$(PY) benchmarks/generalization_null.py --write

@@ -3,9 +3,9 @@
 1. Time: the demo model (float32) and texts of the packaged corpus, in padded batches in order of length. In turn (A B A B …), in one process: the plain
    transformers forward of every batch (``logits_to_keep=1``, no cache), and ``collect`` of the same texts with all layers and heads into a new folder:
    tokenising, pooling, files and their flushing included, for which the plain forward has no counterpart. Throughput is plain time over collect's time.
-2. Memory: a random model of the demo model's width with four layers, so that ten times the texts fit into a minute; 312 texts and 3120 (the corpus ten times
+2. Memory: a random model of the demo model's width with two layers, so that ten times the texts fit into a minute; 312 texts and 3120 (the corpus ten times
    over, each copy with a sentence of its own and scenarios of its own). Each in a process of its own. Collecting: the kernel's high-water mark above the
-   loaded model after one pass over a few texts. Judging (directions, then the quality report with the heads' decomposition, of four concepts against all
+   loaded model after one pass over a few texts. Judging (directions, then the quality report with the heads' decomposition, of two concepts against all
    other texts, 1000 permutations): the highest sum of what Python and NumPy had allocated (tracemalloc); the activations are mapped from files, whose
    pages belong to the system's cache.
 
@@ -71,7 +71,7 @@ def memory(times: int) -> dict[str, float]:
     torch.manual_seed(0)
     tokenizer = load_model("demo").tokenizer
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9,
+        vocab_size=len(tokenizer), hidden_size=576, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=9,
         num_key_value_heads=3, tie_word_embeddings=True,
     )  # fmt: skip
     loaded = wrap(LlamaForCausalLM(config).eval(), tokenizer)
@@ -85,7 +85,7 @@ def memory(times: int) -> dict[str, float]:
         collect(instrument, texts[:48], folder=folder / "few")
         collecting = peak_above(lambda: collect(instrument, texts, folder=folder / "rows"))
         pooled = open_pooled(folder / "rows")
-        chosen = list(dict.fromkeys(label for label in labels if label != "baseline"))[:4]
+        chosen = list(dict.fromkeys(label for label in labels if label != "baseline"))[:2]
         tracemalloc.start()
         directions = find_directions(pooled, labels, scenarios, model, concepts=chosen, against="all")
         quality_report(pooled, labels, scenarios, directions, loaded.parts)
@@ -123,8 +123,8 @@ def main() -> None:
             f"| into a folder | {cell(through['folder'])} |",
             f"| into memory | {cell(through['memory'])} |",
             "",
-            "Memory as texts become more (random model of the demo model's width, four layers; collecting: resident memory above the loaded model; judging: "
-            "directions and quality report with heads, four concepts against all other texts, 1000 permutations, what Python and NumPy allocated):",
+            "Memory as texts become more (random model of the demo model's width, two layers; collecting: resident memory above the loaded model; judging: "
+            "directions and quality report with heads, two concepts against all other texts, 1000 permutations, what Python and NumPy allocated):",
             "",
             "| texts | activations in files, MB | collecting, MB | judging, MB |",
             "|---|---|---|---|",

@@ -109,7 +109,7 @@ def run_interventions(records: Path) -> None:
         last = held.filter(pl.col("n") == held["n"].max())
         own = {score: last.filter(pl.col("score") == score)["recovered"].to_list() for score in ("graph", "random")}
         units = PairScores(run_pair(instrument, tokens)).top("mixed", last["n"][0])
-        of_pair = attribute_prompt(instrument, tokens.clean, targets=[(tokens.answer, tokens.wrong)], units=units)
+        of_pair = attribute_prompt(instrument, tokens.clean, targets=[(tokens.answer, tokens.wrong)], nodes=units)
         kept = of_pair.faithfulness(instrument, tokens, points=4, draws=1).curves.filter(pl.col("score") == "graph")
         own["mixed"] = [kept["recovered"][-1]]
         with records.open("a") as file:

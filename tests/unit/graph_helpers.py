@@ -8,7 +8,7 @@ import torch
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.graph import LocalModel, relevance, Rows, unit_rows, Units
-from symbolic_residue.instrument import Instrument
+from symbolic_residue.instrument import AttentionRead, FreezeNorm, Instrument, norm_scales, PatternReplace, Replace
 from symbolic_residue.models import wrap
 
 IDS = torch.arange(5, 17)
@@ -40,3 +40,22 @@ def with_logit(local: LocalModel, units: Units, a: int, b: int, rule: str = "hal
     direction, constant = local.logit_direction(weights)
     target = Rows(direction[None], constant[None], torch.tensor([local.end]), torch.tensor([len(local) - 1]))
     return target + unit_rows(local, units, rule)  # type: ignore[arg-type]
+
+
+def frozen_edits(instrument: Instrument) -> list[object]:
+    """Edits that hold the model to its local replacement: patterns, norms and MLP outputs as the prompt has them."""
+    parts = instrument.parts
+    layers = range(parts.n_layers)
+    kinds = ("resid_pre", "resid_mid", "z", "mlp_act", "mlp_out")
+    points = [f"{k}.{i}" for i in layers for k in kinds if parts.layers[i].absent(k) is None]
+    read = AttentionRead(stats=(), rows=tuple(range(-len(IDS), 0)), weights=True)
+    trace = instrument.run(IDS[None], reads=[*points, f"resid_post.{layers[-1]}"], attention=read)
+    edits: list[object] = []
+    for i in layers:
+        edits.append(PatternReplace(rows=None, layers=(i,), weights=trace.attention["weights"][i]))
+        edits.append(Replace(point=f"mlp_out.{i}", value=trace[f"mlp_out.{i}"]))
+        for kind in ("pre_attn_norm", "pre_mlp_norm", "post_attn_norm"):
+            if getattr(parts.layers[i], kind) is not None:
+                edits.append(FreezeNorm(norm=f"{kind}.{i}", scale=norm_scales(trace, f"{kind}.{i}", parts)))
+    edits.append(FreezeNorm(norm="final_norm", scale=norm_scales(trace, "final_norm", parts)))
+    return edits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from symbolic_residue.cli._concepts_check import check_command
+from symbolic_residue.cli._concepts_heads import heads_command
 from symbolic_residue.cli._concepts_report import report_command
 from symbolic_residue.cli._concepts_steer import steer_command
 from symbolic_residue.cli._concepts_train import train_command
@@ -27,3 +28,4 @@ concepts_app.command("report")(report_command)
 concepts_app.command("check")(check_command)
 concepts_app.command("steer")(steer_command)
 concepts_app.command("watch")(watch_command)
+concepts_app.command("heads")(heads_command)

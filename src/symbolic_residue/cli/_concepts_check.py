@@ -28,6 +28,7 @@ def check_command(
     ] = None,
     heads: Annotated[int, typer.Option("--heads", min=0, help="Heads tried; 0: none.")] = 10,
     by: Annotated[str, typer.Option("--by", help="Heads by: selectivity, raw_norm, write or direct.")] = "selectivity",
+    also: Annotated[str, typer.Option("--also", help="Heads ablated too, by another score; none: none.")] = "direct",
     tokens: Annotated[str, typer.Option("--tokens", help="Ablated at the pooled token (pooled) or every token (all).")] = "pooled",
     controls: Annotated[int, typer.Option("--controls", min=1, help="Control sets of an ablation.")] = 39,
     doses: Annotated[str, typer.Option("--doses", help="In lengths of the concept's difference of means.")] = "-4,2,4,8",
@@ -64,6 +65,7 @@ def check_command(
     with reopened(run, drop=lambda item: item == "causal") as folder, bar("causal check") as tell:
         found = check_concepts(
             opened, Instrument(loaded), names, ablation=not no_ablation, steering=not no_steering, layer=layer, k=heads, by=by,  # type: ignore[arg-type]
+            also=None if also == "none" else also,  # type: ignore[arg-type]
             n_controls=controls, tokens=tokens, openings=beginnings, doses=wanted, sampling=sampling, n_random=random,  # type: ignore[arg-type]
             progress=tell,
         )  # fmt: skip
@@ -104,32 +106,33 @@ def _show(found: dict[str, Any], rules: dict[str, str], run: Path) -> None:
     from symbolic_residue.cli._errors import visible
 
     console = Console(highlight=False)
-    ablated = {name: one["ablation"] for name, one in found.items() if "ablation" in one}
+    ablated = [(name, part) for name, one in found.items() for key, part in one.items() if key.startswith("ablation")]
     steered = {name: one["steering"] for name, one in found.items() if "steering" in one}
     if ablated:
         tables = (
-            _table("concept", "carry it?", "n", "lost [95 %]", "others", "p"),
-            _table("concept", "excess [95 %]", "predicted", "KL (others)"),
+            _table("concept", "heads by", "carry it?", "n", "lost [95 %]", "others", "p"),
+            _table("concept", "heads by", "excess [95 %]", "predicted", "KL (others)"),
         )
-        for name, one in ablated.items():
+        for name, one in ablated:
             loss, label = one["layers"][0], Text(visible(name))
             tables[0].add_row(
-                label, one["verdict"], str(one["scenarios"]), interval(loss["lost"]), number(loss["control"]["value"]), number(loss["p"], ".3f")
+                label, one["by"], one["verdict"], str(one["scenarios"]), interval(loss["lost"]), number(loss["control"]["value"]), number(loss["p"], ".3f")
             )  # fmt: skip
             tables[1].add_row(
-                label, interval(loss["excess"]), number(one["predicted"]["value"]),
+                label, one["by"], interval(loss["excess"]), number(one["predicted"]["value"]),
                 f"{number(one['kl']['value'], '.3f')} ({number(_average(one['kl_controls']), '.3f')})",
             )  # fmt: skip
-        first = next(iter(ablated.values()))
+        first = ablated[0][1]
         for table in tables:
             console.print(table)
         console.print(
             f"Lost: share of the held-out contrast at layer {first['layer']} without the chosen heads, which are at their neutral mean; n counts scenarios. "
+            "Heads by selectivity: those that differ most beside their spread; direct: those that write most along the direction. "
             "Others: the same of other heads, as many a layer and as large (p: rank among those sets); excess: lost − others. Predicted: what "
             f"the heads write straight to that layer. KL: of the next token, nats.\n{rules['ablation']}.\n"
         )
-        for name, one in ablated.items():
-            console.print(Text(visible(f"{name}: {one['why']}")))
+        for name, one in ablated:
+            console.print(Text(visible(f"{name}, heads by {one['by']}: {one['why']}")))
     if steered:
         tables = (
             _table("concept", "steers?", "specific?", "heads?", "n", "dose", "NLL (random)"),

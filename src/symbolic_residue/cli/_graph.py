@@ -1,4 +1,4 @@
-"""``residue graph``: the attribution graph of a prompt, without a dictionary, and whether it adds up."""
+"""``residue graph``: the attribution graph of a prompt, with or without a dictionary, and whether it adds up."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from symbolic_residue.cli._common import (
     echo_json,
     Json,
     Model,
+    NoReport,
     open_for_cli,
     Output,
 )
-from symbolic_residue.errors import ConfigError, RunExistsError
+from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
+    from symbolic_residue.dictionaries import Transcoders
     from symbolic_residue.graph import AskedTarget, Graph
 
-__all__ = ["graph"]
+__all__ = ["asked_rule", "asked_targets", "graph", "write_page"]
 
 _SHOWN = 15
 _LABELS = 3
@@ -55,12 +57,19 @@ def graph(
     rest: Annotated[
         str, typer.Option("--rest", help="position or layer: what the other neurons are put together by.")
     ] = "position",
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(
+            "--dictionary", help="Folder of a dictionary whose features stand for neurons in its layers.", show_default=False
+        ),
+    ] = None,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,
     output: Output = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    no_report: NoReport = False,
     json: Json = False,
 ) -> None:
     """Which tokens and neurons produced the answer, through which layers, and how much of it is accounted for?
@@ -76,10 +85,11 @@ def graph(
         kept = load_graph(show)
         _answer(kept, show, json)
         return
-    asked = _targets(target or [], against)
+    asked = asked_targets(target or [], against)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
+    units = _dictionary(dictionary)
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from rich.console import Console
 
@@ -90,20 +100,57 @@ def graph(
     instrument = Instrument(loaded)
     built = build_prompt(loaded.tokenizer, prompt, chat=chat, max_tokens=loaded.parts.max_context)
     with Console(stderr=True).status(f"{len(built.ids)} tokens, {nodes} nodes"):
-        found = attribute_prompt(instrument, built, targets=asked, position=position, max_nodes=nodes, rule=_rule(rule), rest=rest)
-        labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS)
+        found = attribute_prompt(
+            instrument,
+            built,
+            targets=asked,
+            units=units or "neurons",
+            position=position,
+            max_nodes=nodes,
+            rule=asked_rule(rule),
+            rest=rest,
+        )
+        labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS, dictionary=units)
         found = replace(found, labels=tuple(map(tuple, labels)))
         save_graph(found, folder)
+        if not no_report:
+            write_page(found, folder, built.text)
     _answer(found, folder, json)
 
 
-def _rule(text: str) -> Any:
+def write_page(found: Graph, folder: Path, prompt: str | None = None) -> None:
+    """``report.html`` beside the graph: the pruned graph with its supernodes.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    from symbolic_residue.report import graph_page
+
+    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt)
+    page = graph_page(data)
+    try:
+        (folder / "report.html").write_text(page, "utf-8")
+    except OSError as error:
+        raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
+
+
+def _dictionary(folder: Path | None) -> Transcoders | None:
+    if folder is None:
+        return None
+    from symbolic_residue.dictionaries import open_dictionary
+
+    return open_dictionary(folder)
+
+
+def asked_rule(text: str) -> Any:
+    """How gated neurons are made linear, as written on the command line."""
     if text not in ("half", "gate"):
         raise ConfigError(f"--rule {text!r} is not known.", todo="Write half or gate.")
     return text
 
 
-def _targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+def asked_targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+    """Targets as written on the command line; the top tokens where none are."""
     if against is None:
         return [_meant(text) for text in texts] or ["top"]
     if len(texts) != 1:
@@ -127,6 +174,7 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
                 "tokens": list(graph.tokens),
                 "targets": [vars(target) for target in graph.targets],
                 "nodes": len(graph),
+                "dictionary": graph.dictionary or None,
                 "adds_up": {"worst": check.worst, "tolerance": check.tolerance, "rows": len(check.relative)},
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
@@ -142,10 +190,16 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
 
     console = Console(highlight=False)
     console.print(
-        f"{len(graph.tokens)} tokens, {len(graph)} neurons as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
+        f"{len(graph.tokens)} tokens, {len(graph)} {_kinds(graph)} as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
     )
     if graph.uncapped:
         console.print("The model soft-caps its logits: those before the cap are explained.")
+    for layer in graph.dictionary.get("layers", ()):
+        fvu, l0 = (layer[name] for name in ("fvu", "l0"))
+        if fvu is not None:
+            console.print(
+                f"Layer {layer['layer']}: features leave {fvu:.0%} of the MLP's variance over positions unexplained; {l0:.0f} are active a position."
+            )
     table = Table(box=None, pad_edge=False, title="what each target is made of (logits)", title_justify="left", title_style="bold")
     kinds = accounted["kind"].unique(maintain_order=True).to_list()
     for name in ("target", "probability", "value", *kinds):
@@ -157,17 +211,17 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
     console.print(table)
     console.print(
         f"[dim]Every row adds up: at most {check.worst:.1e} of its edges' size is missing (rounding; refused above {check.tolerance:.0e}). "
-        "rest: the neurons that are no nodes.[/]"
+        f"rest: the {_kinds(graph)} that are no nodes{', and what features leave unexplained' if graph.dictionary else ''}.[/]"
     )
     words = dict(zip(_keys(graph), graph.labels or [()] * len(graph), strict=True))
-    table = Table(box=None, pad_edge=False, title="most influential neurons", title_justify="left", title_style="bold")
-    for name in ("layer", "neuron", "at", "token", "activation", "effect", "influence", "raises"):
+    table = Table(box=None, pad_edge=False, title=f"most influential {_kinds(graph)}", title_justify="left", title_style="bold")
+    for name in ("layer", "unit", "at", "token", "activation", "effect", "influence", "raises"):
         table.add_column(name, justify="left" if name in ("token", "raises") else "right", header_style="dim")
     for row in nodes.head(_SHOWN).iter_rows(named=True):
         label = words[row["layer"], row["position"], row["neuron"]]
         table.add_row(
             str(row["layer"]),
-            str(row["neuron"]),
+            f"{'f' if row['kind'] == 'feature' else ''}{row['neuron']}",
             str(row["position"]),
             escape(visible(row["token"], spaces="ends")),
             f"{row['activation']:.3g}",
@@ -181,8 +235,13 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
         "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
     )
     console.print(
-        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} neurons, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
+        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {_kinds(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
+
+
+def _kinds(graph: Graph) -> str:
+    layers = len(graph.feature_layers)
+    return "neurons" if not layers else "features" if layers == graph.columns.n_layers else "features and neurons"
 
 
 def _keys(graph: Graph) -> list[tuple[int, int, int]]:

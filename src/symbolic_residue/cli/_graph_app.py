@@ -1,4 +1,4 @@
-"""``residue graph``: a prompt given directly makes its graph; ``export`` gives a kept graph to other tools."""
+"""``residue graph``: a prompt given directly makes its graph; ``diff`` compares two; ``export`` gives a kept graph to other tools."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from symbolic_residue.cli._graph import graph
+from symbolic_residue.cli._graph_diff import diff
 from symbolic_residue.cli._graph_export import export
 
 __all__ = ["graph_app"]
@@ -41,4 +42,5 @@ def _group() -> None:
 
 
 graph_app.command(_DIRECT)(graph)
+graph_app.command("diff")(diff)
 graph_app.command("export")(export)

@@ -23,6 +23,9 @@ def export(
     scan: Annotated[str | None, typer.Option("--scan", help="The model's name on the site.", show_default=False)] = None,
     node_threshold: Annotated[float, typer.Option("--node-threshold", help="Share of influence that the kept nodes hold.")] = 0.8,
     edge_threshold: Annotated[float, typer.Option("--edge-threshold", help="The same of edges.")] = 0.98,
+    supernodes: Annotated[
+        bool, typer.Option("--supernodes/--no-supernodes", help="Group neurons that are fed and read alike.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Write a kept graph, pruned, as Neuronpedia's graph JSON."""
@@ -32,7 +35,9 @@ def export(
     if path.exists():
         raise RunExistsError(f"{path} exists already.", todo="Name another --output.")
     graph = load_graph(run)
-    data = graph.to_neuronpedia(slug=slug, scan=scan, node_threshold=node_threshold, edge_threshold=edge_threshold)
+    kept = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
+    groups = graph.supernodes(**kept).rows(graph) if supernodes else []
+    data = graph.to_neuronpedia(slug=slug, scan=scan, supernodes=groups, **kept)
     write_neuronpedia(data, path)
     said = {"file": str(path), "nodes": len(data["nodes"]), "links": len(data["links"]), "slug": data["metadata"]["slug"]}
     if json:

@@ -8,6 +8,7 @@ from symbolic_residue.concepts._corpus import BASELINE, ConceptText, Corpus, Mea
 from symbolic_residue.concepts._design import Against, Design, draw_labels, make_design
 from symbolic_residue.concepts._directions import Directions, find_directions
 from symbolic_residue.concepts._estimators import Estimator, fit, scenario_differences
+from symbolic_residue.concepts._families import compare_families, family_difference
 from symbolic_residue.concepts._head_readout import HeadReadout, LayerRead, read_heads, residual_read
 from symbolic_residue.concepts._head_verdict import few_heads, head_verdict, HeadVerdict, judge_heads, verdict_block
 from symbolic_residue.concepts._heads import (
@@ -20,6 +21,7 @@ from symbolic_residue.concepts._heads import (
 )
 from symbolic_residue.concepts._heads_block import per_head_block
 from symbolic_residue.concepts._held_out import held_out_scores
+from symbolic_residue.concepts._overlap import head_overlap
 from symbolic_residue.concepts._packaged import corpus_card, packaged_corpus, steering_openings
 from symbolic_residue.concepts._pool import pooled_positions, Pooling, POOLINGS
 from symbolic_residue.concepts._quality import MIN_POSITIVES, quality_report
@@ -32,7 +34,9 @@ from symbolic_residue.concepts._steer_check import check_steering, SteeringCheck
 from symbolic_residue.concepts._steer_prompt import steer_prompt
 from symbolic_residue.concepts._steer_verdict import Arm, Comparison
 from symbolic_residue.concepts._study import ConceptRun, open_concept_run, prepare_training, train_concepts, Training
+from symbolic_residue.concepts._study_heads import judge_run_heads
 from symbolic_residue.concepts._study_quality import report_concepts
+from symbolic_residue.concepts._through_norm import ablated_through_norm, head_importance, NormAblation
 from symbolic_residue.concepts._validate import concept_words, require_valid, validate_corpus, Violation
 from symbolic_residue.concepts._watch import choose_tracks, Track, watch, WatchedText, WatchedToken, Watcher
 from symbolic_residue.concepts._watch_record import watch_record
@@ -66,6 +70,7 @@ __all__ = [
     "LayerRead",
     "LayerReference",
     "Meaning",
+    "NormAblation",
     "NullValue",
     "Pair",
     "Pooled",
@@ -86,22 +91,28 @@ __all__ = [
     "WordsAlone",
     "Written",
     "ablate_heads",
+    "ablated_through_norm",
     "check_concepts",
     "check_steering",
     "choose_tracks",
     "collect",
+    "compare_families",
     "concept_words",
     "corpus_card",
     "decompose_heads",
     "decompose_layer",
     "direction_push",
     "draw_labels",
+    "family_difference",
     "few_heads",
     "find_directions",
     "fit",
+    "head_importance",
+    "head_overlap",
     "head_verdict",
     "held_out_scores",
     "judge_heads",
+    "judge_run_heads",
     "judge_watch",
     "load_directions",
     "make_design",

@@ -1,7 +1,7 @@
 """The causal check of a folder of directions: ablation and steering of each concept, kept in ``causal.json``.
 
-1. A concept's ablation and its steering are two parts; each is written when it is whole, and a part that is there with the same settings is not done
-   again.
+1. A concept has up to three parts: ``ablation`` of the heads chosen by selectivity, ``ablation_direct`` of those that write most along the direction,
+   and ``steering``. Each is written when it is whole, and a part that is there with the same settings is not done again.
 2. ``settings`` of a part are all that its numbers depend on, besides the directions that the file belongs to.
 3. Plain data: an estimate is ``{value, low, high, n, level, method}``, what is not a number is null; ``n`` counts scenarios in an ablation and
    openings in steering. Values of single openings and texts of the unpushed arm, every dose, the first random direction and the heads are kept.
@@ -53,6 +53,7 @@ def check_concepts(
     layer: int | None = None,
     k: int = 10,
     by: ChooseBy = "selectivity",
+    also: ChooseBy | None = "direct",
     n_controls: int = 39,
     tokens: Tokens = "pooled",
     openings: Sequence[str] | None = None,
@@ -72,6 +73,7 @@ def check_concepts(
         concepts: which; None is all of the folder's.
         ablation, steering: which parts.
         layer, k, by, n_controls, tokens: as for :func:`ablate_heads`; layer, k and by also for the heads that are pushed (k = 0: none are, and none ablated).
+        also: a second score by which heads are chosen and ablated (part ``ablation_…``); None: none.
         openings, doses, sampling, where, n_random, n_others, n_other_heads: as for :func:`check_steering`.
         progress: called with what is being done and the share of the whole.
 
@@ -91,6 +93,8 @@ def check_concepts(
     wanted: dict[str, dict[str, Any]] = {}
     if ablation and k > 0:
         wanted["ablation"] = shared | {"n_controls": n_controls, "tokens": tokens}
+        if also is not None and also != by:
+            wanted[f"ablation_{also}"] = wanted["ablation"] | {"by": also}
     if steering:
         prompts = list(steering_openings() if openings is None else openings)
         wanted["steering"] = shared | {
@@ -107,9 +111,10 @@ def check_concepts(
             tell(what, (done + share) / len(jobs))
 
         inner(f"{name}: {part}", 0.0)
-        if part == "ablation":
+        if part != "steering":
             found: Any = ablate_heads(
-                instrument, texts, run.labels, run.scenarios, run.pooled, run.directions, name, layer=layer, k=k, by=by, n_controls=n_controls,
+                instrument, texts, run.labels, run.scenarios, run.pooled, run.directions, name, layer=layer, k=k,
+                by=wanted[part]["by"], n_controls=n_controls,
                 tokens=tokens, seed=run.seed,
             )  # fmt: skip
             plain = ablation_block(found)

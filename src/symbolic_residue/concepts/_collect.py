@@ -33,7 +33,7 @@ from torch import Tensor
 from symbolic_residue.concepts._pool import pooled_positions, Pooling
 from symbolic_residue.concepts._readout_model import ReadoutModel
 from symbolic_residue.concepts._row_files import read_rows, RowFiles
-from symbolic_residue.errors import ConfigError, PromptError, ReadError
+from symbolic_residue.errors import ConfigError, PromptError, ReadError, RunDamagedError
 from symbolic_residue.instrument import Batch, collate, Instrument
 from symbolic_residue.prompts import build_prompt
 from symbolic_residue.types import Point
@@ -198,9 +198,14 @@ def open_pooled(folder: Path) -> Pooled:
         RunDamagedError: there is none, it is not finished, or rows are not those that were written.
     """
     head, rows = read_rows(folder)
-    settings = head["settings"]
-    skipped, beside = (tuple(SkippedLayer(**one) for one in head[key]) for key in ("skipped", "beside"))
-    return _pooled(rows, np.array(head["n_tokens"], dtype=np.int64), settings["pooling"], settings["m"], skipped, beside)
+    try:
+        skipped, beside = (tuple(SkippedLayer(**one) for one in head[key]) for key in ("skipped", "beside"))
+        lengths, settings = np.array(head["n_tokens"], dtype=np.int64), head["settings"]
+        return _pooled(rows, lengths, settings["pooling"], settings["m"], skipped, beside)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDamagedError(
+            f"The record of the rows in {folder} lacks something.", why=str(error), todo="Collect anew."
+        ) from error
 
 
 def _pooled(rows: dict[str, Array], lengths: NDArray[np.int64], *rest: Any) -> Pooled:

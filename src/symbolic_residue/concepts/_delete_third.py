@@ -42,7 +42,7 @@ class DeleteThird:
         stay: of :func:`draw_thirds`.
 
     Attributes:
-        selectivity, raw: ``[entry, group]`` on the training scenarios of the entry.
+        selectivity, raw, paired: ``[entry, group]`` on the training scenarios of the entry.
         n_parts, n_out: parts, and scenarios left out of each.
     """
 
@@ -71,6 +71,8 @@ class DeleteThird:
         spread = (negative @ keep.T - _within(drawn.negatives[:, 0], keep) / n_neg) / (n_neg - 1)
         std = np.sqrt(np.where(spread > least, spread, 0.0))
         self.raw = raw.T
+        flipped = np.diagonal(self._gamma, axis1=1, axis2=2) @ keep.T / (m - 1) ** 2
+        self.paired = np.divide(raw**2, flipped, out=np.zeros_like(raw), where=flipped > least).T
         self.selectivity = np.divide(raw, std, out=np.zeros_like(raw), where=std > 0).T
         # The held-out scenario's rows; where others have more texts the last one is repeated and left out of the AUC.
         rows = [np.flatnonzero(grams.design.fold == f) for f in range(n_s)]

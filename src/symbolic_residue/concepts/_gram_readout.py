@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from symbolic_residue.concepts._design import Design
 from symbolic_residue.errors import ConfigError
 
-__all__ = ["Drawn", "Grams", "discriminant", "discriminant_scores"]
+__all__ = ["MIN_SCENARIOS", "Drawn", "Grams", "discriminant", "discriminant_scores"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -40,6 +40,7 @@ class Drawn:
         negatives: the same of the sums of each scenario's negatives.
         selectivity: ``[draw, fold, head]``: without the fold.
         raw: ``[draw, fold, head]``: norm of the mean difference without the fold.
+        paired: ``[draw, fold, head]``: raw² over what flipping the scenarios' differences makes of it on average, ``Σ ‖d_s‖² / S²``; 1 without a concept.
     """
 
     picks: Indices
@@ -47,6 +48,7 @@ class Drawn:
     negatives: Array
     selectivity: Array
     raw: Array
+    paired: Array
 
     def first(self) -> Drawn:
         """The first labeling alone, copied."""
@@ -56,13 +58,14 @@ class Drawn:
             self.negatives[:, :1].copy(),
             self.selectivity[:1].copy(),
             self.raw[:1].copy(),
+            self.paired[:1].copy(),
         )
 
     def repeat(self, times: int) -> Drawn:
         """The first labeling so many times over, without copies: for many sets of heads under one labeling."""
         gamma = np.broadcast_to(self.gamma[:, :1], (len(self.gamma), times, *self.gamma.shape[2:]))
         picks = np.broadcast_to(self.picks[:1], (times, *self.picks.shape[1:]))
-        return Drawn(picks, gamma, self.negatives[:, :1], self.selectivity[:1], self.raw[:1])
+        return Drawn(picks, gamma, self.negatives[:, :1], self.selectivity[:1], self.raw[:1], self.paired[:1])
 
 
 class Grams:
@@ -144,6 +147,9 @@ class Grams:
             + negatives / np.outer(q, q)
         )
         raw = np.sqrt(np.maximum(_without(gamma), 0)) / (self.design.n_strata - 1)
+        lengths = np.diagonal(gamma, axis1=2, axis2=3)
+        flipped = (lengths.sum(2, keepdims=True) - lengths) / (self.design.n_strata - 1) ** 2
+        paired = np.divide(raw**2, flipped, out=np.zeros_like(raw), where=flipped > 1e-12 * self.lengths.mean(1)[:, None, None])
         n_neg = q.sum() - q
         own = np.einsum("gn,dn,ns->gds", self.lengths, (~labels).astype(np.float64), self.member)
         squares = own.sum(2, keepdims=True) - own
@@ -151,7 +157,7 @@ class Grams:
         scale = self.lengths.mean(1)[:, None, None]
         std = np.sqrt(np.where(spread > 1e-12 * scale, spread, 0.0))
         selectivity = np.divide(raw, std, out=np.zeros_like(raw), where=std > 0)
-        return Drawn(picks, gamma, negatives, selectivity.transpose(1, 2, 0), raw.transpose(1, 2, 0))
+        return Drawn(picks, gamma, negatives, selectivity.transpose(1, 2, 0), raw.transpose(1, 2, 0), paired.transpose(1, 2, 0))
 
     def _picks(self, labels: NDArray[np.bool_]) -> Indices:
         most = int(self.n_pos.max())

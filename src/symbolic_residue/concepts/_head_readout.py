@@ -1,8 +1,8 @@
 """Can a few heads read a concept? Held-out readouts of chosen heads, beside all heads, the rest, random heads and the residual stream.
 
-1. Everything is done without one scenario at a time. Within the training scenarios heads are put in order (by selectivity, or raw norm), the first k are
-   chosen, and a shrunk discriminant on their outputs is found; it scores the scenario left out (``_gram_readout``). Heads chosen on the texts that judge
-   them would read noise.
+1. Everything is done without one scenario at a time. Within the training scenarios heads are put in order (by selectivity; or by raw norm, or ``paired``: raw
+   norm² over what it is on average where scenarios' differences are flipped), the first k are chosen, and a shrunk discriminant on their outputs is found; it
+   scores the scenario left out (``_gram_readout``). Heads chosen on the texts that judge them would read noise.
 2. The same discriminant reads: ``all`` heads looked at; the ``rest`` (all but the chosen, fold by fold); the ``next`` k of the fold's order; ``random`` sets of
    as many of the rest; ``random_norm``, each chosen head replaced by one of the ten heads of the rest nearest in raw norm; ``residual``, of all layers side by
    side or of the one layer asked for.
@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from symbolic_residue.concepts._auc_difference import AucDifference, difference, HeldOutAuc
 from symbolic_residue.concepts._delete_third import DeleteThird, draw_thirds
 from symbolic_residue.concepts._design import Design, draw_labels
+from symbolic_residue.concepts._estimators import scenario_differences
 from symbolic_residue.concepts._gram_readout import discriminant_scores, Drawn, Grams
 from symbolic_residue.concepts._heads import NullValue
 from symbolic_residue.concepts._held_out import auc_of_draws
 from symbolic_residue.concepts._null import max_t_p, squared_norms, standardised
-from symbolic_residue.concepts._random_heads import norm_sets, random_sets, set_readings
+from symbolic_residue.concepts._random_heads import norm_sets, projected_reading, random_sets, set_readings
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["ChooseBy", "CurvePoint", "HeadReadout", "LayerRead", "Reading", "head_selectivity", "read_heads", "residual_read"]
@@ -39,7 +40,7 @@ __all__ = ["ChooseBy", "CurvePoint", "HeadReadout", "LayerRead", "Reading", "hea
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Labels = NDArray[np.bool_]
-ChooseBy = Literal["selectivity", "raw_norm"]
+ChooseBy = Literal["selectivity", "raw_norm", "paired"]
 _CURVE = (1, 2, 4, 8, 16, 32, 64)
 _THIRDS = 60
 """Parts of the scenarios on which everything is done again."""
@@ -82,6 +83,8 @@ class HeadReadout:
         by: what they are chosen by.
         n_scenarios: the unit.
         few, all, rest, next, random, random_norm, residual: readouts.
+        residual_small: of one layer: its residual stream on as many random directions as the few heads have numbers; None for the whole model, or where
+            it has no more.
         random_reach: share of random sets whose AUC is at least that of the few.
         curve: by number of heads chosen.
         top: the first k heads on all texts: ``(layer, head)``.
@@ -106,6 +109,7 @@ class HeadReadout:
     random: Reading
     random_norm: Reading
     residual: Reading
+    residual_small: Reading | None
     random_reach: float
     curve: tuple[CurvePoint, ...]
     top: tuple[tuple[int, int], ...]
@@ -244,7 +248,7 @@ def read_heads(
     for start in range(0, len(few_labels), step := min(grams.chunk(), stream.chunk())):
         part = few_labels[start : start + step]
         drawn = grams.drawn(part)
-        order = _order(drawn.selectivity if by == "selectivity" else drawn.raw)
+        order = _order(_measure(drawn, by))
         scores = _scores(grams, drawn, order, ks, k)
         scores["residual"] = discriminant_scores(*stream.fixed(stream.drawn(part)), design.fold)
         for name, found in scores.items():
@@ -255,7 +259,7 @@ def read_heads(
     n, d_all = len(names), int(grams.dims.sum())
     stay = draw_thirds(design.n_folds, _THIRDS, seed)
     parts = DeleteThird(grams, observed, stay)
-    parts_order = _order(parts.selectivity if by == "selectivity" else parts.raw)
+    parts_order = _order(_measure(parts, by))
     part_aucs = _on_parts(parts, parts_order, ks, k)
     of_stream = DeleteThird(stream, stream.drawn(labels[:1]), stay)
     part_aucs["residual"] = of_stream.aucs(of_stream.fixed())[0]
@@ -272,8 +276,9 @@ def read_heads(
     by_place = random_sets((orders, parts_order), k, n_random, seed)
     by_norm = norm_sets((orders, parts_order), (observed.raw[0], parts.raw), k, n_random, seed + 1)
     (random_aucs, random), (_, matched) = (set_readings(grams, observed, parts, sets) for sets in (by_place, by_norm))
+    small = None if layer is None else projected_reading(resid[layer][design.rows], design, few.dims, stay, seed)
     z = standardised(selectivity)
-    order_all = _order(selectivity[0] if by == "selectivity" else _raw(rows, layers, design))[:k]
+    order_all = _order(selectivity[0] if by == "selectivity" else _of_all(rows, layers, design, by))[:k]
     squares = selectivity**2
     shares = _share(squares, k)
     participation = _participation(squares)
@@ -293,6 +298,7 @@ def read_heads(
         random=Reading(random, None, k, few.dims),
         random_norm=Reading(matched, None, k, few.dims),
         residual=reading("residual", 0, int(stream.dims.sum())),
+        residual_small=None if small is None else Reading(small, None, 0, few.dims),
         random_reach=float(np.mean(random_aucs >= few.auc.value - 1e-12)),
         curve=curve,
         top=tuple(names[h] for h in order_all),
@@ -358,13 +364,24 @@ def _on_parts(parts: DeleteThird, order: Indices, ks: Sequence[int], k: int) -> 
     return found
 
 
+def _measure(of: Drawn | DeleteThird, by: ChooseBy) -> Array:
+    return {"selectivity": of.selectivity, "raw_norm": of.raw, "paired": of.paired}[by]
+
+
 def _order(measure: Array) -> Indices:
     """Heads by falling measure, along the last axis."""
     return np.argsort(-measure, axis=-1, kind="stable")
 
 
-def _raw(rows: Mapping[int, Array], layers: Sequence[int], design: Design) -> Array:
-    return np.concatenate([np.sqrt(squared_norms(rows[i] - rows[i].mean(0), design.weights()[None]))[0] for i in layers])
+def _of_all(rows: Mapping[int, Array], layers: Sequence[int], design: Design, by: ChooseBy) -> Array:
+    """Raw norm squared, or paired, of every head on all texts."""
+    found = []
+    for i in layers:
+        raw2 = squared_norms(rows[i] - rows[i].mean(0), design.weights()[None])[0]
+        lengths = np.array([(scenario_differences(one, design) ** 2).sum() for one in rows[i].transpose(1, 0, 2)])
+        flipped = lengths / design.n_strata**2
+        found.append(raw2 if by == "raw_norm" else np.divide(raw2, flipped, out=np.zeros_like(raw2), where=flipped > 0))
+    return np.concatenate(found)
 
 
 def _share(squares: Array, k: int) -> Array:

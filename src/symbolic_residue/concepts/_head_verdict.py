@@ -201,16 +201,16 @@ def _reads(reading: Reading) -> bool:
 
 
 def _why_undecided(conditions: Sequence[Condition]) -> str:
-    parts = []
-    for one in conditions:
-        if one.holds:
-            continue
-        if one.name in ("concentrated", "selective", "works"):
-            parts.append(f"{one.name}: p = {one.bound:.2g}")
-        elif one.scenarios_needed is None:
-            parts.append(f"{one.name}: {one.value:+.2f}, more scenarios would not mend that")
-        else:
-            parts.append(f"{one.name}: {one.value:+.2f}, {one.scenarios_needed} scenarios would do")
+    failed = [one for one in conditions if not one.holds]
+    parts = [f"{one.name} (p = {one.bound:.2g})" for one in failed if one.name in ("concentrated", "selective", "works")]
+    left = failed[len(parts) :]
+    parts += [
+        f"{one.name} ({one.value:+.2f}; {one.scenarios_needed} scenarios would do)"
+        for one in left
+        if one.scenarios_needed is not None
+    ]
+    if wrong := [f"{one.name} ({one.value:+.2f})" for one in left if one.scenarios_needed is None]:
+        parts.append("and beyond more scenarios " + ", ".join(wrong))
     return "Not shown: " + "; ".join(parts) + "."
 
 
@@ -243,7 +243,7 @@ def verdict_block(found: HeadVerdict) -> dict[str, Any]:
         "read": {"p": found.read_p, "best_layer": found.read.best, "n_draws": found.read.n_draws,
                  "layers": [[i, float(a), float(p)] for i, a, p in zip(found.read.layers, found.read.auc, found.read.p_layer, strict=True)]},
         "readouts": {name: _reading(getattr(r, name)) for name in ("few", "all", "rest", "next", "random", "random_norm", "residual")}
-        | {"random_reach": r.random_reach},
+        | {"residual_small": None if r.residual_small is None else _reading(r.residual_small), "random_reach": r.random_reach},
         "few_minus": {name: _gap(r.minus(name)) for name in ("all", "rest", "next", "random", "random_norm", "residual")},
         "curve": [{"k": one.k} | _reading(one.reading) for one in r.curve],
         "top_heads": [

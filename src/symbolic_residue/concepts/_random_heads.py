@@ -1,9 +1,11 @@
-"""Sets of other heads, to compare chosen ones with: at random, and of about the same raw norm.
+"""What chosen heads are compared with at the same size: sets of other heads, at random or of about the same raw norm, and a part of the residual stream.
 
 1. The chosen heads of a fold are the first k of its order. ``random_sets`` draws places after the first k, the same places in every fold, so the order in
    which heads are numbered changes nothing.
 2. ``norm_sets`` takes for each chosen head one of the ten nearest in raw norm among the others, none twice.
-3. A readout's AUC is the mean over sets; on parts of the scenarios (``_delete_third``) the first ten sets are read.
+3. ``projected_reading`` is the residual stream of a layer on random orthonormal directions, as many as the chosen heads have numbers. (Its largest principal
+   components are no smaller readout: with fewer texts than directions they hold all that the discriminant can see.)
+4. A readout's AUC is the mean over sets; on parts of the scenarios (``_delete_third``) the first ten sets are read.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ from numpy.typing import NDArray
 
 from symbolic_residue.concepts._auc_difference import HeldOutAuc
 from symbolic_residue.concepts._delete_third import DeleteThird
+from symbolic_residue.concepts._design import Design
 from symbolic_residue.concepts._gram_readout import discriminant_scores, Drawn, Grams
 from symbolic_residue.concepts._held_out import auc_of_draws
 from symbolic_residue.stats import generator
 
-__all__ = ["norm_sets", "random_sets", "set_readings"]
+__all__ = ["norm_sets", "projected_reading", "random_sets", "set_readings"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 _NEAR = 10
 _ON_PARTS = 10
 _AT_ONCE = 50
+_PROJECTIONS = 20
 
 
 def random_sets(orders: tuple[Indices, Indices], k: int, n_sets: int, seed: int) -> tuple[Indices, Indices]:
@@ -93,3 +97,21 @@ def set_readings(grams: Grams, observed: Drawn, parts: DeleteThird, sets: tuple[
         mean += parts.aucs(total)[0] / len(sets[1])
     aucs = np.concatenate(found)
     return aucs, HeldOutAuc(float(aucs.mean()), mean, grams.n_folds, parts.n_out)
+
+
+def projected_reading(x: NDArray[np.floating], design: Design, dims: int, stay: Indices, seed: int) -> HeldOutAuc | None:
+    """Mean AUC of a residual stream ``[n, d_model]`` on ``dims`` random orthonormal directions, drawn 20 times; None where it has no more than that."""
+    x = np.asarray(x, dtype=np.float64)
+    if dims >= x.shape[1]:
+        return None
+    rng = generator(seed)
+    centred = x - x.mean(0)
+    groups = [centred @ np.linalg.qr(rng.normal(size=(x.shape[1], dims)))[0] for _ in range(_PROJECTIONS)]
+    grams = Grams(groups, design)
+    observed = grams.drawn(design.positive[None])
+    parts = DeleteThird(grams, observed, stay)
+    scores = np.concatenate([discriminant_scores(*grams.fixed(observed, [g]), design.fold) for g in range(_PROJECTIONS)])
+    aucs = auc_of_draws(scores, np.broadcast_to(design.positive, scores.shape))
+    n_entries = len(parts.raw)
+    on_parts = np.mean([parts.aucs(parts.chosen(np.full((1, n_entries), g)))[0] for g in range(_PROJECTIONS)], axis=0)
+    return HeldOutAuc(float(aucs.mean()), on_parts, design.n_folds, parts.n_out)

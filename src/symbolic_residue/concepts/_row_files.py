@@ -99,7 +99,7 @@ def _read_head(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunDamagedError(f"{folder / HEAD} cannot be read.", why=str(error), todo="Collect anew.") from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
+    if not isinstance(head, dict) or head.get("format") != FORMAT or not isinstance(head.get("settings"), dict):
         raise RunDamagedError(f"{folder / HEAD} is of another format than {FORMAT}.", todo="Collect anew.")
     return head
 

@@ -42,6 +42,7 @@ from symbolic_residue.errors import (
     RunDamagedError,
     RunExistsError,
     StoreError,
+    WriteError,
 )
 from symbolic_residue.prompts import build_prompt
 
@@ -180,8 +181,11 @@ class Training:
                 return
         except CorpusError:
             pass
-        for file in (path, path.with_suffix(".json")):
-            file.unlink(missing_ok=True)
+        try:
+            for file in (path, path.with_suffix(".json")):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise WriteError(f"{path} cannot be written.", why=str(error)) from error
         write_corpus(self.corpus, path)
 
 

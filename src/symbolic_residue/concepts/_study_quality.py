@@ -71,9 +71,9 @@ def report_concepts(
     )  # fmt: skip
     n = {"n_texts": len(run.labels), "n_scenarios": len(run.corpus.scenarios)}
     write_record(run.folder, "quality.json", n | report)
-    for name in names.values():
-        (run.folder / name).unlink(missing_ok=True)
-    with suppress(OSError):
+    with suppress(OSError):  # what is left over is in nobody's way
+        for name in names.values():
+            (run.folder / name).unlink(missing_ok=True)
         (run.folder / _PARTS).rmdir()
     found = read_record(run.folder, "quality.json")
     assert found is not None

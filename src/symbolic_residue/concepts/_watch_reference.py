@@ -312,7 +312,8 @@ def _write(folder: Path, reference: LayerReference, whose: str, seed: int) -> No
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise WriteError(f"{path} cannot be written.", why=str(error)) from error
 
 

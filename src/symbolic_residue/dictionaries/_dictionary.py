@@ -252,9 +252,13 @@ class Transcoders:
         """The width that it reads and writes."""
         return next(iter(self.layers.values())).d_model
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Of all tensors as stored, activations and places: the same for the same dictionary read from two formats in one dtype."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for number in sorted(self.layers):
             one = self.layers[number]

@@ -2,7 +2,8 @@
 
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
-from symbolic_residue.graph._columns import Columns, Rows, unit_rows, Units
+from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._diff import attribute_pair, Difference, difference
 from symbolic_residue.graph._faithfulness import (
     compare_scores,
     curve_numbers,
@@ -11,7 +12,9 @@ from symbolic_residue.graph._faithfulness import (
     graph_faithfulness,
     log_counts,
 )
+from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
+from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
 from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
@@ -30,8 +33,10 @@ from symbolic_residue.graph._neuronpedia_schema import (
 from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
+from symbolic_residue.graph._supernodes import Supernodes, supernodes
 from symbolic_residue.graph._sweep import direct_edges, work
-from symbolic_residue.graph._targets import AskedTarget, Direction, Neuron, read_targets, Target, target_rows
+from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neuron, read_targets, Target, target_rows
+from symbolic_residue.graph._units import LayerUnits
 
 __all__ = [
     "SCORES",
@@ -39,12 +44,17 @@ __all__ = [
     "Change",
     "Check",
     "Columns",
+    "Difference",
     "Direction",
     "Faithfulness",
+    "Feature",
+    "FeatureUnits",
+    "Ghosts",
     "Graph",
     "HeadLoadings",
     "Hold",
     "KeepUnits",
+    "LayerUnits",
     "LocalLayer",
     "LocalModel",
     "Neuron",
@@ -59,17 +69,21 @@ __all__ = [
     "Rows",
     "Rule",
     "ScoreName",
+    "Supernodes",
     "Target",
     "TargetInfo",
     "TokenPair",
     "Units",
     "attribute",
+    "attribute_pair",
     "attribute_prompt",
     "compare_scores",
     "curve_numbers",
+    "difference",
     "direct_edges",
     "faithfulness",
     "freeze",
+    "ghosts",
     "gradients_at",
     "graph_faithfulness",
     "head_loadings",
@@ -88,12 +102,15 @@ __all__ = [
     "run_pair",
     "save_graph",
     "strongest_edges",
+    "supernodes",
     "target_rows",
     "to_neuronpedia",
     "token_pair",
     "unit_rows",
+    "unit_values",
     "validate_neuronpedia",
     "validate_pairs",
+    "with_dictionary",
     "work",
     "write_neuronpedia",
 ]

@@ -1,7 +1,7 @@
 """From a prompt to its attribution graph.
 
-1. One forward, frozen (``_local``).
-2. One pass down a group of targets gives every neuron's total effect (``_relevance``); the largest become nodes, the others go into REST.
+1. One forward, frozen (``_local``); a dictionary's features take the neurons' place in its layers (``_features``).
+2. One pass down a group of targets gives every unit's total effect (``_relevance``); the largest become nodes, the others go into REST.
 3. One sweep gives all direct edges (``_sweep``).
 4. Every row is checked against the model's own value; a graph that does not add up is refused.
 """
@@ -9,13 +9,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._columns import unit_rows, Units
+from symbolic_residue.graph._columns import unit_rows, unit_values, Units
+from symbolic_residue.graph._features import describe, with_dictionary
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -35,6 +37,7 @@ def attribute(
     prompt: str,
     *,
     targets: Sequence[AskedTarget] = ("top",),
+    units: Literal["neurons"] | Dictionary = "neurons",
     chat: bool = False,
     position: int = -1,
     max_nodes: int = 1000,
@@ -47,9 +50,10 @@ def attribute(
         model, tokenizer: from transformers, float32 or float64.
         prompt: text.
         targets: see :data:`AskedTarget`.
+        units: ``neurons``, or a dictionary whose features stand for them in the layers that it has.
         chat: render the prompt as a user's turn.
         position: where logits are read.
-        max_nodes: neurons that become nodes (all, where there are fewer).
+        max_nodes: units that become nodes (all, where there are fewer).
         rule: ``half`` or ``gate``: how gated neurons are made linear.
         rest: ``position``: what was not chosen is one node a layer and position; ``layer``: one a layer (less work).
 
@@ -59,12 +63,15 @@ def attribute(
     Raises:
         PromptError: an empty or over-long prompt.
         ConfigError: an option or target that cannot be.
+        DictionaryError: a dictionary of another model.
         UnsupportedModelError: half precision, or an architecture that frozen patterns do not make linear.
         VerificationError: the replacement is not the model, or a row does not add up.
     """
     instrument = Instrument(wrap(model, tokenizer))
     built = build_prompt(tokenizer, prompt, chat=chat, max_tokens=instrument.parts.max_context)
-    return attribute_prompt(instrument, built, targets=targets, position=position, max_nodes=max_nodes, rule=rule, rest=rest)
+    return attribute_prompt(
+        instrument, built, targets=targets, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest
+    )
 
 
 def attribute_prompt(
@@ -72,51 +79,48 @@ def attribute_prompt(
     prompt: Prompt,
     *,
     targets: Sequence[AskedTarget] = ("top",),
+    units: Literal["neurons"] | Dictionary = "neurons",
     position: int = -1,
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
-    units: Units | None = None,
+    nodes: Units | None = None,
 ) -> Graph:
     """The same for an instrument and a built prompt; see :func:`attribute`.
 
-    Args:
-        units: the neurons that become nodes, in place of the ``max_nodes`` of largest effect (those of a counterfactual pair: ``PairScores.top``).
+    ``nodes``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+
+    Raises:
+        ConfigError: units that the model does not have; others as of :func:`attribute`.
     """
     if max_nodes < 0:
         raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
     if rest not in ("position", "layer"):
         raise ConfigError(f"rest={rest!r} is not known.", todo="Use 'position' or 'layer'.")
+    if isinstance(units, str) and units != "neurons":
+        raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
+    if nodes is not None and units != "neurons":
+        raise ConfigError("Given nodes are neurons, and a dictionary was given too.", todo="Leave one of them out.")
     if not len(prompt.ids):
         raise PromptError("The prompt is empty.", todo="Give some text.")
+    about: dict[str, Any] = {}
     with torch.no_grad():
         local = freeze(instrument, torch.tensor(prompt.ids))
+        if not isinstance(units, str):
+            local = with_dictionary(local, units)
+            about = describe(local, units)
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
-        units = _sizes(effects).top(max_nodes) if units is None else _inside(local, units)
+        chosen = _sizes(effects).top(max_nodes) if nodes is None else _given(local, nodes)
         of_targets = target_rows(local, asked)
-        rows = of_targets + unit_rows(local, units, rule)
-        edges, columns = direct_edges(local, rows, units, by_position=rest == "position")
-        cells = list(zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True))
-        activations = torch.tensor([float(local.layers[i].activations[t, n]) for i, t, n in cells], dtype=local.dtype)
-        first = torch.tensor([float(effects[0].neurons[i][t, n]) for i, t, n in cells], dtype=local.dtype)
+        rows = of_targets + unit_rows(local, chosen, rule)
+        edges, columns = direct_edges(local, rows, chosen, by_position=rest == "position")
+        activations, first = unit_values(local, chosen), effects[0].at(chosen)
     infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
-        tuple(prompt.ids), tuple(prompt.tokens), infos, units, activations, first, edges, columns, rule,
-        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(),
+        tuple(prompt.ids), tuple(prompt.tokens), infos, chosen, activations, first, edges, columns, rule,
+        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), dictionary=about,
     ).require()  # fmt: skip
-
-
-def _inside(local: LocalModel, units: Units) -> Units:
-    """The units, where all of them exist.
-
-    Raises:
-        ConfigError: one does not.
-    """
-    for layer, position, neuron in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
-        if not (0 <= layer < len(local.layers) and 0 <= position < len(local) and 0 <= neuron < local.layers[layer].gate.shape[1]):
-            raise ConfigError(f"There is no neuron {neuron} in layer {layer} at position {position}.")
-    return units
 
 
 def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[Relevance]:
@@ -130,7 +134,17 @@ def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[R
     return found
 
 
+def _given(local: LocalModel, units: Units) -> Units:
+    for i, t, n in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
+        if not (0 <= i < len(local.layers) and 0 <= t < len(local) and 0 <= n < local.layers[i].gate.shape[1]):
+            raise ConfigError(
+                f"There is no neuron {n} in layer {i} at position {t}.",
+                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].gate.shape[1] - 1}.",
+            )
+    return units
+
+
 def _sizes(effects: Sequence[Relevance]) -> Relevance:
     """Sizes of the effects summed over groups."""
     neurons = tuple(torch.stack([e.neurons[i].abs() for e in effects]).sum(0) for i in range(len(effects[0].neurons)))
-    return Relevance(neurons, torch.stack([e.embeddings.abs() for e in effects]).sum(0))
+    return Relevance(neurons, torch.stack([e.embeddings.abs() for e in effects]).sum(0), cells=effects[0].cells)

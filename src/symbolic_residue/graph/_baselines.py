@@ -82,7 +82,7 @@ class PairScores:
         return makers[name]()
 
     def top(self, name: ScoreName, count: int) -> Units:
-        """The ``count`` neurons in play that a score ranks first, as units of the clean prompt (for ``attribute_prompt(units=…)``).
+        """The ``count`` neurons in play that a score ranks first, as units of the clean prompt (for ``attribute_prompt(nodes=…)``).
 
         Raises:
             ConfigError: no score of that name, or a negative count.

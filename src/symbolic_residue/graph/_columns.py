@@ -10,17 +10,19 @@ from torch import Tensor
 
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._mlp import Rule
+from symbolic_residue.graph._units import layer_units
 
-__all__ = ["Columns", "Rows", "Sources", "Units", "buckets", "layer_sources", "make_columns", "unit_rows"]
+__all__ = ["Columns", "Rows", "Sources", "Units", "buckets", "layer_sources", "make_columns", "unit_rows", "unit_values"]
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Chosen neurons, ``[unit]`` each, in order of layer, then position, then neuron."""
+    """Chosen neurons (or features, in the layers of a dictionary), ``[unit]`` each, in order of layer, then position, then number."""
 
     layer: Tensor
     position: Tensor
     neuron: Tensor
+    """Number of the neuron or feature."""
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -111,13 +113,13 @@ class Columns:
 
 
 def unit_rows(local: LocalModel, units: Units, rule: Rule) -> Rows:
-    """The chosen neurons as rows."""
+    """The chosen units as rows."""
     directions = torch.zeros(len(units), local.embedded.shape[1], dtype=local.dtype)
     constants = torch.zeros(len(units), dtype=local.dtype)
-    for i, layer in enumerate(local.layers):
+    for i in range(len(local.layers)):
         at = units.at(i)
         if len(at):
-            directions[at], constants[at] = layer.read_by(units.neuron[at], units.position[at], rule)
+            directions[at], constants[at] = layer_units(local, i).read_by(units.neuron[at], units.position[at], rule)
     places = torch.tensor([local.mlp_place(i) for i in range(len(local.layers))], dtype=torch.long)
     return Rows(directions, constants, places[units.layer], units.position)
 
@@ -127,7 +129,7 @@ class Sources:
     """What one layer's columns write."""
 
     at: Tensor
-    """Units of the layer, by number, in order of position."""
+    """Units that write into the layer's MLP output, by number, in order of position."""
 
     write: Tensor
     """``[unit, d_model]``."""
@@ -141,17 +143,32 @@ class Sources:
 
 def layer_sources(local: LocalModel, units: Units) -> list[Sources]:
     """The columns' writes, layer by layer."""
+    values = unit_values(local, units)
     found = []
-    for i, layer in enumerate(local.layers):
-        at = units.at(i)
-        at = at[torch.argsort(units.position[at], stable=True)]
-        position, neuron = units.position[at], units.neuron[at]
-        write = layer.written(neuron, position, layer.activations[position, neuron])
-        rest = layer.neurons_write().index_add(0, position, -write)
+    for j, layer in enumerate(local.layers):
+        kinds = [(i, one) for i in range(j + 1) if j in (one := layer_units(local, i)).writes]
+        at = torch.cat([units.at(i) for i, _ in kinds]) if kinds else torch.zeros(0, dtype=torch.long)
+        parts = [one.written(units.neuron[own], units.position[own], values[own], j) for i, one in kinds for own in (units.at(i),)]
+        write = torch.cat(parts) if parts else local.embedded[:0]
+        order = torch.argsort(units.position[at], stable=True)
+        at, write = at[order], write[order]
+        position = units.position[at]
+        whole = layer.neurons_write() if layer.written_by_units is None else layer.written_by_units
+        rest = whole.index_add(0, position, -write)
         where, counts = torch.unique_consecutive(position, return_counts=True)
         ends = counts.cumsum(0).tolist()
         runs = tuple(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else ()
         found.append(Sources(at, write, runs, rest))
+    return found
+
+
+def unit_values(local: LocalModel, units: Units) -> Tensor:
+    """Activations of the chosen units, ``[unit]``."""
+    found = torch.zeros(len(units), dtype=local.dtype)
+    for i in range(len(local.layers)):
+        at = units.at(i)
+        if len(at):
+            found[at] = layer_units(local, i).at(units.position[at], units.neuron[at])
     return found
 
 

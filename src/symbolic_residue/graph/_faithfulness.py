@@ -216,9 +216,10 @@ def graph_faithfulness(
         pair: see :func:`faithfulness`, as are the other arguments.
 
     Raises:
-        ConfigError: the graph is of another prompt, or none of its units is in play.
+        ConfigError: the graph is of another prompt, or of features, or none of its units is in play.
         PromptError, UnsupportedModelError, VerificationError: as in :func:`faithfulness`.
     """
+    graph.require_neurons("Faithfulness")
     run = run_pair(instrument, pair if isinstance(pair, TokenPair) else token_pair(instrument, pair))
     if tuple(run.pair.clean.ids) != graph.ids:
         raise ConfigError(

@@ -2,7 +2,8 @@
 
 1. Tensors: ``edges [row, column]``, ``activations``, ``effects``, ``units [unit, (layer, position, neuron)]``, and the targets' rows ``target_direction
    target_constant target_place target_position``.
-2. ``graph.json`` names the prompt, the targets, what the columns are, the rule, the model's provenance, and the sha256 of the tensors' file.
+2. ``graph.json`` names the prompt, the targets, what the columns are, the rule, the model's provenance, the dictionary (by its sha256), and the
+   sha256 of the tensors' file.
 3. Both are written beside their place and moved into it. On reading, hash, shapes and indices are checked, and that every row still adds up.
 """
 
@@ -50,6 +51,7 @@ def save_graph(graph: Graph, folder: Path | str) -> Path:
         "local_error": graph.local_error,
         "provenance": graph.provenance,
         "labels": [list(words) for words in graph.labels],
+        "dictionary": graph.dictionary,
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
@@ -97,6 +99,7 @@ def load_graph(folder: Path | str) -> Graph:
             tuple(record["ids"]), tuple(record["tokens"]), targets, units, tensors["activations"], tensors["effects"], tensors["edges"],
             columns, record["rule"], record["uncapped"], record["local_error"], rows, record["provenance"],
             tuple(tuple(words) for words in record.get("labels", ())),
+            record.get("dictionary", {}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
         raise DamagedFileError(f"The graph in {folder} lacks something.", why=f"{type(error).__name__}: {error}") from error

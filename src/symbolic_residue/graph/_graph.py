@@ -23,8 +23,11 @@ from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
 
 if TYPE_CHECKING:
+    from symbolic_residue.graph._diff import Difference
     from symbolic_residue.graph._faithfulness import Faithfulness
+    from symbolic_residue.graph._ghosts import Ghosts
     from symbolic_residue.graph._pairs import TokenPair
+    from symbolic_residue.graph._supernodes import Supernodes
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import CounterfactualPair
 
@@ -94,7 +97,7 @@ class Graph:
     Attributes:
         ids, tokens: the prompt.
         targets: what it explains.
-        units: the neurons that are nodes, in order of layer, position, neuron.
+        units: the neurons (and features) that are nodes, in order of layer, position, number.
         activations: ``[unit]``.
         effects: ``[unit]``: total effect on the first group of targets (signed; their weighted sum).
         edges: ``[row, column]``: see the module's text.
@@ -105,6 +108,7 @@ class Graph:
         local_error: largest relative difference between a rebuilt layer's write and the model's.
         provenance: of the model, plain data.
         labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
+        dictionary: whose features are units in the place of neurons: ``sha256 source layers`` (``layer fvu l0``, on this prompt); empty without one.
     """
 
     ids: tuple[int, ...]
@@ -121,6 +125,7 @@ class Graph:
     target_rows: Rows
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: tuple[tuple[str, ...], ...] = ()
+    dictionary: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.units)
@@ -129,6 +134,24 @@ class Graph:
     def n_targets(self) -> int:
         """Rows that are targets; the units' follow them."""
         return len(self.targets)
+
+    @property
+    def feature_layers(self) -> frozenset[int]:
+        """Layers whose units are features of a dictionary; the others' are neurons."""
+        return frozenset(one["layer"] for one in self.dictionary.get("layers", ()))
+
+    def require_neurons(self, what: str) -> None:
+        """Refuse what sets activations in the model, where units are features.
+
+        Raises:
+            ConfigError: the graph has features.
+        """
+        if self.feature_layers:
+            raise ConfigError(
+                f"{what} needs a graph of neurons; this one has features in layers {', '.join(map(str, sorted(self.feature_layers)))}.",
+                why="The model has no activation that is a feature.",
+                todo="Make the graph with units='neurons'.",
+            )
 
     def values(self) -> Tensor:
         """What each row must sum to, ``[row]``."""
@@ -223,6 +246,34 @@ class Graph:
             edges = edges & keep
             edges[n_targets:] &= keep[:n_units, None]
 
+    def errors(self) -> pl.DataFrame:
+        """What single neurons do not explain, by layer: ``layer influence below``; ``below`` is the sum of it and of lower layers.
+
+        All influence ends in rests, embeddings and constants (in all 1), so each is a share; it falls as more neurons become nodes.
+        """
+        rest = self.influence()[self.columns.rest].view(self.columns.n_layers, -1).sum(1)
+        return pl.DataFrame(
+            {"layer": list(range(self.columns.n_layers)), "influence": rest.tolist(), "below": rest.cumsum(0).tolist()}
+        )
+
+    def diff(self, other: Graph) -> Difference:
+        """This graph − another, edge by edge, on the neurons that both have; see ``_diff``."""
+        from symbolic_residue.graph._diff import difference
+
+        return difference(self, other)
+
+    def ghosts(self, instrument: Instrument, **options: Any) -> Ghosts:
+        """Large neurons that move the targets no more than they move random directions; options of ``_ghosts.ghosts``."""
+        from symbolic_residue.graph._ghosts import ghosts
+
+        return ghosts(instrument, self, **options)
+
+    def supernodes(self, **options: Any) -> Supernodes:
+        """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``."""
+        from symbolic_residue.graph._supernodes import supernodes
+
+        return supernodes(self, **options)
+
     def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
         """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""
         from symbolic_residue.graph._faithfulness import graph_faithfulness  # it takes graphs
@@ -230,8 +281,9 @@ class Graph:
         return graph_faithfulness(self, instrument, pair, **options)
 
     def column_names(self) -> list[str]:
-        """A name a column: ``L3 #120 @5`` for a neuron, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""
-        names = [f"L{i} #{n} @{t}" for i, t, n in _triples(self.units)]
+        """A name a column: ``L3 #120 @5`` for a neuron, ``L3 f120 @5`` for a feature, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""
+        features = self.feature_layers
+        names = [f"L{i} {'f' if i in features else '#'}{n} @{t}" for i, t, n in _triples(self.units)]
         names += _spread_names("rest", self.columns)
         names += [f"emb @{t}" for t in range(self.columns.n_positions)]
         if self.columns.biased:
@@ -245,20 +297,22 @@ class Graph:
         return to_neuronpedia(self, **options)
 
     def nodes(self) -> pl.DataFrame:
-        """The units, most influential first: ``layer position token neuron activation effect influence``."""
+        """The units, most influential first: ``layer position token kind neuron activation effect influence``; of a feature ``neuron`` is its number."""
         influence = self.influence()[: len(self.units)]
+        features = self.feature_layers
         layer, position, neuron = (x.tolist() for x in (self.units.layer, self.units.position, self.units.neuron))
         frame = pl.DataFrame(
             {
                 "layer": layer,
                 "position": position,
                 "token": [self.tokens[t] for t in position],
+                "kind": ["feature" if i in features else "neuron" for i in layer],
                 "neuron": neuron,
                 "activation": self.activations.tolist(),
                 "effect": self.effects.tolist(),
                 "influence": influence.tolist(),
             },
-            schema_overrides={"token": pl.String},
+            schema_overrides={"token": pl.String, "kind": pl.String},
         )
         return frame.sort("influence", descending=True, maintain_order=True)
 

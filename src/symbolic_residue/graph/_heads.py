@@ -17,10 +17,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, VerificationError
 from symbolic_residue.graph._columns import layer_sources, unit_rows
+from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph, TOLERANCE
-from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._sweep import sweep_down
 
 if TYPE_CHECKING:
@@ -81,7 +83,13 @@ def strongest_edges(graph: Graph, count: int) -> Tensor:
 
 
 def head_loadings(
-    instrument: Instrument, graph: Graph, edges: Tensor | None = None, *, local: LocalModel | None = None, budget: int = 4096
+    instrument: Instrument,
+    graph: Graph,
+    edges: Tensor | None = None,
+    *,
+    local: LocalModel | None = None,
+    dictionary: Dictionary | None = None,
+    budget: int = 4096,
 ) -> HeadLoadings:
     """Split edges over heads.
 
@@ -90,10 +98,11 @@ def head_loadings(
         graph: the graph.
         edges: ``[edge, (row, column)]``, from neurons, embeddings and (by position) rests; None takes the 1000 largest.
         local: of the same prompt, where the caller has it.
+        dictionary: of the graph, where it has one.
         budget: row-positions held at a time.
 
     Raises:
-        ConfigError: an edge that is not there, or from a column that is no write at one position.
+        ConfigError: an edge that is not there, or from a column that is no write at one position; another dictionary than the graph's.
         VerificationError: the parts do not add up to the edges: another model, or another prompt.
     """
     edges = strongest_edges(graph, 1000) if edges is None else edges
@@ -105,13 +114,10 @@ def head_loadings(
         or bool((edges >= torch.tensor(graph.edges.shape)).any())
     ):
         raise ConfigError(f"Edges of shape {tuple(edges.shape)} are not all in a graph of {tuple(graph.edges.shape)}.")
-    local = freeze(instrument, torch.tensor(graph.ids)) if local is None else local
+    local = local_of(instrument, graph, local, dictionary)
     with torch.no_grad():
         used, of_edge = torch.unique(edges[:, 1], return_inverse=True)
-        source = [_source(local, graph, int(c)) for c in used]
-        born = torch.tensor([b for b, _, _ in source])
-        position = torch.tensor([p for _, p, _ in source])
-        write = torch.stack([w for _, _, w in source]) if source else torch.zeros(0, local.embedded.shape[1], dtype=local.dtype)
+        born, position, held = _straight(local, graph, used)
         rows = graph.target_rows + unit_rows(local, graph.units, graph.rule)
         needed, row_of_edge = torch.unique(edges[:, 0], return_inverse=True)
         few = type(rows)(*(getattr(rows, name)[needed] for name in ("direction", "constant", "place", "position")))
@@ -129,14 +135,17 @@ def head_loadings(
             w_v, w_o = block.attention_weights()
             z = _by_head(block.pattern(0, g.shape[1]), w_o, g)  # [head, row, key, d_head]
             group = n_heads // block.parts.n_kv_heads
-            value = (write @ w_v).view(len(write), block.parts.n_kv_heads, -1).repeat_interleave(group, 1)
+            value = (held[layer] @ w_v).view(len(used), block.parts.n_kv_heads, -1).repeat_interleave(group, 1)
             picked = z[:, place[row_of_edge[at]], position[of_edge[at]]]  # [head, edge, d_head]
             found[at, layer] = torch.einsum("hed,ehd->eh", picked, value[of_edge[at]])
 
         sweep_down(local, few, graph.units, columns, budget=budget, visit=visit)
         same = few.position[row_of_edge] == position[of_edge]
         above = few.place[row_of_edge] > 2 * born[of_edge] + 1
-        straight = (few.direction[row_of_edge] * write[of_edge]).sum(1) if len(edges) else torch.zeros(0, dtype=local.dtype)
+        straight = torch.zeros(len(edges), dtype=local.dtype)
+        for layer in range(len(local.layers) + 1):
+            at = (few.place[row_of_edge] // 2 == layer).nonzero()[:, 0]
+            straight[at] = (few.direction[row_of_edge[at]] * held[layer][of_edge[at]]).sum(1)
         bypass = torch.where(same & above, straight, torch.zeros_like(straight))
         wanted = graph.edges[edges[:, 0], edges[:, 1]]
         size = graph.edges.abs().sum(1)[edges[:, 0]].clamp(min=1e-30)
@@ -160,23 +169,40 @@ def _by_head(pattern: Tensor, w_o: Tensor, g: Tensor) -> Tensor:
     return z.view(n_heads, p, n, -1).permute(0, 2, 1, 3)
 
 
-def _source(local: LocalModel, graph: Graph, column: int) -> tuple[int, int, Tensor]:
-    """(layer after whose MLP it begins, −1 for embeddings; position; write ``[d_model]``) of a column."""
+def _straight(local: LocalModel, graph: Graph, used: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Layer after whose MLP each column begins (−1 for embeddings), its position, and for each layer (and the end) what it has put by then into the residual
+    stream of its own position, attention apart: ``[column, d_model]`` each. It changes above the beginning only in a dictionary: features of a cross-layer
+    transcoder write again, and skip connections pass on what is there."""
     columns, units = graph.columns, graph.units
-    if column < len(units):
-        layer = int(units.layer[column])
-        at = torch.tensor([int(units.position[column])])
-        neuron = units.neuron[column : column + 1]
-        block = local.layers[layer]
-        return layer, int(at), block.written(neuron, at, block.activations[at, neuron])[0]
-    if columns.embeddings.start <= column < columns.embeddings.stop:
-        position = column - columns.embeddings.start
-        return -1, position, local.embedded[position]
-    if columns.rest.start <= column < columns.rest.stop and columns.by_position:
-        layer, position = divmod(column - columns.rest.start, columns.n_positions)
-        return layer, position, layer_sources(local, units)[layer].rest[position]
-    raise ConfigError(
-        f"Column {column} ({graph.column_names()[column]}) is no write at one position.",
-        why="A bias enters at two places of a layer, and a rest by layer at all positions.",
-        todo="Ask for edges from neurons, embeddings, or rests by position.",
-    )
+    born, position = torch.zeros(len(used), dtype=torch.long), torch.zeros(len(used), dtype=torch.long)
+    x = torch.zeros(len(used), local.embedded.shape[1], dtype=local.dtype)
+    for number, column in enumerate(used.tolist()):
+        if column < len(units):
+            born[number], position[number] = units.layer[column], units.position[column]
+        elif columns.embeddings.start <= column < columns.embeddings.stop:
+            born[number], position[number] = -1, column - columns.embeddings.start
+            x[number] = local.embedded[position[number]]
+        elif columns.rest.start <= column < columns.rest.stop and columns.by_position:
+            born[number], position[number] = divmod(column - columns.rest.start, columns.n_positions)
+        else:
+            raise ConfigError(
+                f"Column {column} ({graph.column_names()[column]}) is no write at one position.",
+                why="A bias enters at two places of a layer, and a rest by layer at all positions.",
+                todo="Ask for edges from units, embeddings, or rests by position.",
+            )
+    is_rest = (used >= columns.rest.start) & (used < columns.rest.stop)
+    place = torch.full((len(columns),), -1)
+    place[used] = torch.arange(len(used))
+    held = [x]
+    for j, source in enumerate(layer_sources(local, units)):
+        skip = local.layers[j].skip
+        if skip is not None:
+            x = x + skip.push(x, position)
+        here = place[source.at]
+        rests = (is_rest & (born == j)).nonzero()[:, 0]
+        if bool((here >= 0).any()) or len(rests):
+            x = x.clone()
+            x[here[here >= 0]] += source.write[here >= 0]
+            x[rests] += source.rest[position[rests]]
+        held.append(x)
+    return born, position, held

@@ -160,9 +160,11 @@ def intervene(
         as predicted.
 
     Raises:
-        ConfigError: no sets, an unknown ``hold``, a target that is another one; as in :func:`predicted_change`.
+        ConfigError: no sets, an unknown ``hold``, a target that is another one, a graph of features; as in :func:`predicted_change`.
         UnsupportedModelError: neurons that are no single vector.
     """
+    graph.require_neurons("An intervention")
+    graph.require_neurons("An intervention")
     if hold not in get_args(Hold):
         raise ConfigError(f"hold={hold!r} is not known.", todo=f"Use one of: {', '.join(get_args(Hold))}.")
     if not sets:

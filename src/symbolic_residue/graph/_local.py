@@ -13,7 +13,8 @@ Source: Ameisen et al. 2025 (Circuit Tracing) for the local replacement model; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ from symbolic_residue.models import weight_in_out
 from symbolic_residue.types import Point
 
 if TYPE_CHECKING:
+    from symbolic_residue.graph._units import LayerUnits, LinearPath
     from symbolic_residue.models import LayerParts, Parts
 
 __all__ = ["LocalLayer", "LocalModel", "freeze"]
@@ -56,6 +58,9 @@ class LocalLayer:
         route: the router's weight of each neuron, ``[position, neuron]``, of a mixture of experts.
         stream: ``[position, d_model]``: the residual stream that the MLP reads, before its norm.
         dtype: of all of it.
+        skip: a dictionary's skip connection, around the MLP.
+        written_by_units: ``[position, d_model]``: where a dictionary stands for the MLP, what its features and the error write together.
+        unexplained: ``[position, d_model]``: the error alone.
     """
 
     parts: LayerParts
@@ -74,6 +79,9 @@ class LocalLayer:
     route: Tensor | None
     stream: Tensor
     dtype: torch.dtype
+    skip: LinearPath | None = None
+    written_by_units: Tensor | None = None
+    unexplained: Tensor | None = None
 
     @property
     def activations(self) -> Tensor:
@@ -165,6 +173,7 @@ class LocalModel:
         norm: the final norm.
         final: ``[position, d_model]``: what it reads.
         error: largest relative difference of a rebuilt layer's write from the model's.
+        units: what stands for the MLPs of some layers instead of their neurons, by layer.
     """
 
     parts: Parts
@@ -174,6 +183,7 @@ class LocalModel:
     norm: FrozenNorm
     final: Tensor
     error: float
+    units: Mapping[int, LayerUnits] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

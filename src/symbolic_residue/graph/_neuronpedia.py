@@ -91,7 +91,7 @@ def to_neuronpedia(
             "info": {
                 "creator_name": "symbolic_residue",
                 "generator": {"name": "symbolic_residue", "version": importlib.metadata.version("symbolic-residue")},
-                "units": "MLP neurons: no dictionary; activation × row of the output weights",
+                "units": _units(graph),
             },
             "generation_settings": {"max_feature_nodes": len(graph), "max_n_logits": graph.n_targets, "rule": graph.rule},
             "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
@@ -131,6 +131,14 @@ def write_neuronpedia(data: Mapping[str, Any], path: Path | str) -> Path:
     return path
 
 
+def _units(graph: Graph) -> str:
+    """What the unit nodes are, in words."""
+    if not graph.dictionary:
+        return "MLP neurons: no dictionary; activation × row of the output weights"
+    layers = ", ".join(map(str, sorted(graph.feature_layers)))
+    return f"features of the dictionary {graph.dictionary['sha256'][:16]} in layers {layers}, MLP neurons in the others"
+
+
 def _target_ids(graph: Graph) -> list[str]:
     ids: list[str] = []
     for i, target in enumerate(graph.targets):
@@ -163,7 +171,7 @@ def _columns(graph: Graph, kept: Pruned, labels: Sequence[str]) -> list[dict[str
             units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), graph.activations.tolist(), labels, strict=True
         )
     ]
-    found += _spread(graph, _REST, "other neurons")
+    found += _spread(graph, _REST, "other features and error" if graph.dictionary else "other neurons")
     found += [
         _node(f"E_{token}_{t}", t, "E", t, "embedding", f"E_{token}-{t}", f"Emb: {graph.tokens[t]!r}")
         for t, token in enumerate(graph.ids)
@@ -194,10 +202,9 @@ def _targets(graph: Graph, ids: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for i, (target, name) in enumerate(zip(graph.targets, ids, strict=True)):
         p = target.probability or 0.0
+        said = target.name[1:-1] if target.token is not None and target.name[:1] in "'\"" else target.name
         layer, feature, position = name.split("_")
-        node = _node(
-            name, int(feature), layer, target.position, "logit", f"L_{feature}-{position}", f'Output "{target.name}" (p={p:.3f})'
-        )
+        node = _node(name, int(feature), layer, target.position, "logit", f"L_{feature}-{position}", f'Output "{said}" (p={p:.3f})')
         first = all(other.group != target.group for other in graph.targets[:i])
         found.append(node | {"token_prob": min(max(p, 0.0), 1.0), "is_target_logit": first, "activation": target.value})
     return found

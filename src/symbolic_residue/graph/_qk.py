@@ -22,10 +22,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, ReadError, VerificationError
 from symbolic_residue.graph._columns import Rows
+from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph, TOLERANCE
-from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._sweep import direct_edges
 from symbolic_residue.instrument.attention import row_weights
 from symbolic_residue.readout import run_with_turns, Turn
@@ -91,7 +93,15 @@ class QKAttribution:
 
 
 def qk_attribution(
-    instrument: Instrument, graph: Graph, layer: int, head: int, query: int, key: int, *, local: LocalModel | None = None
+    instrument: Instrument,
+    graph: Graph,
+    layer: int,
+    head: int,
+    query: int,
+    key: int,
+    *,
+    local: LocalModel | None = None,
+    dictionary: Dictionary | None = None,
 ) -> QKAttribution:
     """Split a head's score over pairs of the graph's columns.
 
@@ -101,9 +111,10 @@ def qk_attribution(
         layer, head: which head.
         query, key: positions; the key is not after the query.
         local: of the same prompt, where the caller has it.
+        dictionary: of the graph, where it has one.
 
     Raises:
-        ConfigError: no such head or positions.
+        ConfigError: no such head or positions; another dictionary than the graph's.
         ReadError: queries and keys that are no rotated (and normed) affine map of the stream.
         VerificationError: the pairs do not add up to the score.
     """
@@ -116,7 +127,7 @@ def qk_attribution(
     if not 0 <= key <= query < n:
         raise ConfigError(f"Query {query} does not see key {key}.", todo=f"Give 0 ≤ key ≤ query < {n}.")
     ids = torch.tensor(graph.ids)
-    local = freeze(instrument, ids) if local is None else local
+    local = local_of(instrument, graph, local, dictionary)
     block = parts.layers[layer]
     with torch.no_grad():
         reads = (f"resid_pre.{layer}", f"q.{layer}", f"k.{layer}")

@@ -13,7 +13,8 @@ effect: what the column's write, carried by the residual stream and the frozen a
    than it needs; inside a bucket they are sorted by layer, so that those alive at a layer are a prefix; and they are cut into chunks of ``budget``
    row-positions, so that memory depends on the budget and not on their number.
 
-A parallel block's attention and MLP read the same stream; in a sequential one its MLP reads what its attention added.
+A parallel block's attention and MLP read the same stream; in a sequential one its MLP reads what its attention added. A dictionary's skip connection is
+one more linear map, beside the MLP (``_units.LinearPath``); a feature of a cross-layer transcoder goes on to write at later layers.
 
 The sum ``Σ layer · (t + 1)`` over rows against ``Σ (layers above) · (T − t)`` over columns says which way is less work: neurons that matter sit late.
 """
@@ -98,10 +99,13 @@ def sweep_down(
                 for at, first, last in source.runs:
                     if at >= width:
                         break
-                    part[:alive, source.at[first:last]] = live[:, at] @ source.write[first:last].T
+                    part[:alive, source.at[first:last]] += live[:, at] @ source.write[first:last].T
                 _read_spread(part[:alive], live, source.rest, columns.rest, i, columns)
                 if columns.biased:
                     _read_spread(part[:alive], live, layer.mlp_constant, columns.bias, i, columns)
+            skipped = layer.skip.pull(g[:alive], slice(width)) if layer.skip is not None and alive else None
+            if skipped is not None and not layer.parallel:
+                g[: len(skipped)] += skipped
             alive = _enter(g, rows, chunk, alive, int((place > 2 * i).sum()))
             if alive:
                 if columns.biased:
@@ -109,6 +113,8 @@ def sweep_down(
                 if visit is not None:
                     visit(i, chunk[:alive], g[:alive])
                 attend_back(layer, layer.attention_weights(), g[:alive])
+            if skipped is not None and layer.parallel:
+                g[: len(skipped)] += skipped
             alive = _enter(g, rows, chunk, alive, int((place >= 2 * i).sum()))
         part[:, columns.embeddings.start : columns.embeddings.start + width] = _products(g, local.embedded)
         part[:, columns.constant] = rows.constant[chunk]
@@ -157,26 +163,29 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
             layer, source = local.layers[i], sources[i]
             with_bias = int((born <= 2 * i).sum())
             _read_rows(edges, f, alive, chunk, readers[2 * i], rows, first)
+            skip, here = layer.skip, slice(first, n)
+            skipped = skip.push(f[:alive], here) if skip is not None and layer.parallel and alive else None
             if alive:
                 attend(layer, layer.attention_weights(), f[:alive], first)
             before = alive
             if with_bias > alive:
                 alive = _begin(f, chunk, alive, with_bias, layer.attn_constant, columns.bias, start, first, not columns.by_position)
             _read_rows(edges, f, alive, chunk, readers[2 * i + 1], rows, first)
+            if skip is not None and not layer.parallel and alive:
+                skipped = skip.push(f[:alive], here)
+            if skipped is not None:
+                f[: len(skipped)] += skipped
             if alive > before:  # the same column goes on to hold the MLP's constant
                 _begin(f, chunk, before, alive, layer.mlp_constant, columns.bias, start, first, not columns.by_position)
             end = int((born <= 2 * i + 1).sum())
-            if end > alive:
-                new = torch.arange(alive, end)
-                number = chunk[alive:end]
-                single = number < columns.n_units
-                own = number[single]
-                place = torch.empty(len(units), dtype=torch.long)
-                place[source.at] = torch.arange(len(source.at))
-                f[new[single], units.position[own] - first] = source.write[place[own]]
-                spread = int(single.sum())
-                _begin(f, chunk, alive + spread, end, source.rest, columns.rest, start, first, not columns.by_position)
-                alive = end
+            spread = alive + int((chunk[alive:end] < columns.n_units).sum())  # units come before rests
+            place = torch.full((len(columns),), -1)
+            place[source.at] = torch.arange(len(source.at))
+            slot = place[chunk[:end]]
+            single = (slot >= 0).nonzero()[:, 0]  # units that write here: born here, or features of layers below
+            f[single, units.position[chunk[single]] - first] += source.write[slot[single]]
+            _begin(f, chunk, spread, end, source.rest, columns.rest, start, first, not columns.by_position)
+            alive = end
         _read_rows(edges, f, alive, chunk, readers[2 * n_layers], rows, first)
     return edges
 

@@ -23,7 +23,7 @@ from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.instrument import Instrument, stop_ids_of
 
-__all__ = ["AskedTarget", "Direction", "Neuron", "Target", "read_targets", "target_rows"]
+__all__ = ["AskedTarget", "Direction", "Feature", "Neuron", "Target", "read_targets", "target_rows"]
 
 TOP_SHARE, TOP_MOST = 0.95, 10
 
@@ -47,7 +47,16 @@ class Neuron:
     neuron: int
 
 
-AskedTarget = str | int | tuple[str | int, str | int] | Direction | Neuron
+@dataclass(frozen=True)
+class Feature:
+    """Ask for the activation of one feature of the graph's dictionary, where it is active."""
+
+    layer: int
+    position: int
+    feature: int
+
+
+AskedTarget = str | int | tuple[str | int, str | int] | Direction | Neuron | Feature
 """``"top"`` or ``"top:5"``, ``"entropy"``, ``"silence"``; a token (its text or id), alone against the mean logit, or ``(a, b)`` for a difference."""
 
 
@@ -131,6 +140,8 @@ class _Reader:
             return [self._direction(asked)]
         if isinstance(asked, Neuron):
             return [self._neuron(asked)]
+        if isinstance(asked, Feature):
+            return [self._feature(asked)]
         if isinstance(asked, tuple):
             if len(asked) != 2:
                 raise ConfigError(f"{asked!r} is no difference.", todo="Give two tokens.")
@@ -235,4 +246,16 @@ class _Reader:
         direction, constant = layer.read_by(torch.tensor([asked.neuron]), torch.tensor([position]), self.rule)
         value = float(layer.activations[position, asked.neuron])
         name = f"neuron {asked.layer}.{asked.neuron} at {position}"
+        return Target(name, direction[0], constant[0], asked.layer, position, value)
+
+    def _feature(self, asked: Feature) -> Target:
+        n, units = len(self.local), self.local.units.get(asked.layer)
+        if units is None or not -n <= asked.position < n:
+            layers = ", ".join(map(str, sorted(self.local.units))) or "none"
+            raise ConfigError(f"There is no {asked}.", todo=f"Layers with features: {layers}; positions 0 to {n - 1}.")
+        position = asked.position % n
+        number, at = torch.tensor([asked.feature]), torch.tensor([position])
+        value = float(units.at(at, number)[0])
+        direction, constant = units.read_by(number, at, self.rule)
+        name = f"feature {asked.layer}.{asked.feature} at {position}"
         return Target(name, direction[0], constant[0], asked.layer, position, value)

@@ -165,4 +165,4 @@ def _heads(run: ConceptsRun) -> str:
 
 
 def _causal(run: ConceptsRun) -> str:
-    return f"No causal check was made yet: residue concepts steer {run.path.name}." if run.causal is None else ""
+    return f"No causal check was made yet: residue concepts check {run.path.name}." if run.causal is None else ""

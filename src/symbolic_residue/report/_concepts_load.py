@@ -49,6 +49,8 @@ _LAYER = ("auc", "between_within", "pc_share", "alignment", "nearest", "ridge_r2
 _AUC = ("value", "low", "high", "n", "null_mean", "null_sd", "p", "p_model")
 _HEADS = ("n_heads", "k", "top_heads", "head_concentration", "uniform", "concentration_null", "participation_ratio", "participation_null",
           "selectivity_null", "by_selectivity", "write")  # fmt: skip
+_HEADS_FILE = ("k", "n_heads", "layer", "concepts", "overlap", "families", "words_alone")
+_VERDICT = ("verdict", "verdict_strict", "reason", "k", "n_heads", "n_scenarios", "conditions", "readouts")
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,11 @@ def load_concepts(folder: Path | str) -> ConceptsRun:
         found[name] = _read(path / name) if (path / name).exists() else None
         if (one := found[name]) is not None:
             _same(path, name, _hashes(one), quality, readout)
+            _check_parts(path / name, one, heads=name == "heads.json")
     watched = {}
     for file in sorted((path / "watch").glob("*.json")) if (path / "watch").is_dir() else ():
         watched[file.stem] = _read(file)
+        _need(file, "", watched[file.stem], ("tracks", "texts", "reference", "verdicts", "n", "seed"))
         _same(path, f"watch/{file.name}", _hashes(watched[file.stem]), quality, readout)
     names = ("quality.json", "heads.json", "causal.json", "readout.json", "readout.safetensors", "corpus.jsonl", "corpus.json")
     sizes = {name: (path / name).stat().st_size for name in names if (path / name).exists()}
@@ -167,13 +171,17 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _need(path: Path, where: str, block: Any, names: tuple[str, ...]) -> None:
+    lacking = [name for name in names if not isinstance(block, dict) or name not in block]
+    if lacking:
+        raise RunDamagedError(f"{path} lacks {where}{lacking[0]}.", todo="Make it again by the command that wrote it.")
+
+
 def _check(quality: dict[str, Any], path: Path) -> None:
     """Every field that the page reads is there."""
 
     def need(where: str, block: Any, names: tuple[str, ...]) -> None:
-        lacking = [name for name in names if not isinstance(block, dict) or name not in block]
-        if lacking:
-            raise RunDamagedError(f"{path} lacks {where}{lacking[0]}.", todo="Make it again: residue concepts report")
+        _need(path, where, block, names)
 
     need("", quality, _TOP)
     need("model.", quality["model"], ("model", "weights_sha256", "n_layers", "hidden_size", "dtype"))
@@ -201,6 +209,15 @@ def _check(quality: dict[str, Any], path: Path) -> None:
             )
             for layer, block in one["per_head"]["layers"].items():
                 need(f"concepts.{concept}.per_head.layers.{layer}.", block, _HEADS)
+
+
+def _check_parts(path: Path, found: dict[str, Any], *, heads: bool) -> None:
+    """What the page reads of ``heads.json`` or ``causal.json`` is there."""
+    _need(path, "", found, _HEADS_FILE if heads else ("concepts",))
+    for concept, parts in found["concepts"].items():
+        _need(path, f"concepts.{concept}.", parts, ("model", "layer") if heads else ())
+        for part, block in parts.items():
+            _need(path, f"concepts.{concept}.{part}.", block, _VERDICT if heads else ("settings", "verdict", "why"))
 
 
 def _hashes(record: dict[str, Any]) -> dict[str, Any]:

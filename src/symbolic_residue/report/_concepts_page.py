@@ -15,10 +15,12 @@ from markupsafe import Markup
 from symbolic_residue import figures
 from symbolic_residue.errors import WriteError
 from symbolic_residue.report._concepts_answer import answer
+from symbolic_residue.report._concepts_causal import causal_sentence, causal_tables, steered_texts
 from symbolic_residue.report._concepts_figures import concept_figures, head_figures
 from symbolic_residue.report._concepts_load import CONCEPTS_KIND, ConceptsRun, load_concepts
 from symbolic_residue.report._concepts_sections import concentration_table, facts, head_notes, similarity
 from symbolic_residue.report._concepts_tables import direction_table, head_table, layers_csv, outlier_rows, readout_table, unranked
+from symbolic_residue.report._concepts_verdicts import family_view, heads_sentence, overlap_map, verdict_tables
 from symbolic_residue.report._concepts_watch import watch_views
 from symbolic_residue.report._parallel_page import page_frame
 from symbolic_residue.report._templates import environment, read
@@ -51,6 +53,7 @@ def concepts_html(run: ConceptsRun) -> str:
     """The page as text."""
     found = concept_figures(run)
     headline, more = answer(run)
+    more += [line for line in (heads_sentence(run), causal_sentence(run)) if line]
     heads = head_figures(run)
     return environment().get_template("concepts.html.j2").render(
         **_frame(run),
@@ -72,6 +75,11 @@ def concepts_html(run: ConceptsRun) -> str:
                for concept, figure in heads.items()],
         notes=head_notes(run),
         concentration=concentration_table(run),
+        verdicts=verdict_tables(run),
+        families=family_view(run),
+        overlap=overlap_map(run),
+        causal=causal_tables(run),
+        steered=steered_texts(run),
         watched=watch_views(run),
     )  # fmt: skip
 

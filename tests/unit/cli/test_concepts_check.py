@@ -40,8 +40,15 @@ def test_a_check_is_kept_and_shown(trained: Path, capsys: pytest.CaptureFixture[
     assert "causal" in RunFolder.open(trained).done_items() and RunFolder.open(trained).manifest.status == "complete"
     ablation, steering = kept["concepts"]["joy"]["ablation"], kept["concepts"]["joy"]["steering"]
     rows = [line for line in shown.splitlines() if line.startswith("joy ")]
-    assert rows[0].split()[:3] == ["joy", ablation["verdict"], "6"] and f"{ablation['layers'][0]['lost']['value']:.2f} [" in rows[0]
-    assert rows[2].split()[1] == steering["verdict"] and f"joy: {steering['why']}"[:60] in shown
+    assert (
+        rows[0].split()[:4] == ["joy", "selectivity", ablation["verdict"], "6"]
+        and f"{ablation['layers'][0]['lost']['value']:.2f} [" in rows[0]
+    )
+    assert (
+        rows[1].split()[:2] == ["joy", "direct"]
+        and rows[4].split()[1] == steering["verdict"]
+        and f"joy: {steering['why']}"[:60] in shown
+    )
     assert all(rule in " ".join(shown.split()) for rule in kept["rules"].values())
     assert main([*command, "--json"]) == 0  # read, not made again
     assert json.loads(capsys.readouterr().out)["concepts"]["joy"] == kept["concepts"]["joy"]
@@ -69,6 +76,7 @@ def test_a_prompt_is_steered_beside_itself(trained: Path, capsys: pytest.Capture
         (["check", "RUN", "--doses=-1"], "No positive dose"),
         (["check", "RUN", "--openings", "none.txt"], "cannot be read"),
         (["check", "RUN", "--by", "size"], "no score of heads"),
+        (["check", "RUN", "--also", "size"], "no score of heads"),
         (["check", "nowhere"], "no folder"),
         (["steer", "RUN", "-c", "envy", "-p", "a"], "no direction of 'envy'"),
         (["steer", "RUN", "-c", "joy", "-p", " "], "empty"),

@@ -102,7 +102,8 @@ def test_heads_drawn_by_lot_rank_as_their_controls_do() -> None:
     assert sum(one.verdict == "carry" for one in found) <= 3
 
 
-def test_shuffled_labels_give_no_verdict() -> None:
+@pytest.mark.parametrize("by", ["selectivity", "direct"])
+def test_shuffled_labels_give_no_verdict(by: Any) -> None:
     """Labels shuffled within scenarios, 60 times: carry in at most 3. (The rank alone would not do: heads that tell the words apart move more, either way.)"""
     instrument = instrument_of("llama", **WIDE)
     pooled = collect(instrument, TEXTS)
@@ -112,7 +113,7 @@ def test_shuffled_labels_give_no_verdict() -> None:
         labels = [LABELS[2 * i + (j ^ int(flip))] for i, flip in enumerate(rng.integers(0, 2, len(PLACES))) for j in range(2)]
         directions = find_directions(pooled, labels, SCENARIOS, MODEL)
         found = ablate_heads(
-            instrument, TEXTS, labels, SCENARIOS, pooled, directions, "joy", layer=1, k=4, n_controls=19, seed=seed
+            instrument, TEXTS, labels, SCENARIOS, pooled, directions, "joy", layer=1, k=4, n_controls=19, seed=seed, by=by
         )
         carried += found.verdict == "carry"
     assert carried <= 3

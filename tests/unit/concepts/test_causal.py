@@ -37,7 +37,7 @@ TOLD = {
 OPENINGS = ("The captain and the river", "One word")
 OPTIONS: dict[str, Any] = {
     "openings": OPENINGS, "doses": (2.0,), "k": 2, "n_controls": 5, "n_random": 3, "n_others": 1, "n_other_heads": 3,
-    "sampling": Sampling(max_new_tokens=3),
+    "sampling": Sampling(max_new_tokens=3), "also": None,
 }  # fmt: skip
 
 
@@ -56,7 +56,9 @@ def run(trained: tuple[Instrument, ConceptRun], tmp_path: Path) -> ConceptRun:
 
 def test_both_parts_are_kept_as_plain_data(trained: tuple[Instrument, ConceptRun], run: ConceptRun) -> None:
     told: list[float] = []
-    found = check_concepts(run, trained[0], **OPTIONS, progress=lambda what, share: told.append(share))
+    found = check_concepts(run, trained[0], **(OPTIONS | {"also": "direct"}), progress=lambda what, share: told.append(share))
+    assert list(found["concepts"]["joy"]) == ["ablation", "ablation_direct", "steering"]
+    assert found["concepts"]["joy"]["ablation_direct"]["by"] == "direct" != found["concepts"]["joy"]["ablation"]["by"]
     assert found == read_causal(run) == json.loads((run.folder / "causal.json").read_text("utf-8"))
     assert found["format"] == 1 and found["of"]["weights_sha256"] == run.directions.model.weights_sha256
     assert list(found["concepts"]) == ["joy", "fear"] and set(found["rules"]) == {"ablation", "steering", "judged_dose"}

@@ -12,7 +12,7 @@ from symbolic_residue.concepts._auc_difference import AucDifference, difference,
 from symbolic_residue.concepts._delete_third import DeleteThird, draw_thirds
 from symbolic_residue.concepts._gram_readout import discriminant_scores, Drawn, Grams
 from symbolic_residue.concepts._held_out import auc_of_draws
-from symbolic_residue.concepts._random_heads import norm_sets, random_sets
+from symbolic_residue.concepts._random_heads import norm_sets, projected_reading, random_sets
 from symbolic_residue.stats import wilson
 
 Sums = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -61,6 +61,7 @@ def test_a_part_is_what_everything_done_again_on_its_scenarios_gives(against: st
         of = again.drawn(sub.positive[None])
         np.testing.assert_allclose(parts.selectivity.reshape(3, 6, -1)[b], of.selectivity[0], rtol=1e-8)
         np.testing.assert_allclose(parts.raw.reshape(3, 6, -1)[b], of.raw[0], rtol=1e-8)
+        np.testing.assert_allclose(parts.paired.reshape(3, 6, -1)[b], of.paired[0], rtol=1e-8)
         chosen = np.argsort(-of.selectivity, axis=2)
         pair = add(again.chosen(of, chosen[:, :, 0]), again.chosen(of, chosen[:, :, 1]))
         for value, sums in ((found[b], pair), (whole[b], again.fixed(of)), (rest[b], add(again.fixed(of), pair, -1))):
@@ -125,6 +126,23 @@ def test_scenarios_needed_is_where_the_bound_would_pass() -> None:
     assert needed is not None and needed == pytest.approx((1.65 * gap.error * np.sqrt(24) / 0.02) ** 2, rel=0.02)
     assert gap.scenarios_needed(gap.value + 0.1) is None and gap.scenarios_needed(gap.value + 0.1, above=False) is not None
     assert gap.scenarios_needed(gap.value - 1e-6) is None
+
+
+def test_a_projected_residual_stream_is_the_mean_over_projections() -> None:
+    rng = np.random.default_rng(0)
+    design = make_design(["baseline", "joy"] * 9, [f"{i}" for i in range(9) for _ in range(2)], "joy")
+    x = rng.normal(size=(18, 12)) + 3.0 * np.outer(design.positive, np.ones(12))
+    stay = draw_thirds(9, 20, 0)
+    found = projected_reading(x, design, 11, stay, 1)
+    assert found is not None and found.value > 0.95 and len(found.parts) == 20 and found.n_out == 3
+    assert projected_reading(x, design, 12, stay, 1) is None
+    one = np.zeros((18, 12))
+    one[:, 0] = rng.normal(size=18) + 3.0 * design.positive
+    turned = (
+        one @ np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    )  # which directions carry it does not matter: all of rank one read it wholly
+    both = [projected_reading(y, design, 3, stay, 1) for y in (one, turned)]
+    assert both[0] is not None and both[1] is not None and both[0].value == pytest.approx(both[1].value) and both[0].value > 0.9
 
 
 def test_random_sets_are_of_other_heads_and_matched_ones_are_near() -> None:

@@ -8,7 +8,7 @@ import pytest
 from head_worlds import D_HEAD, EVERY, HEADS, world
 from hypothesis import given, settings
 
-from symbolic_residue.concepts import Design, draw_labels, fit, make_design
+from symbolic_residue.concepts import Design, draw_labels, fit, make_design, scenario_differences
 from symbolic_residue.concepts._gram_readout import discriminant_scores, Grams
 from symbolic_residue.concepts._head_readout import head_selectivity, read_heads, residual_read
 from symbolic_residue.concepts._held_out import auc_of_draws
@@ -79,6 +79,8 @@ def test_selectivity_without_a_fold_is_that_of_the_other_texts(against: str) -> 
                 raw = np.linalg.norm(train.weights() @ x[keep])
                 spread = np.sqrt(np.trace(np.cov(x[keep][~train.positive].T, ddof=1)))
                 assert drawn.raw[d, f, h] == pytest.approx(raw, rel=1e-9)
+                flipped = (scenario_differences(x[keep], train) ** 2).sum() / train.n_strata**2
+                assert drawn.paired[d, f, h] == pytest.approx(raw**2 / flipped, rel=1e-9)
                 assert drawn.selectivity[d, f, h] == pytest.approx(raw / spread, rel=1e-9)
         own = relabelled(design, positive)
         for h, x in enumerate(groups):
@@ -123,11 +125,24 @@ def test_the_readout_numbers_are_those_of_their_definitions() -> None:
     assert again.few.null == found.few.null and again.random_norm.auc.value == found.random_norm.auc.value
 
 
+@pytest.mark.parametrize("by", ["raw_norm", "paired"])
+def test_other_measures_to_choose_by(by: str) -> None:
+    heads, resid, labels, scenarios = world(1, scenarios=10, planted=[(1, 3)], size=4.0)
+    design = make_design(labels, scenarios, "joy")
+    heads[0][:, 5] *= 50  # loud, and without the concept: most raw norm
+    found = read_heads(heads, resid, design, 1, by=by, n_draws=99, n_draws_readout=39, n_random=7)  # type: ignore[arg-type]
+    assert found.top == (((0, 5),) if by == "raw_norm" else ((1, 3),)) and found.chosen_share == (1.0,)
+    assert (found.few.auc.value > 0.8) == (by == "paired")
+
+
 def test_one_layer_is_read_beside_its_own_residual_stream() -> None:
     heads, resid, labels, scenarios = world(1, scenarios=10, planted=[(1, 3)], size=4.0)
     design = make_design(labels, scenarios, "joy")
     found = read_heads(heads, resid, design, 1, layer=1, n_draws=99, n_draws_readout=39, n_random=7)
     assert found.heads == tuple((1, h) for h in range(HEADS)) and found.top == ((1, 3),) and found.residual.dims == 32
+    small = found.residual_small
+    assert small is not None and small.dims == 8 and found.minus("residual_small").value == found.few.auc.value - small.auc.value
+    assert 0.4 < small.auc.value <= found.residual.auc.value + 0.1  # a quarter of the directions holds a part of it
     assert read_heads(heads, resid, design, 1, layer=0, n_draws=99, n_draws_readout=39, n_random=7).few.auc.value < 0.8
 
 

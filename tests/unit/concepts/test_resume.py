@@ -192,8 +192,20 @@ def test_a_folder_that_cannot_be_written_or_holds_something_else_is_refused(
     (tmp_path / "rows.json").write_text(json.dumps({"format": 7}))
     with pytest.raises(RunDamagedError, match="another format"):
         open_pooled(tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(RunDamagedError, match="another format"):
+        collect(instrument, TEXTS, folder=tmp_path)
     with pytest.raises(RunDamagedError, match="no collected rows"):
         open_pooled(tmp_path / "nowhere")
+
+
+def test_a_record_without_its_fields_is_refused(instrument: Instrument, tmp_path: Path) -> None:
+    collect(instrument, TEXTS[:2], folder=tmp_path)
+    head = json.loads((tmp_path / "rows.json").read_text())
+    for key in ("n_tokens", "skipped", "names"):
+        (tmp_path / "rows.json").write_text(json.dumps({name: value for name, value in head.items() if name != key}))
+        with pytest.raises(RunDamagedError, match=key):
+            open_pooled(tmp_path)
 
 
 def test_a_full_disk_is_found_before_the_model_runs(

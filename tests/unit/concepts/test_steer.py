@@ -405,6 +405,27 @@ def test_the_whole_check_on_a_tiny_model() -> None:
     assert [one.texts for one in same.arms] == [one.texts for one in found.arms]
 
 
+@pytest.mark.parametrize(("token", "steers"), [(" came", True), (" write", False)])
+def test_a_direction_that_writes_the_concepts_word_steers_and_one_that_writes_another_does_not(token: str, steers: bool) -> None:
+    """Joy's texts hold "came" and the others do not. The direction at the last layer is the unembedding of that word's token, or of one that no text holds."""
+    instrument, pooled, directions = setting()
+    texts = [("came " if c == "joy" else "") + f"Anna put the {place} in the evening" for place in PLACES for c, _ in ROWS]
+    corpus = Corpus(tuple(ConceptText(c, s, t) for c, s, t in zip(LABELS, SCENARIOS, texts, strict=True)))
+    (token_id,) = instrument.loaded.tokenizer(token, add_special_tokens=False)["input_ids"]
+    unembed = instrument.model.lm_head.weight.detach().double().numpy()  # type: ignore[union-attr, operator]
+    vectors = {i: array.copy() for i, array in directions.vectors.items()}
+    vectors[1][0] = unembed[token_id] / np.linalg.norm(unembed[token_id])
+    found = check_steering(
+        instrument, corpus, pooled, LABELS, SCENARIOS, replace(directions, vectors=vectors), "joy", layer=1, doses=(6.0,), k=0, n_random=5,
+        openings=tuple(f"The {place} and the {other}" for place, other in zip(PLACES, reversed(PLACES), strict=True)),
+        sampling=Sampling(max_new_tokens=16, samples=2),
+    )  # fmt: skip
+    words = next(c for c in found.comparisons if c.measure == "words" and c.against == "random directions")
+    assert found.words_scale.above(0) and found.heads == () and found.heads_verdict is None
+    assert (words.excess.low > 0 and words.p <= 0.05) == steers, found.why
+    assert found.verdict == ("undecided" if not found.whole else "steers" if steers else "not")
+
+
 def test_nonsense_is_refused() -> None:
     instrument, pooled, directions = setting("qwen3_next")
     go = lambda **options: check_steering(  # noqa: E731

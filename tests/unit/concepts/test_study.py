@@ -39,6 +39,7 @@ from symbolic_residue.errors import (
     RunDamagedError,
     RunExistsError,
     StoreError,
+    WriteError,
 )
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.models import bind, wrap
@@ -292,6 +293,21 @@ def test_another_model_and_no_folder_are_refused(instrument: Instrument, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="no directions"):
         open_concept_run(tmp_path / "empty")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(instrument: Instrument, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(WriteError, match="cannot be written"):
+            train_concepts(instrument, corpus_of(), place)
+    run = train_concepts(instrument, corpus_of(), tmp_path / "run")
+    (tmp_path / "run" / "corpus.jsonl").unlink()
+    (tmp_path / "run" / "corpus.jsonl").mkdir()
+    with pytest.raises(WriteError, match="cannot be written"):
+        train_concepts(instrument, corpus_of(), run.folder)
+    (run.folder / "watch").write_text("a file")
+    with pytest.raises(WriteError, match="cannot be written"):
+        write_record(run.folder, "watch/001.json", {})
 
 
 def test_weights_that_are_not_finite_are_refused_and_nothing_is_called_done(tmp_path: Path) -> None:

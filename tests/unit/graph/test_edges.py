@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_helpers import IDS, instrument_of, top_units, with_logit
+from graph_helpers import frozen_edits, IDS, instrument_of, top_units, with_logit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES
 
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
 from symbolic_residue.graph import direct_edges, freeze, relevance, unit_rows, Units
-from symbolic_residue.instrument import Add, AttentionRead, FreezeNorm, Instrument, norm_scales, PatternReplace, Replace
+from symbolic_residue.instrument import Add
 
 REFUSED = {"gpt_oss", "olmo"}
 """gpt_oss: clamped experts with biases; olmo as tested here clips its values."""
@@ -62,25 +62,6 @@ def test_both_sweeps_give_the_same_edges_whatever_the_budget(name: str) -> None:
         else:
             summed = finest[:, columns.rest].unflatten(1, (len(local.layers), -1)).sum(-1)
             torch.testing.assert_close(found[0][:, len(units) : len(units) + len(local.layers)], summed, rtol=0, atol=1e-12)
-
-
-def frozen_edits(instrument: Instrument) -> list[object]:
-    """Edits that hold the model to its local replacement: patterns, norms and MLP outputs as the prompt has them."""
-    parts = instrument.parts
-    layers = range(parts.n_layers)
-    kinds = ("resid_pre", "resid_mid", "z", "mlp_act", "mlp_out")
-    points = [f"{k}.{i}" for i in layers for k in kinds if parts.layers[i].absent(k) is None]
-    read = AttentionRead(stats=(), rows=tuple(range(-len(IDS), 0)), weights=True)
-    trace = instrument.run(IDS[None], reads=[*points, f"resid_post.{layers[-1]}"], attention=read)
-    edits: list[object] = []
-    for i in layers:
-        edits.append(PatternReplace(rows=None, layers=(i,), weights=trace.attention["weights"][i]))
-        edits.append(Replace(point=f"mlp_out.{i}", value=trace[f"mlp_out.{i}"]))
-        for kind in ("pre_attn_norm", "pre_mlp_norm", "post_attn_norm"):
-            if getattr(parts.layers[i], kind) is not None:
-                edits.append(FreezeNorm(norm=f"{kind}.{i}", scale=norm_scales(trace, f"{kind}.{i}", parts)))
-    edits.append(FreezeNorm(norm="final_norm", scale=norm_scales(trace, "final_norm", parts)))
-    return edits
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox", "gemma2", "phi3", "mistral", "stablelm_parallel"])

@@ -300,7 +300,7 @@ def test_the_neurons_of_a_score_become_the_nodes_of_a_graph() -> None:
     units = scores.top("mixed", 2)
     assert set(zip(units.layer.tolist(), units.neuron.tolist(), strict=True)) == truth
     assert units.position.tolist() == [pair.first] * 2
-    graph = attribute_prompt(instrument, pair.clean, targets=[(ANSWER, WRONG)], units=units)
+    graph = attribute_prompt(instrument, pair.clean, targets=[(ANSWER, WRONG)], nodes=units)
     assert len(graph) == 2 and graph.check().worst < 1e-12
     curve = graph.faithfulness(instrument, pair).curves.filter(pl.col("score") == "graph")
     assert curve["n"].to_list() == [0, 1, 2] and curve["recovered"][2] > 0.9 > curve["recovered"][1]
@@ -309,7 +309,7 @@ def test_the_neurons_of_a_score_become_the_nodes_of_a_graph() -> None:
         scores.top("mixed", -1)
     for cell in ((2, 0, 0), (0, 99, 0), (0, 0, 96)):
         with pytest.raises(ConfigError, match="no neuron"):
-            attribute_prompt(instrument, pair.clean, units=Units.of(torch.tensor([cell])))
+            attribute_prompt(instrument, pair.clean, nodes=Units.of(torch.tensor([cell])))
 
 
 def test_a_pair_without_an_effect_has_a_reason_and_no_numbers() -> None:

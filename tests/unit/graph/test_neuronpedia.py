@@ -100,6 +100,7 @@ def test_targets_carry_their_probability(graph: Graph) -> None:
     assert len(logits) == graph.n_targets == 4 and data["qParams"]["pinnedIds"] == [node["node_id"] for node in logits]
     for node, target in zip(logits, graph.targets, strict=True):
         assert f"(p={target.probability or 0:.3f})" in node["clerp"] and node["token_prob"] == (target.probability or 0)
+        assert node["clerp"].startswith('Output "') and (target.token is None or not node["clerp"].startswith("Output \"'"))
         assert node["layer"] == "3" and node["activation"] == target.value
     assert [node["is_target_logit"] for node in logits] == [True, False, True, True]
     meta = data["metadata"]
@@ -251,7 +252,8 @@ def test_the_command_exports_a_kept_graph(graph: Graph, tmp_path: Path, capsys: 
     back = read_neuronpedia(out)
     assert said == {"file": str(out), "nodes": len(back.nodes), "links": len(back.links), "slug": "mine"}
     assert main(["graph", "export", str(folder), "-o", str(out)]) == 5 and "exists already" in capsys.readouterr().err
-    assert main(["graph", "export", str(folder)]) == 0 and (folder / "neuronpedia.json").exists()
+    assert main(["graph", "export", str(folder)]) == 0
+    assert read_neuronpedia(folder / "neuronpedia.json").view.supernodes == graph.supernodes().rows(graph)
     assert main(["graph", "export", str(tmp_path / "nowhere")]) == 3
     capsys.readouterr()
 

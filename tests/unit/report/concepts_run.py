@@ -9,11 +9,13 @@ from report.synthetic_run import NASTY, SCRIPT
 from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.concepts import (
+    check_concepts,
     choose_tracks,
     ConceptText,
     Corpus,
     Meaning,
     report_concepts,
+    Sampling,
     train_concepts,
     watch,
     watch_record,
@@ -42,6 +44,7 @@ def write_concepts(
     manifest: bool = True,
     late: int = 4,
     watched: bool = False,
+    causal: bool = False,
     **options: Any,
 ) -> Path:
     """Corpus, readout and quality report of a tiny model: joy and fear (basic), trust (relational), and ``late`` in the first few of 8 scenarios only, without a family."""
@@ -61,6 +64,22 @@ def write_concepts(
             pass
     run = train_concepts(instrument, corpus, folder, **options)
     report_concepts(run, instrument.parts)
+    if causal:
+        openings = [f"The river {SCRIPT}" if nasty else "The river turns", "Anna put"]
+        sampling = Sampling(max_new_tokens=6, seed=1)
+        for concept in run.directions.concepts[:2]:
+            check_concepts(
+                run,
+                instrument,
+                [concept],
+                openings=openings,
+                doses=(2.0,),
+                sampling=sampling,
+                n_random=3,
+                n_others=2,
+                k=2,
+                n_controls=3,
+            )
     if watched:
         layers = run.directions.layers
         tracks = choose_tracks(run, [c for c in run.directions.concepts if c != "late"], layers=layers)

@@ -90,7 +90,7 @@ def test_the_answer_counts_the_concepts_with_small_family_wise_p(folder: Path, p
         and "1,000 permutations" in said
     )
     assert "Not tested: late" in said
-    assert "residue concepts heads run" in said and "residue concepts steer run" in said
+    assert "residue concepts heads run" in said and "residue concepts check run" in said
 
 
 def test_every_concept_stands_beside_its_null_and_words_alone(page: str, quality: dict[str, Any]) -> None:
@@ -224,6 +224,32 @@ def test_watched_texts_are_coloured_by_z_with_their_reference(tmp_path: Path) ->
     strong = sum(z is not None and z[at] >= 2 for one in record["texts"][:4] for z in one["z"])
     assert panel.count('class="t strong"') == strong
     assert page.count("<script") == 1 and "Anna·put·&lt;script&gt;" in re.sub("</?(span|wbr)[^>]*>", "", panel)
+
+
+def test_ablation_and_steering_stand_beside_their_controls(tmp_path: Path) -> None:
+    made = write_concepts(tmp_path / "run", causal=True, nasty=True)
+    found = json.loads((made / "causal.json").read_text("utf-8"))["concepts"]
+    page = concepts_page(made).read_text("utf-8")
+    part = section(page, "causal")
+    ablation, steering = (part[part.index(f"<caption>{name}") :].split("</table>")[0] for name in ("Ablation:", "Steering:"))
+    assert len(found) == 2
+    for concept, one in found.items():
+        first = one["ablation"]["layers"][0]
+        row = next(row for row in table_rows(ablation) if row[0] == concept)
+        assert row[1:5] == [one["ablation"]["verdict"], str(one["ablation"]["layer"]), "8", str(len(one["ablation"]["halves"][0]))]
+        assert row[6].startswith(number(first["lost"]["value"])) and row[7].startswith(number(first["control"]["value"]))
+        assert row[10] == str(len(first["controls"])) and one["ablation"]["why"] in words(part)
+        main = next(c for c in one["steering"]["comparisons"] if (c["measure"], c["against"]) == ("words", "random directions"))
+        row = next(row for row in table_rows(steering) if row[0] == concept)
+        assert row[1] == one["steering"]["verdict"] and row[5] == "2"
+        assert row[7].startswith(number(main["effect"]["value"], signed=True)) and row[8].startswith(
+            number(main["control"]["value"], signed=True)
+        )
+        arms = {(arm["kind"], arm["dose"]): arm for arm in one["steering"]["arms"] if "texts" in arm}
+        assert words(part).count(words(figures.visible(arms["unsteered", 0.0]["texts"][1][0]))) >= 1
+    said = words(section(page, "answer"))
+    assert "(2 of 4 concepts were tried)" in said and "Ablating the chosen heads, against matched other heads" in said
+    assert "No causal check was made yet" not in said and page.count("<script") == 1
 
 
 def test_words_are_beaten_only_where_the_intervals_lie_apart(edited: Any) -> None:

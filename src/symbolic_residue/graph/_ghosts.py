@@ -1,0 +1,162 @@
+"""Ghosts: neurons that write much and move the answer no more than they would move anything.
+
+1. A neuron's size is |activation| × the norm of what it writes, through the norm after the MLP. The largest are looked at.
+2. Its effect is the total one (``_relevance``) on each group of targets.
+3. Its floor is drawn, not set: the effects that it has on random directions of the target's length, at the target's place. They are normal with mean 0 in high
+   dimension, so 1.96 × their root mean square is what a direction that has nothing to do with the answer exceeds in 5 % of cases.
+4. A ghost is below its floor for every group of targets.
+5. Control: each random direction in turn is the target, with floors drawn from the others. About 95 % of neurons are ghosts for it; that the share for the
+   answer is lower says that large neurons serve it at all.
+
+One prompt is one observation: shares over neurons of a prompt have no interval here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from symbolic_residue.errors import ConfigError
+from symbolic_residue.graph._columns import Units
+from symbolic_residue.graph._graph import Graph
+from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._relevance import relevance
+from symbolic_residue.instrument import Instrument
+
+__all__ = ["Ghosts", "ghosts"]
+
+_NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True, eq=False)
+class Ghosts:
+    """Large neurons beside their floors.
+
+    Attributes:
+        table: ``layer position token neuron activation size effect floor ratio ghost``, largest first; ``ratio`` is the largest effect over floor of any group.
+        share: of them, ghosts.
+        control: the same share with each random direction as the target: mean, smallest, largest.
+        directions: how many there were.
+    """
+
+    table: pl.DataFrame
+    share: float
+    control: tuple[float, float, float]
+    directions: int
+
+
+def ghosts(instrument: Instrument, graph: Graph, *, count: int = 1000, directions: int = 24, seed: int = 0) -> Ghosts:
+    """The ``count`` largest neurons of a graph's prompt, and which of them are ghosts for its targets.
+
+    Args:
+        instrument: the graph's model.
+        graph: for its prompt and targets; neurons that are no nodes are looked at too.
+        count: neurons looked at.
+        directions: random directions a group of targets; each costs a pass down.
+        seed: of the directions.
+
+    Raises:
+        ConfigError: fewer than 8 directions, no neuron asked for, another model than the graph's, or a graph of features.
+    """
+    if directions < 8 or count < 1:
+        raise ConfigError(
+            f"{directions} directions and {count} neurons give no floor.", todo="Ask for 8 directions or more, and a neuron."
+        )
+    graph.require_neurons("A search for ghosts")
+    with torch.no_grad():
+        local = freeze(instrument, torch.tensor(graph.ids))
+        _require_model(local, graph)
+        units, sizes = _largest(local, count)
+        generator = torch.Generator().manual_seed(seed)
+        ratios, controls, effects, floors = [], [], [], []
+        for group in sorted({t.group for t in graph.targets}):
+            members = [i for i, t in enumerate(graph.targets) if t.group == group]
+            weights = torch.tensor([graph.targets[i].weight for i in members], dtype=local.dtype)
+            target = weights @ graph.target_rows.direction[members].to(local.dtype)
+            one = graph.targets[members[0]]
+            layer = None if one.layer == len(local.layers) else one.layer
+
+            def effect(direction: Tensor, layer: int | None = layer, position: int = one.position) -> Tensor:
+                return _pick(relevance(local, direction, position=position, layer=layer, rule=graph.rule).neurons, units)
+
+            drawn = torch.randn(directions, len(target), generator=generator, dtype=torch.float64).to(local.dtype)
+            drawn = drawn / drawn.norm(dim=1, keepdim=True) * target.norm()
+            noise = torch.stack([effect(direction) for direction in drawn]).double()
+            mine = effect(target).double()
+            floor = _NORMAL_95 * noise.square().mean(0).sqrt()
+            ratios.append(_over(mine, floor))
+            effects.append(mine)
+            floors.append(floor)
+            others = (noise.square().sum(0) - noise.square()) / (directions - 1)
+            controls.append((_over(noise, _NORMAL_95 * others.sqrt()) < 1).double().mean(1))
+    ratio = torch.stack(ratios).amax(0)
+    by_chance = torch.cat(controls)
+    cells = (units.layer.tolist(), units.position.tolist(), units.neuron.tolist())
+    table = pl.DataFrame(
+        {
+            "layer": cells[0],
+            "position": cells[1],
+            "token": [graph.tokens[t] for t in cells[1]],
+            "neuron": cells[2],
+            "activation": [float(local.layers[i].activations[t, n]) for i, t, n in zip(*cells, strict=True)],
+            "size": sizes.tolist(),
+            "effect": effects[0].tolist(),
+            "floor": floors[0].tolist(),
+            "ratio": ratio.tolist(),
+            "ghost": (ratio < 1).tolist(),
+        },
+        schema_overrides={"token": pl.String},
+    ).sort("size", descending=True, maintain_order=True)
+    control = (float(by_chance.mean()), float(by_chance.min()), float(by_chance.max()))
+    return Ghosts(table, float((ratio < 1).double().mean()), control, directions)
+
+
+def _require_model(local: LocalModel, graph: Graph) -> None:
+    shape = graph.columns
+    fits = len(local.layers) == shape.n_layers and graph.target_rows.direction.shape[1] == local.embedded.shape[1]
+    widest = max((one.gate.shape[1] for one in local.layers), default=0)
+    if fits and len(graph):
+        fits = int(graph.units.neuron.max()) < widest
+    if fits and len(graph):
+        now = _pick(tuple(one.activations for one in local.layers), graph.units).double()
+        fits = float((now - graph.activations.double()).abs().max()) <= 1e-3 * float(graph.activations.double().abs().max())
+    if not fits:
+        raise ConfigError(
+            "This is not the model that the graph was made with.",
+            why="Its neurons have other activations on the graph's prompt.",
+            todo="Give the graph's own model.",
+        )
+
+
+def _largest(local: LocalModel, count: int) -> tuple[Units, Tensor]:
+    """The neurons of largest size, and their sizes in the units' order."""
+    from symbolic_residue.graph._relevance import Relevance
+
+    sizes = []
+    for layer in local.layers:
+        n, width = len(local), layer.gate.shape[1]
+        ones = torch.ones(max(n, width), dtype=local.dtype)
+        first = torch.zeros(max(n, width), dtype=torch.long)
+        norm = layer.written(torch.arange(width), first[:width], ones[:width]).norm(dim=1)
+        widest = torch.full((n,), int(norm.argmax()), dtype=torch.long)  # a norm after the MLP scales each position's write as one
+        scale = layer.written(widest, torch.arange(n), ones[:n]).norm(dim=1) / norm.max().clamp(min=1e-30)
+        sizes.append(layer.activations.abs() * norm * scale[:, None])
+    found = Relevance(tuple(sizes), torch.zeros(len(local)))
+    units = found.top(count)
+    return units, _pick(found.neurons, units)
+
+
+def _pick(per_layer: tuple[Tensor, ...], units: Units) -> Tensor:
+    found = torch.zeros(len(units), dtype=per_layer[0].dtype)
+    for i, one in enumerate(per_layer):
+        at = units.at(i)
+        found[at] = one[units.position[at], units.neuron[at]]
+    return found
+
+
+def _over(effect: Tensor, floor: Tensor) -> Tensor:
+    """|effect| over floor; 0 where both are (a neuron that cannot reach the place)."""
+    return effect.abs() / floor.clamp(min=1e-300)

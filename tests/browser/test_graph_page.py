@@ -1,0 +1,194 @@
+"""The graph's page in a real browser: quiet, sealed, walked by pointer and keyboard, and legible with 1000 nodes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report.graph_data import graph_data
+
+pytestmark = pytest.mark.browser
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+DATA = {"small": graph_data(), "big": graph_data(1000, 64, 30), "nasty": graph_data(nasty=True)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium by Playwright: the one named in RESIDUE_CHROMIUM, the system's, or Playwright's own."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = os.environ.get("RESIDUE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with api.sync_playwright() as playwright:
+        if path is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("no Chromium: none on the PATH, and Playwright has not installed its own")
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    from symbolic_residue.report import graph_page
+
+    root, found = tmp_path_factory.mktemp("graphs"), {}
+    for name, data in DATA.items():
+        path = root / f"{name}.html"
+        path.write_text(graph_page(data), "utf-8")
+        found[name] = path.as_uri()
+    return found
+
+
+@pytest.fixture
+def visit(browser: Any, pages: dict[str, str]) -> Iterator[Any]:
+    contexts = []
+
+    def go(name: str, width: int = 1280, height: int = 900, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.messages, page.requests = [], []
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(pages[name])
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+def shown(page: Any) -> int:
+    """Neurons in the picture."""
+    return page.locator(".stage path.unit").count()
+
+
+def scale(page: Any) -> float:
+    return float(
+        page.evaluate("document.querySelector('.stage g[transform*=scale]').getAttribute('transform').match(/scale\\((.*)\\)/)[1]")
+    )
+
+
+@pytest.mark.parametrize("name", ["small", "big", "nasty"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_quiet_sealed_and_no_wider_than_the_screen(visit: Any, pages: dict[str, str], name: str, width: int) -> None:
+    page = visit(name, width)
+    page.get_by_text("nodes as a table").click()
+    assert page.messages == [] and page.requests == [pages[name]]
+    assert page.evaluate("window.pwned") is None and page.evaluate(OVERFLOW) <= 0
+    assert page.locator("table.dense tbody tr").count() == len(DATA[name]["nodes"])
+
+
+def test_tokens_that_are_markup_are_text(visit: Any) -> None:
+    page = visit("nasty")
+    assert page.locator("script").count() == 2 and page.locator("main img").count() == 0
+    page.locator("#find").fill("pwned")
+    page.locator("#find").press("Enter")
+    assert "window.pwned" in page.locator("#chosen").inner_text() and page.evaluate("window.pwned") is None
+    page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.pwned = 2'; document.body.append(s); }"
+    )
+    assert page.evaluate("window.pwned") is None
+
+
+def test_a_clicked_node_tells_what_feeds_it_and_what_reads_it(visit: Any) -> None:
+    """The numbers in the panel are those of the data: the largest source first."""
+    page, data = visit("small"), DATA["small"]
+    name = data["links"][0]["target"]
+    at = [node["node_id"] for node in data["nodes"]].index(name)
+    page.locator(f"[data-node='{at}']").click(force=True)
+    ins = sorted((link["weight"] for link in data["links"] if link["target"] == name), key=abs, reverse=True)
+    outs = [link for link in data["links"] if link["source"] == name]
+    said = page.locator("#chosen").inner_text()
+    assert f"Feeds it ({len(ins)})" in said and f"Reads it ({len(outs)})" in said
+    first = page.locator("#chosen ol .w").first.inner_text()
+    assert float(first.replace("−", "-")) == pytest.approx(ins[0], rel=6e-3)
+    assert page.locator(".stage path.link").count() == len(ins) + len(outs)
+    negative = sum(link["weight"] < 0 for link in data["links"] if name in (link["source"], link["target"]))
+    assert page.locator(".stage path.link.neg").count() == negative
+    dash = page.locator(".stage path.link.neg").first.evaluate("(one) => getComputedStyle(one).strokeDasharray")
+    assert dash != "none"
+    page.locator("#chosen ol button").first.click()
+    assert page.locator("#chosen h3").inner_text() != said.splitlines()[0]
+
+
+def test_1000_nodes_are_filtered_and_all_can_be_had(visit: Any) -> None:
+    page = visit("big")
+    few = shown(page)
+    assert 50 < few < 260
+    page.locator("#cut").focus()
+    page.keyboard.press("End")
+    assert shown(page) == 1000
+    page.get_by_role("button", name="fit").click()
+    boxes = page.evaluate(
+        "() => [...document.querySelectorAll('.stage .n')].map((n) => n.getBoundingClientRect()).map((b) => [b.x, b.y, b.width])"
+    )
+    stage = page.locator("#stage").bounding_box()
+    assert all(
+        stage["x"] <= x <= stage["x"] + stage["width"] and stage["y"] - 9 <= y <= stage["y"] + stage["height"] for x, y, _ in boxes
+    )
+    assert min(width for _, _, width in boxes) >= 4.5
+    page.keyboard.press("Home")
+    assert page.messages == []
+
+
+def test_zoom_drag_and_pin(visit: Any) -> None:
+    page = visit("small")
+    before = scale(page)
+    page.get_by_role("button", name="zoom in").click()
+    assert scale(page) == pytest.approx(before * 1.3, rel=1e-2)
+    where = "document.querySelector('.stage g[transform*=scale]').getAttribute('transform')"
+    still, box = page.evaluate(where), page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 240, box["y"] + 260, steps=4)
+    page.mouse.up()
+    assert page.evaluate(where) != still
+    page.locator("#pin").click()
+    assert page.locator("#pins button").count() == 1 and page.locator("#pin").inner_text() == "unpin"
+    assert page.locator(".stage .pinlabel").count() == 1
+    page.locator("#pin").click()
+    assert page.locator("#pins button").count() == 0
+
+
+def test_the_keyboard_walks_pins_and_lets_go(visit: Any) -> None:
+    page = visit("small")
+    page.locator(".stage svg[role=application]").focus()
+    names = [page.locator("#chosen h3").inner_text()]
+    for key in ("ArrowDown", "ArrowLeft", "ArrowDown", "ArrowUp", "ArrowRight"):
+        page.keyboard.press(key)
+        names.append(page.locator("#chosen h3").inner_text())
+    assert names[0].startswith("Output") and len(set(names)) >= 4
+    assert names[-1].split(" @")[0] in page.locator("#said").inner_text()
+    page.keyboard.press("p")
+    assert page.locator("#pins button").count() == 1
+    page.keyboard.press("Escape")
+    assert "Choose a node" in page.locator("#chosen").inner_text()
+
+
+def test_a_supernode_is_its_members_with_their_links_summed(visit: Any) -> None:
+    page, data = visit("small"), DATA["small"]
+    page.locator("#groups button").click()
+    inside = set(data["qParams"]["supernodes"][0][1:])
+    assert page.locator(".stage path.group").count() == len(inside)
+    sums: dict[str, float] = {}
+    for link in data["links"]:
+        if link["target"] in inside and link["source"] not in inside:
+            sums[link["source"]] = sums.get(link["source"], 0.0) + link["weight"]
+    first = page.locator("#chosen ol .w").first.inner_text()
+    assert float(first.replace("−", "-")) == pytest.approx(max(sums.values(), key=abs), rel=6e-3)
+    assert page.locator("#groups button[aria-pressed=true]").count() == 1
+
+
+def test_search_finds_layers_and_labels(visit: Any) -> None:
+    page, data = visit("big"), DATA["big"]
+    page.locator("#find").fill("L12")
+    wanted = sum(node["layer"] == "12" for node in data["nodes"])
+    assert page.locator("#hits").inner_text() == f"{wanted} found"
+    page.locator("#find").fill("word7'")
+    page.locator("#find").press("Enter")
+    assert "#" in page.locator("#chosen h3").inner_text() and page.locator(".stage path.chosen").count() == 1

@@ -1,0 +1,130 @@
+"""Graphs in the exchanged JSON, made up: of any size, and with tokens and labels that would be markup."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+NASTY = [
+    "<script>window.pwned = 1</script>",
+    "\"'><img src=x onerror=window.pwned=1>",
+    "</script><script>window.pwned=1</script>",
+    "\u202eevil",
+    "a\nb",
+]
+WORDS = [
+    "",
+    "The",
+    "mill",
+    "stands",
+    "where",
+    "the",
+    "river",
+    "turns",
+    "and",
+    "the",
+    "miller",
+    "keeps",
+    "a",
+    "key",
+    "to",
+    "its",
+    "gate",
+    ",",
+    "so",
+][1:]
+
+
+def graph_data(units: int = 40, tokens: int = 12, layers: int = 6, *, nasty: bool = False, seed: int = 0) -> dict[str, Any]:
+    """A graph: units in late layers and at late positions more often; 12 sources each, rests, embeddings and two targets."""
+    draw = random.Random(seed)
+    texts = [f" {WORDS[t % len(WORDS)]}" for t in range(tokens)]
+    if nasty:
+        texts[: len(NASTY)] = NASTY[:tokens]
+    cells = [(layer, t) for layer in range(layers) for t in range(tokens)]
+    weights = [(1 + layer) * math.exp(3 * t / tokens) for layer, t in cells]
+    places = draw.choices(cells, weights, k=units)
+    nodes = [
+        node(
+            f"{layer}_{100 + i}_{t}",
+            str(layer),
+            t,
+            "cross layer transcoder",
+            f"raises {texts[i % tokens]!r}, ' word{i}'",
+            draw.gauss(0, 2),
+        )
+        for i, (layer, t) in enumerate(places)
+    ]
+    nodes += [
+        node(f"{layer}_-1_{t}", str(layer), t, "mlp reconstruction error", f"other neurons, layer {layer}")
+        for layer, t in cells
+        if draw.random() < 0.1
+    ]
+    for i, one in enumerate(draw.sample(nodes, len(nodes))):
+        one["influence"] = 0.8 * (i + 1) / len(nodes)
+    nodes += [node(f"E_{t}_{t}", "E", t, "embedding", f"Emb: {text!r}") | {"influence": 0.5} for t, text in enumerate(texts)]
+    names = [" gate", " river"]
+    nodes += [
+        node(f"{layers + 1}_{9 + i}_{tokens - 1}", str(layers + 1), tokens - 1, "logit", f'Output "{name}" (p={p:.3f})', v)
+        | {"token_prob": p}
+        for i, (name, p, v) in enumerate(zip(names, (0.6, 0.2), (9.1, 7.4), strict=True))
+    ]
+
+    def height(one: dict[str, Any]) -> int:
+        return 0 if one["layer"] == "E" else int(one["layer"]) + 1
+
+    links = []
+    for target in nodes:
+        if target["feature_type"] in ("embedding", "mlp reconstruction error"):
+            continue
+        below = [one for one in nodes if height(one) < height(target) and one["ctx_idx"] <= target["ctx_idx"]]
+        links += [
+            {"source": one["node_id"], "target": target["node_id"], "weight": draw.gauss(0, 1)}
+            for one in draw.sample(below, min(12, len(below)))
+        ]
+    first = [one["node_id"] for one in nodes[:5]]
+    targets = [
+        {"node_id": f"{layers + 1}_{9 + i}_{tokens - 1}", "name": repr(name), "value": v, "probability": p}
+        for i, (name, v, p) in enumerate(zip(names, (9.1, 7.4), (0.6, 0.2), strict=True))
+    ]
+    kinds = ("units", "embeddings", "rest", "constant")
+    return {
+        "metadata": {
+            "slug": "made-up",
+            "scan": NASTY[0] if nasty else "made-up",
+            "prompt_tokens": texts,
+            "prompt": "".join(texts),
+            "schema_version": 1,
+            "pruning_settings": {"node_threshold": 0.8, "edge_threshold": 0.98},
+            "residue": {
+                "adds_up": {"worst": 1e-7, "tolerance": 1e-5, "rows": units + 2},
+                "accounted": [
+                    {"target": t["name"], "kind": kind, "value": t["value"] * share, "share_of_size": share}
+                    for t in targets
+                    for kind, share in zip(kinds, (0.6, 0.1, 0.3, 0.0), strict=True)
+                ],
+                "targets": targets,
+                "units": units,
+                "layers": layers,
+                "uncapped": False,
+            },
+        },
+        "qParams": {
+            "pinnedIds": [t["node_id"] for t in targets],
+            "supernodes": [[NASTY[0] if nasty else "' gate', ' key' L3–5 ×5", *first]],
+            "linkType": "both",
+            "clickedId": targets[0]["node_id"],
+            "sg_pos": "",
+        },
+        "nodes": nodes,
+        "links": links,
+    }
+
+
+def node(name: str, layer: str, at: int, kind: str, clerp: str, activation: float | None = None) -> dict[str, Any]:
+    """A node with every field."""
+    return {
+        "node_id": name, "feature": 1, "layer": layer, "ctx_idx": at, "feature_type": kind, "token_prob": 0.0, "is_target_logit": False,
+        "run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": f"{name}-0", "clerp": clerp, "influence": None, "activation": activation,
+    }  # fmt: skip
