@@ -92,8 +92,7 @@ def _show(found: dict[str, Any], run: Path) -> None:
     reasons: dict[str, list[str]] = {}
     for concept, both in found["concepts"].items():
         one, name = both["model"], Text(visible(concept))
-        of_layer = both["layer"]["verdict"] if both["layer"] else "–"
-        verdicts.add_row(name, one["verdict"], one["verdict_strict"], _p(one["read"]["p"]), of_layer)
+        verdicts.add_row(name, one["verdict"], one["verdict_strict"], _p(one["read"]["p"]), both["layer"]["verdict"])
         r, words = one["readouts"], found["words_alone"].get(concept)
         few = f"{r['few']['auc']:.2f} [{r['few']['low']:.2f}, {r['few']['high']:.2f}]"
         readouts.add_row(

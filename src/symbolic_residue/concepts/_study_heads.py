@@ -55,7 +55,7 @@ def judge_run_heads(
         progress: called with each concept and the share that is done.
 
     Raises:
-        ReadError: no layer with heads.
+        ReadError: no layer with two heads.
         ConfigError: an unknown concept or layer; see :func:`head_verdict`.
         RunDamagedError: a file of the folder that cannot be read; WriteError: it cannot be written.
     """
@@ -68,9 +68,12 @@ def judge_run_heads(
     if not names:
         raise ConfigError("No concept was asked for.", todo="Name one, or leave it out for all.")
     middle = run.directions.model.n_layers // 2
-    at = min(heads, key=lambda i: (abs(i - middle), i)) if layer is None else layer
-    if at not in heads:
-        raise ConfigError(f"There are no heads of layer {at}.", todo=f"Layers: {', '.join(map(str, sorted(heads)))}.")
+    several = sorted(i for i, x in heads.items() if x.shape[1] > 1)
+    if not several:
+        raise ReadError("No layer has two heads.", why="One head cannot be compared with the others of its layer.")
+    at = min(several, key=lambda i: (abs(i - middle), i)) if layer is None else layer
+    if at not in several:
+        raise ConfigError(f"There are no heads of layer {at} to compare.", todo=f"Layers: {', '.join(map(str, several))}.")
     rival: Against = run.directions.against if against is None else against
     seed = run.seed if seed is None else seed
     n_heads = sum(x.shape[1] for x in heads.values())
