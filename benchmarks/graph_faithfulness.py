@@ -203,7 +203,7 @@ def section(records: Path) -> str:
         n = part["pair"].n_unique()
         seconds = sum(row["seconds"] for row in mine)
         out += [
-            f"{title}: {n} pairs, of which {len(left)} have nothing to recover{': ' + '; '.join(f'{p} ({why})' for p, why in left) if left else ''}. "
+            f"{title}: {n} of its {sum(odd(p.id) == half for p in counterfactual_pairs())} pairs, the first by hash, of which {len(left)} have nothing to recover{': ' + '; '.join(f'{p} ({why})' for p, why in left) if left else ''}. "
             f"{min(r['tokens'] for r in mine)} to {max(r['tokens'] for r in mine)} tokens, {int(part['in_play'].min())} to {int(part['in_play'].max())} neurons in play "  # type: ignore[arg-type]
             f"(median {int(part['in_play'].median())}); {seconds:.0f} s of processor time, {seconds / n:.1f} s a pair with {part['score'].n_unique()} scores.",  # type: ignore[arg-type]
             "",
