@@ -72,7 +72,8 @@ def _ablation(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         first = one["layers"][0]
         cells.append(
             [
-                concept, _CELLS[one["verdict"]], str(one["layer"]), str(one["scenarios"]), str(len(one["halves"][0])), measured(first["contrast"], between="\n"),
+                concept, _CELLS[one["verdict"]], str(one["layer"]), str(one["scenarios"]), str(len(one["halves"][0])),
+                measured(first["contrast"], between="\n"),
                 *_three(first, "lost"), p_text(first["p"]), str(len(first["controls"])),
                 measured(one["predicted"], between="\n"), f"{number(one['kl']['value'])}\n({number(_mean(one['kl_controls']))})",
             ]

@@ -42,7 +42,7 @@ def heads_sentence(run: ConceptsRun) -> str:
     return (
         said
         if families["answer"] is None
-        else f"{said} {families['question']} {str(families['answer']).capitalize()} ({families['reason'].rstrip('.')})."
+        else f"{said} {families['question']} {str(families['answer']).capitalize()}: {families['reason']}"
     )
 
 
