@@ -163,10 +163,10 @@ def test_the_map_of_cosines_can_be_read(visit):
     boxes = table.locator("tbody td").evaluate_all(
         "(cells) => cells.map((c) => ({w: c.getBoundingClientRect().width, h: c.getBoundingClientRect().height, over: c.scrollWidth > c.clientWidth}))"
     )
-    assert len(boxes) == 16 and not any(box["over"] for box in boxes)
+    assert len(boxes) == 25 and not any(box["over"] for box in boxes)
     assert all(box["w"] >= 40 and box["h"] >= 24 for box in boxes)
     names = table.locator("thead th.name")
-    assert names.all_inner_texts() == table.locator("tbody th").all_inner_texts() == ["joy", "fear", "trust", "late"]
+    assert names.all_inner_texts() == table.locator("tbody th").all_inner_texts() == ["joy", "fear", "trust", "calm", "late"]
     assert all(name.evaluate("(e) => getComputedStyle(e).writingMode") == "vertical-rl" for name in names.all())
 
 

@@ -95,7 +95,7 @@ def held_out_null(x: NDArray[np.floating] | Rows, design: Design, labels: Labels
         design: strata and folds.
         labels: ``[draw, n]``, the observed ones first.
     """
-    some = max(1, 2 * BLOCK // (8 * labels.shape[1]))
+    some = max(1, BLOCK // (8 * labels.shape[1]))
     first, values = None, []
     for start in range(0, len(labels), some):
         part = labels[start : start + some]

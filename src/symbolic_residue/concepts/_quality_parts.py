@@ -263,12 +263,17 @@ def scenario_leak(
         return {"value": None, "reason": "No two texts share a scenario, or all do."}
     rng = generator(seed)
     residual = scores - np.where(positive, scores[positive].mean(), scores[~positive].mean())
-    rows = np.tile(residual, (1 + n_draws, 1))
+    sums = np.zeros((1 + n_draws, int(scenario.max()) + 1))
     for part in (positive, ~positive):
-        rows[1:, part] = rng.permuted(np.tile(residual[part], (n_draws, 1)), axis=1)
-    order = np.argsort(scenario, kind="stable")
-    starts = np.flatnonzero(np.diff(scenario[order], prepend=-1))
-    counts = np.diff(starts, append=len(scores))
-    between = (np.add.reduceat(rows[:, order], starts, axis=1) ** 2 / counts).sum(1)
+        own = np.flatnonzero(part)
+        order = np.argsort(scenario[own], kind="stable")
+        names, starts = np.unique(scenario[own][order], return_index=True)
+        some = max(1, BLOCK // (8 * len(own)))
+        for start in range(0, n_draws, some):
+            stop = min(start + some, n_draws)
+            drawn = rng.permuted(np.tile(residual[own], (stop - start, 1)), axis=1)
+            sums[1 + start : 1 + stop, names] += np.add.reduceat(drawn[:, order], starts, axis=1)
+        sums[0, names] += np.add.reduceat(residual[own][order], starts)
+    between = (sums**2 / np.maximum(np.bincount(scenario), 1)).sum(1)
     total = float((residual**2).sum())
     return null_block(between / total) if total > 0 else {"value": None, "reason": "All scores are the same."}

@@ -21,6 +21,7 @@ __all__ = ["BLOCK", "Rows", "group_blocks", "group_sums", "label_weights"]
 Array = NDArray[np.float64]
 BLOCK = 2**22
 """Bytes of a block of rows in float64."""
+_MOST = 512
 
 
 class Rows:
@@ -50,8 +51,8 @@ class Rows:
 
     @property
     def per_block(self) -> int:
-        """Rows of a block."""
-        return max(1, BLOCK // (8 * max(1, self.width)))
+        """Rows of a block: few enough that the weights of a thousand draws for them are no larger than the rows."""
+        return max(1, min(_MOST, BLOCK // (8 * max(1, self.width))))
 
     def take(self, which: slice | NDArray[np.intp]) -> Array:
         """Rows by number, ``[k, …]`` float64, a copy."""

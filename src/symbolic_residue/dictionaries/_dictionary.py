@@ -272,16 +272,24 @@ class Transcoders:
     def predict(self, inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Predicted MLP outputs ``[position, d_model]`` of all its layers, from what each reads, ``[position, d_model]``."""
         acts = {i: one.encode(inputs[i]) for i, one in self.layers.items()}
-        found = {}
-        for j, one in self.layers.items():
-            y = one.bias.to(inputs[j]).expand_as(inputs[j])
-            if one.skip is not None:
-                y = y + inputs[j] @ one.skip.to(inputs[j])
-            for i, other in self.layers.items():
-                if j in other.decoders:
-                    y = y + acts[i] @ other.decoders[j].to(acts[i])
-            found[j] = y
-        return found
+        return {j: self.predict_layer(j, acts, inputs[j]) for j in self.layers}
+
+    def predict_layer(self, layer: int, acts: Mapping[int, Tensor], x: Tensor) -> Tensor:
+        """The predicted MLP output of a layer, ``[position, d_model]``.
+
+        Args:
+            layer: which.
+            acts: features ``[position, feature]`` of it and of all layers below that write into it.
+            x: what the layer reads, ``[position, d_model]``.
+        """
+        one = self.layers[layer]
+        y = one.bias.to(x).expand_as(x)
+        if one.skip is not None:
+            y = y + x @ one.skip.to(x)
+        for i, other in self.layers.items():
+            if layer in other.decoders:
+                y = y + acts[i] @ other.decoders[layer].to(x)
+        return y
 
 
 def by_layer(layers: Iterable[LayerDictionary]) -> dict[int, LayerDictionary]:

@@ -33,6 +33,7 @@ from symbolic_residue.graph._neuronpedia_schema import (
 from symbolic_residue.graph._pairs import token_pair, TokenPair, validate_pairs
 from symbolic_residue.graph._qk import qk_attribution, QKAttribution
 from symbolic_residue.graph._relevance import Relevance, relevance
+from symbolic_residue.graph._scores import graph_scores, Scores
 from symbolic_residue.graph._supernodes import Supernodes, supernodes
 from symbolic_residue.graph._sweep import direct_edges, work
 from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neuron, read_targets, Target, target_rows
@@ -69,6 +70,7 @@ __all__ = [
     "Rows",
     "Rule",
     "ScoreName",
+    "Scores",
     "Supernodes",
     "Target",
     "TargetInfo",
@@ -86,6 +88,7 @@ __all__ = [
     "ghosts",
     "gradients_at",
     "graph_faithfulness",
+    "graph_scores",
     "head_loadings",
     "intervene",
     "intervention_agreement",

@@ -20,7 +20,7 @@ from symbolic_residue.report._concepts_figures import concept_figures, head_figu
 from symbolic_residue.report._concepts_load import CONCEPTS_KIND, ConceptsRun, load_concepts
 from symbolic_residue.report._concepts_sections import concentration_table, facts, head_notes, similarity
 from symbolic_residue.report._concepts_tables import direction_table, head_table, layers_csv, outlier_rows, readout_table, unranked
-from symbolic_residue.report._concepts_verdicts import family_view, heads_sentence, overlap_map, verdict_tables
+from symbolic_residue.report._concepts_verdicts import family_view, heads_sentence, not_judged, overlap_map, verdict_tables
 from symbolic_residue.report._concepts_watch import watch_views
 from symbolic_residue.report._parallel_page import page_frame
 from symbolic_residue.report._templates import environment, read
@@ -76,6 +76,7 @@ def concepts_html(run: ConceptsRun) -> str:
         notes=head_notes(run),
         concentration=concentration_table(run),
         verdicts=verdict_tables(run),
+        not_judged=not_judged(run),
         families=family_view(run),
         overlap=overlap_map(run),
         causal=causal_tables(run),

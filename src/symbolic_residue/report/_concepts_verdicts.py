@@ -9,7 +9,7 @@ from symbolic_residue.report._concepts_answer import listed, measured, p_text, s
 from symbolic_residue.report._concepts_load import ConceptsRun
 from symbolic_residue.report._contrast_load import grid
 
-__all__ = ["family_view", "heads_sentence", "overlap_map", "verdict_tables"]
+__all__ = ["family_view", "heads_sentence", "not_judged", "overlap_map", "verdict_tables"]
 
 WORDS = {
     "few heads": "carried by few heads", "redundant": "in few heads and in others as well (redundant)", "spread": "spread over many heads",
@@ -35,12 +35,14 @@ def heads_sentence(run: ConceptsRun) -> str:
         for name in (*WORDS, *(g for g in groups if g not in WORDS))
         if name in groups
     ]
-    said = f"By heads ({run.heads['k']} of {run.heads['n_heads']} are a few): {'; '.join(parts)}."
+    if others := not_judged(run):
+        parts.append(f"not judged: {listed([concept for concept, _ in others])}")
+    said = f"By heads (a few: {run.heads['k']} of {run.heads['n_heads']}): {'; '.join(parts)}."
     families = run.heads["families"]
     return (
         said
         if families["answer"] is None
-        else f"{said} {families['question']} {str(families['answer']).capitalize()} ({families['reason'].rstrip('.')})."
+        else f"{said} {families['question']} {str(families['answer']).capitalize()}: {families['reason']}"
     )
 
 
@@ -125,7 +127,7 @@ def overlap_map(run: ConceptsRun) -> dict[str, Any] | None:
         rows.append({"name": a, "starts": False, "cells": cells})
     clear, chance = (sum(row[key] <= 0.05 for row in found["pairs"]) for key in ("p_pairs", "p_chance"))
     said = (
-        f"The {found['k']} heads of largest selectivity of each concept, of {found['n_heads']}. In a cell: how many two share, and Jaccard. Drawn heads "
+        f"The {_heads(found['k'])} of largest selectivity of each concept, of {found['n_heads']}. In a cell: how many two share, and Jaccard. Drawn heads "
         f"share {number(found['expected'])} (hypergeometric p ≤ 0.05, uncorrected: {chance} of {len(found['pairs'])} pairs), but permuted labels share "
         f"{number(found['mean_null'])} on average and these {number(found['mean'])} (p {p_text(found['p_mean'])}): concepts have neutral tellings in common. "
         f"Blue: more than permuted labels; outlined: p ≤ 0.05 over all pairs, {clear} of {len(found['pairs'])}."
@@ -146,6 +148,15 @@ def overlap_map(run: ConceptsRun) -> dict[str, Any] | None:
     ]  # fmt: skip
     table = grid("Every pair", columns, cells)
     return {"names": names, "rows": rows, "said": said, "pairs": table}
+
+
+def _heads(k: int) -> str:
+    return "head" if k == 1 else f"{k} heads"
+
+
+def not_judged(run: ConceptsRun) -> list[tuple[str, str]]:
+    """Concepts whose heads were not judged, with the reason."""
+    return [] if run.heads is None else [(concept, str(why)) for concept, why in (run.heads.get("not_judged") or {}).items()]
 
 
 def _pair_title(row: dict[str, Any], k: int) -> str:
@@ -176,7 +187,7 @@ def family_view(run: ConceptsRun) -> dict[str, Any] | None:
     tables.append(
         grid("Each concept", {"concept": False, "family": False, "concentration": True, "share": True, "strength": True}, cells)
     )
-    return {"question": found["question"], "said": f"{found['answer']}: {found['reason']}", "tables": tables}
+    return {"question": found["question"], "said": f"{str(found['answer']).capitalize()}: {found['reason']}", "tables": tables}
 
 
 def _tests(caption: str, statistics: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tiny_models import build, tiny_tokenizer
 from symbolic_residue.concepts import (
     _design,
     _held_out,
+    _quality_parts,
     _rows,
     collect,
     decompose_layer,
@@ -280,11 +281,19 @@ def test_collecting_holds_one_batch_however_many_texts(tmp_path: Path) -> None:
     assert sum(a.nbytes for of in (rows.resid, rows.heads) for a in of.values()) == 2 * (64 + 64) * 4
 
 
-def test_scenario_leak_sums_by_scenario() -> None:
+def test_scenario_leak_sums_by_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     scenario, scores = rng.integers(0, 7, size=40), rng.normal(size=40)
     scenario = np.unique(scenario, return_inverse=True)[1]
     positive = np.arange(40) % 2 == 0
     residual = scores - np.where(positive, scores[positive].mean(), scores[~positive].mean())
     between = sum(residual[scenario == s].sum() ** 2 / (scenario == s).sum() for s in np.unique(scenario))
-    assert scenario_leak(scores, scenario, positive, 20, 0)["value"] == pytest.approx(between / (residual**2).sum())
+    found = scenario_leak(scores, scenario, positive, 20, 0)
+    assert found["value"] == pytest.approx(between / (residual**2).sum())
+    rng, drawn = np.random.default_rng(0), np.tile(residual, (20, 1))
+    for part in (positive, ~positive):
+        drawn[:, part] = rng.permuted(drawn[:, part], axis=1)
+    null = [sum(row[scenario == s].sum() ** 2 / (scenario == s).sum() for s in np.unique(scenario)) for row in drawn]
+    assert found["null_mean"] == pytest.approx(np.mean(null) / (residual**2).sum())
+    monkeypatch.setattr(_quality_parts, "BLOCK", 8 * 20 * 3)
+    assert scenario_leak(scores, scenario, positive, 20, 0) == pytest.approx(found)

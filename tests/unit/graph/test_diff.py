@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from graph_helpers import instrument_of
+from study_folder import write_adapter, write_model
 
 from symbolic_residue.cli import main
 from symbolic_residue.errors import ConfigError, ModelError, PromptError
@@ -152,3 +153,28 @@ def test_the_command_compares_kept_graphs(tmp_path: Path, capsys: pytest.Capture
     assert main(["graph", "diff", folders[0], "a prompt", "-o", str(tmp_path / "f")]) == 2
     capsys.readouterr()
     assert main(["graph", "--help"]) == 0 and "diff" in capsys.readouterr().out
+
+
+def test_the_command_compares_models_and_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another model, an adapter against its base, two prompts: B is what it should be, and the page is written unless told not to."""
+    base, tuned = write_model(tmp_path / "base"), write_model(tmp_path / "tuned", seed=1)
+    adapter = write_adapter(tmp_path / "adapter")
+    asked = ["--target", "#7", "--against", "#9", "--nodes", "20", "--json"]
+
+    def said(name: str, *words: str) -> dict[str, float]:
+        assert main(["graph", "diff", *words, *asked, "-o", str(tmp_path / name)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["adds_up"]["worst"] < 1e-5 and (tmp_path / name / "report.html").exists() == ("--no-report" not in words)
+        return found["targets"][0]
+
+    models = said("models", A, "--model", str(tuned), "--model-b", str(base))
+    assert main(["graph", A, "--model", str(base), *asked, "-o", str(tmp_path / "g")]) == 0
+    alone = json.loads(capsys.readouterr().out)["targets"][0]["value"]
+    assert models["b"] == pytest.approx(alone, abs=1e-5) and abs(models["a"] - models["b"]) > 1e-3
+    assert "graph-data" in (tmp_path / "g" / "report.html").read_text("utf-8")
+    adapted = said("adapted", A, "--model", str(base), "--adapter", str(adapter), "--no-report")
+    assert adapted["b"] == pytest.approx(alone, abs=1e-5) and abs(adapted["change"]) > 1e-4
+    same = said("same", A, A, "--model", str(base))
+    assert same["change"] == 0 and same["a"] == pytest.approx(alone, abs=1e-5)
+    assert main(["graph", "diff", A, "One", "--model", str(base), *asked, "-o", str(tmp_path / "x")]) == 2
+    assert "tokens" in capsys.readouterr().err

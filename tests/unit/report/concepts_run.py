@@ -13,6 +13,7 @@ from symbolic_residue.concepts import (
     choose_tracks,
     ConceptText,
     Corpus,
+    judge_run_heads,
     Meaning,
     report_concepts,
     Sampling,
@@ -30,7 +31,7 @@ from symbolic_residue.store import RunFolder
 
 WORDS = ("mill", "river", "gate", "table", "book", "answer", "captain", "harbour")
 TELLINGS = {"baseline": "Anna put the {} there in the evening.", "joy": "Ben asks for the {} and laughs out loud!",
-            "fear": "They see the {} and dare not move at all", "trust": "She hands him the {} and looks away,", "late": "It is over for the {} now"}  # fmt: skip
+            "fear": "They see the {} and dare not move at all", "trust": "She hands him the {} and looks away,", "calm": "We leave the {} be and breathe slowly", "late": "It is over for the {} now"}  # fmt: skip
 EVIL = f"joy {SCRIPT}"
 PLACE = f"the {SCRIPT} \u202emill"
 
@@ -45,9 +46,10 @@ def write_concepts(
     late: int = 4,
     watched: bool = False,
     causal: bool = False,
+    verdicts: bool = False,
     **options: Any,
 ) -> Path:
-    """Corpus, readout and quality report of a tiny model: joy and fear (basic), trust (relational), and ``late`` in the first few of 8 scenarios only, without a family."""
+    """Corpus, readout and quality report of a tiny model: joy and fear (basic), trust and calm (relational), and ``late`` in the first few of 8 scenarios only, without a family."""
     name = {"joy": EVIL} if nasty else {}
     texts = []
     for index, word in enumerate(WORDS):
@@ -56,7 +58,8 @@ def write_concepts(
             if concept != "late" or index < late:
                 text = telling.format(word) + (f" {NASTY}" if nasty and index == 0 else "")
                 texts.append(ConceptText(name.get(concept, concept), scenario, text))
-    families = {"joy": "basic", "fear": "basic", "trust": f"relational {SCRIPT}" if nasty else "relational", "late": None}
+    second = f"relational {SCRIPT}" if nasty else "relational"
+    families = {"joy": "basic", "fear": "basic", "trust": second, "calm": second, "late": None}
     corpus = Corpus(tuple(texts), {name.get(key, key): Meaning(family) for key, family in families.items()})
     instrument = Instrument(wrap(build(model, seed=seed), tiny_tokenizer()))
     if manifest:
@@ -64,6 +67,8 @@ def write_concepts(
             pass
     run = train_concepts(instrument, corpus, folder, **options)
     report_concepts(run, instrument.parts)
+    if verdicts:
+        judge_run_heads(run, n_draws_readout=100)
     if causal:
         openings = [f"The river {SCRIPT}" if nasty else "The river turns", "Anna put"]
         sampling = Sampling(max_new_tokens=6, seed=1)

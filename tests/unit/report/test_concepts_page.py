@@ -81,8 +81,8 @@ def test_the_answer_counts_the_concepts_with_small_family_wise_p(folder: Path, p
     read = [c for c, one in p.items() if one is not None and one <= 0.05]
     said = words(section(page, "answer"))
     assert p["late"] is None  # four positives: not ranked, not tested
-    expected = f"{len(read)} of 3 concepts" if read else "No concept is read above chance: 0 of 3"
-    assert expected in said and "over 2 layers and 3 concepts" in said
+    expected = f"{len(read)} of 4 concepts" if read else "No concept is read above chance: 0 of 4"
+    assert expected in said and "over 2 layers and 4 concepts" in said
     assert (
         f"{quality['model']['model']}, 2 layers" in said
         and "8 scenarios" in said
@@ -114,7 +114,7 @@ def test_all_layers_can_be_taken_along_as_csv(page: str, quality: dict[str, Any]
     data = re.search(r'download="concepts-layers.csv" href="data:text/csv;base64,([^"]+)"', page)
     assert data is not None
     rows = list(csv.DictReader(base64.b64decode(data[1]).decode().splitlines()))
-    assert len(rows) == 4 * 2
+    assert len(rows) == 5 * 2
     joy = next(row for row in rows if row["concept"] == "joy" and row["layer"] == "1")
     assert float(joy["auc"]) == pytest.approx(quality["concepts"]["joy"]["layers"]["1"]["auc"]["value"], rel=1e-3)
 
@@ -132,7 +132,7 @@ def test_similarity_has_a_map_a_layer_with_the_null_and_families(folder: Path, p
     for one in maps:
         p = quality["similarity"][str(one["layer"])]["p_layer"]
         marks = [[cell["stands_out"] for cell in row["cells"]] for row in one["rows"]]
-        assert marks == [[i != j and p[i][j] <= 0.05 for j in range(4)] for i in range(4)]
+        assert marks == [[i != j and p[i][j] <= 0.05 for j in range(5)] for i in range(5)]
 
 
 def test_outlier_texts_are_shown_with_their_neutral_tellings(folder: Path, page: str, quality: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def test_outlier_texts_are_shown_with_their_neutral_tellings(folder: Path, page:
 
 def test_heads_are_drawn_and_listed_with_their_null(page: str, quality: dict[str, Any]) -> None:
     part = section(page, "heads")
-    assert part.count("<svg") == 4 and part.count('role="img"') == 4
+    assert part.count("<svg") == 5 and part.count('role="img"') == 5
     block = quality["concepts"]["fear"]["per_head"]["layers"]
     found = [
         (row["p_model"], -row["selectivity"] / row["null_mean"], layer, row)
@@ -203,8 +203,8 @@ def test_watched_texts_are_coloured_by_z_with_their_reference(tmp_path: Path) ->
     record = json.loads((made / "watch" / "001.json").read_text("utf-8"))
     page = concepts_page(made).read_text("utf-8")
     part = section(page, "watch")
-    assert len(record["tracks"]) == 6 and part.count('type="radio"') == 6 and part.count(" checked") == 1
-    assert part.count('<div class="prompt"') == 6 * 4 and "2 further texts: watch/001.json" in words(part)
+    assert len(record["tracks"]) == 8 and part.count('type="radio"') == 8 and part.count(" checked") == 1
+    assert part.count('<div class="prompt"') == 8 * 4 and "2 further texts: watch/001.json" in words(part)
     rows = table_rows(part)
     for at, verdict in enumerate(record["verdicts"]):
         assert rows[1 + at][1:3] == [str(verdict["layer"]), verdict["outcome"]] and rows[1 + at][4] == number(
@@ -226,6 +226,38 @@ def test_watched_texts_are_coloured_by_z_with_their_reference(tmp_path: Path) ->
     assert page.count("<script") == 1 and "Anna·put·&lt;script&gt;" in re.sub("</?(span|wbr)[^>]*>", "", panel)
 
 
+def test_verdicts_on_heads_stand_beside_everything_they_are_compared_with(tmp_path: Path) -> None:
+    made = write_concepts(tmp_path / "run", verdicts=True, nasty=True)
+    found = json.loads((made / "heads.json").read_text("utf-8"))
+    page = concepts_page(made).read_text("utf-8")
+    part = section(page, "verdicts")
+    verdicts = part[part.index("<caption>Verdicts over all heads of the model") :].split("</table>")[0]
+    for concept, one in found["concepts"].items():
+        whole = one["model"]
+        row = next(row for row in table_rows(verdicts) if row[0] == concept)
+        assert row[1:5] == [whole["verdict"], whole["verdict_strict"], f"{whole['k']} of 8", "8"]
+        names = ("few", "all", "rest", "next", "random", "residual")
+        for cell, name in zip(row[5:11], names, strict=True):
+            assert cell.startswith(number(whole["readouts"][name]["auc"]))
+        assert row[11].startswith(number(found["words_alone"][concept]["value"])) and whole["reason"] in words(part)
+    conditions = part[part.index("Conditions of “few heads” over all heads of the model") :].split("</table>")[0]
+    held = [c["holds"] for c in found["concepts"]["fear"]["model"]["conditions"]]
+    row = next(row for row in table_rows(conditions) if row[0] == "fear")
+    assert [cell[0] == "✓" for cell in row[1:]] == held
+    families, overlap = found["families"], found["overlap"]
+    assert families["question"].split("<")[0] in words(part) and families["reason"] in words(part)
+    tests = families["statistics"]["concentration"]
+    row = next(row for row in table_rows(part) if row[0] == "concentration" and len(row) == 8)
+    assert row[2].startswith(number(tests["difference"], signed=True)) and row[3] == f"{tests['p']:.3f}"
+    cells = part[part.index('<table class="map') :].split("</table>")[0]
+    assert len(re.findall(r"<td[^>]*title=", cells)) == 2 * len(overlap["pairs"])
+    assert cells.count("stands-out") == 2 * sum(pair["p_pairs"] <= 0.05 for pair in overlap["pairs"])
+    pair = overlap["pairs"][0]
+    assert any(row[0] == f"{pair['first']} / {pair['second']}" and row[3] == number(pair["null_mean"]) for row in table_rows(part))
+    assert "late (" in words(part) and "not judged: late" in words(section(page, "answer"))
+    assert "was not asked yet" not in words(section(page, "answer")) and page.count("<script") == 1
+
+
 def test_ablation_and_steering_stand_beside_their_controls(tmp_path: Path) -> None:
     made = write_concepts(tmp_path / "run", causal=True, nasty=True)
     found = json.loads((made / "causal.json").read_text("utf-8"))["concepts"]
@@ -236,25 +268,31 @@ def test_ablation_and_steering_stand_beside_their_controls(tmp_path: Path) -> No
     for concept, one in found.items():
         first = one["ablation"]["layers"][0]
         row = next(row for row in table_rows(ablation) if row[0] == concept)
-        assert row[1:5] == [one["ablation"]["verdict"], str(one["ablation"]["layer"]), "8", str(len(one["ablation"]["halves"][0]))]
+        verdicts = {"carry": "they carry it", "not": "no more than others", "undecided": "undecided", "steers": "pushes"}
+        assert row[1:5] == [
+            verdicts[one["ablation"]["verdict"]],
+            str(one["ablation"]["layer"]),
+            "8",
+            str(len(one["ablation"]["halves"][0])),
+        ]
         assert row[6].startswith(number(first["lost"]["value"])) and row[7].startswith(number(first["control"]["value"]))
         assert row[10] == str(len(first["controls"])) and one["ablation"]["why"] in words(part)
         main = next(c for c in one["steering"]["comparisons"] if (c["measure"], c["against"]) == ("words", "random directions"))
         row = next(row for row in table_rows(steering) if row[0] == concept)
-        assert row[1] == one["steering"]["verdict"] and row[5] == "2"
+        assert row[1] == verdicts[one["steering"]["verdict"]] and row[5] == "2"
         assert row[7].startswith(number(main["effect"]["value"], signed=True)) and row[8].startswith(
             number(main["control"]["value"], signed=True)
         )
         arms = {(arm["kind"], arm["dose"]): arm for arm in one["steering"]["arms"] if "texts" in arm}
         assert words(part).count(words(figures.visible(arms["unsteered", 0.0]["texts"][1][0]))) >= 1
     said = words(section(page, "answer"))
-    assert "(2 of 4 concepts were tried)" in said and "Ablating the chosen heads, against matched other heads" in said
+    assert "(2 of 5 concepts were tried)" in said and "Ablating the chosen heads, against matched other heads" in said
     assert "No causal check was made yet" not in said and page.count("<script") == 1
 
 
 def test_words_are_beaten_only_where_the_intervals_lie_apart(edited: Any) -> None:
     def change(report: dict[str, Any]) -> None:
-        for concept, low, high in (("joy", 0.8, 0.95), ("fear", 0.1, 0.3), ("trust", 0.5, 0.7)):
+        for concept, low, high in (("joy", 0.8, 0.95), ("fear", 0.1, 0.3), ("trust", 0.5, 0.7), ("calm", 0.5, 0.7)):
             for block in report["concepts"][concept]["layers"].values():
                 block["pairs_in_order"] |= {"value": (low + high) / 2, "low": low, "high": high}
             report["words_alone"][concept]["baseline"] |= {"value": 0.6, "low": 0.4, "high": 0.75}
@@ -264,7 +302,7 @@ def test_words_are_beaten_only_where_the_intervals_lie_apart(edited: Any) -> Non
     assert [beside_words(run, c) for c in ("joy", "fear", "trust", "late")] == ["more", "fewer", "as many", None]
     said = " ".join(answer(run)[1])
     assert (
-        "is not told apart from them for 1 of 3; it puts more pairs in order for joy; it puts fewer pairs in order for fear."
+        "is not told apart from them for 2 of 4; it puts more pairs in order for joy; it puts fewer pairs in order for fear."
         in said
     )
 
@@ -309,4 +347,4 @@ def test_damaged_files_and_those_of_another_run_are_refused(folder: Path, edited
 
 def test_figures_are_exported_one_a_concept(folder: Path) -> None:
     names = [path.name for path in export_figures(folder, ["svg"])]
-    assert names[:2] == ["concepts-auc.svg", "concepts-participation.svg"] and len(names) == 2 + 4
+    assert names[:2] == ["concepts-auc.svg", "concepts-participation.svg"] and len(names) == 2 + 5

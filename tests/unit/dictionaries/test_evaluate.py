@@ -1,0 +1,116 @@
+"""Evaluation against transformers with its MLPs swapped by hooks; a dictionary that is the MLP has no error, a random one is worse than the mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from dictionary_files import random_dictionary
+from graph_helpers import instrument_of
+
+from symbolic_residue.dictionaries import Activation, evaluate_dictionary, LayerDictionary, Transcoders
+from symbolic_residue.errors import DictionaryError, PromptError
+from symbolic_residue.instrument import Instrument
+
+PROMPTS = [list(range(5, 12)), list(range(30, 42)), [7, 300, 20, 111, 4]]
+
+
+def swapped_kl(instrument: Instrument, dictionary: Transcoders, only: set[int]) -> list[float]:
+    """KL a prompt, in plain torch: in these layers' MLP modules every position but the first gives the prediction from what the module gets."""
+    found = []
+    for ids in PROMPTS:
+        logits = []
+        for swap in (set(), only):
+            acts: dict[int, torch.Tensor] = {}
+            handles = []
+            for i in dictionary.layers:
+                module: Any = instrument.parts.layers[i].mlp
+
+                def hook(
+                    _m: Any, args: Any, out: torch.Tensor, i: int = i, swap: set[int] = swap, acts: Any = acts
+                ) -> torch.Tensor:
+                    one = dictionary.layers[i]
+                    acts[i] = one.encode(args[0][0])
+                    y = one.bias + sum(
+                        acts[k] @ dictionary.layers[k].decoders[i] for k in dictionary.layers if i in dictionary.layers[k].decoders
+                    )
+                    y = y + args[0][0] @ one.skip if one.skip is not None else y
+                    return torch.cat([out[:, :1], y[None, 1:]], 1) if i in swap else out
+
+                handles.append(module.register_forward_hook(hook))
+            with torch.no_grad():
+                logits.append(instrument.model(torch.tensor([ids])).logits[0, 1:])
+            for handle in handles:
+                handle.remove()
+        p, q = (one.log_softmax(-1) for one in logits)
+        found.append(float((p.exp() * (p - q)).sum(-1).mean()))
+    return found
+
+
+@pytest.mark.parametrize("how", [{"kind": "topk", "skip": True}, {"kind": "relu", "clt": True}], ids=["transcoders", "clt"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox"])
+def test_kl_is_that_of_the_model_with_its_mlps_swapped(name: str, how: dict[str, Any]) -> None:
+    instrument = instrument_of(name)
+    dictionary = random_dictionary(2, d_model=64, features=40, dtype=torch.float64, reads="mlp_in", predicts="mlp", **how)
+    table = evaluate_dictionary(instrument, dictionary, PROMPTS)
+    assert table["layer"].to_list() == [0, 1] and table["n"].to_list() == [3, 3]
+    for i in (0, 1):
+        alone, together = swapped_kl(instrument, dictionary, {i}), swapped_kl(instrument, dictionary, set(range(i + 1)))
+        assert table["kl"][i] == pytest.approx(sum(alone) / 3, rel=1e-5)
+        assert table["kl_up_to"][i] == pytest.approx(sum(together) / 3, rel=1e-5)
+    assert table["kl"][1] != pytest.approx(table["kl_up_to"][1], rel=1e-3)
+    for name in ("fvu", "l0", "kl", "kl_mean", "kl_up_to"):
+        for low, value, high in zip(*(table[name + end] for end in ("_low", "", "_high")), strict=True):
+            assert (name == "fvu" and low is None) or 0 <= low <= value <= high  # a ratio of three prompts may have no interval
+
+
+def test_fvu_and_l0_by_their_formula_where_the_stream_is_read() -> None:
+    instrument = instrument_of("gpt2")
+    dictionary = random_dictionary(2, d_model=64, features=40, dtype=torch.float64, reads="normalized", kind="jumprelu")
+    table = evaluate_dictionary(instrument, dictionary, PROMPTS)
+    norm = instrument.parts.layers[1].pre_mlp_norm
+    assert norm is not None
+    x, y, wrong, active = [], [], [], []
+    for ids in PROMPTS:
+        trace = instrument.run(torch.tensor([ids]), reads=["resid_mid.1", "mlp_out.1"])
+        z = trace["resid_mid.1"][0, 1:]
+        z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        one = dictionary.layers[1]
+        acts = one.encode(z)
+        x.append(z)
+        y.append(trace["mlp_out.1"][0, 1:])
+        wrong.append(y[-1] - acts @ one.decoders[1] - one.bias)
+        active.append(float((acts > 0).sum(-1).double().mean()))
+    whole = torch.cat(y)
+    fvu = torch.cat(wrong).square().sum() / (whole - whole.mean(0)).square().sum()
+    assert table["fvu"][1] == pytest.approx(float(fvu), rel=1e-6) and table["l0"][1] == pytest.approx(sum(active) / 3)
+
+
+def test_the_mlp_itself_has_no_error_and_the_mean_has() -> None:
+    instrument = instrument_of("opt", activation_function="relu")
+    layers = {}
+    for i, layer in enumerate(instrument.parts.layers):
+        block: Any = layer.block
+        layers[i] = LayerDictionary(
+            i, block.fc1.weight.detach(), block.fc1.bias.detach(), {i: block.fc2.weight.detach().T}, block.fc2.bias.detach(),
+            Activation(), "mlp_in", "mlp",
+        )  # fmt: skip
+    table = evaluate_dictionary(instrument, Transcoders(layers), PROMPTS)
+    assert table["fvu"].max() < 1e-10 and table["kl"].max() < 1e-8 and table["kl_up_to"].max() < 1e-8
+    assert table["kl_mean"].min() > 1e-3
+    random = evaluate_dictionary(instrument, random_dictionary(2, d_model=64, features=40, dtype=torch.float64), PROMPTS)
+    assert random["fvu"].min() > 0.5 and (random["kl"] > table["kl"]).all()
+    one = evaluate_dictionary(instrument, Transcoders(layers), PROMPTS[:1])
+    assert one["kl_low"].null_count() == 2 and one["n"].to_list() == [1, 1]
+
+
+def test_what_cannot_be_evaluated_is_refused() -> None:
+    instrument = instrument_of("llama")
+    with pytest.raises(DictionaryError, match="width 32"):
+        evaluate_dictionary(instrument, random_dictionary(2, d_model=32), PROMPTS)
+    with pytest.raises(DictionaryError, match="layers up to 2"):
+        evaluate_dictionary(instrument, random_dictionary(3, d_model=64), PROMPTS)
+    for prompts in ([], [[5, 6]]):
+        with pytest.raises(PromptError):
+            evaluate_dictionary(instrument, random_dictionary(2, d_model=64), prompts)
