@@ -32,6 +32,8 @@ from symbolic_residue.graph import (
     Hold,
     intervene,
     intervention_agreement,
+    PairScores,
+    run_pair,
     SCORES,
     token_pair,
 )
@@ -106,6 +108,10 @@ def run_interventions(records: Path) -> None:
         held = graph.faithfulness(instrument, tokens, points=4, draws=DRAWS).curves
         last = held.filter(pl.col("n") == held["n"].max())
         own = {score: last.filter(pl.col("score") == score)["recovered"].to_list() for score in ("graph", "random")}
+        units = PairScores(run_pair(instrument, tokens)).top("mixed", last["n"][0])
+        of_pair = attribute_prompt(instrument, tokens.clean, targets=[(tokens.answer, tokens.wrong)], nodes=units)
+        kept = of_pair.faithfulness(instrument, tokens, points=4, draws=1).curves.filter(pl.col("score") == "graph")
+        own["mixed"] = [kept["recovered"][-1]]
         with records.open("a") as file:
             file.write(json.dumps({"intervened": pair.id, "frames": frames, "own": own, "n": last["n"][0]}) + "\n")
         print(f"interventions {pair.id}", flush=True)
@@ -197,7 +203,7 @@ def section(records: Path) -> str:
         n = part["pair"].n_unique()
         seconds = sum(row["seconds"] for row in mine)
         out += [
-            f"{title}: {n} pairs, of which {len(left)} have nothing to recover{': ' + '; '.join(f'{p} ({why})' for p, why in left) if left else ''}. "
+            f"{title}: {n} of its {sum(odd(p.id) == half for p in counterfactual_pairs())} pairs, the first by hash, of which {len(left)} have nothing to recover{': ' + '; '.join(f'{p} ({why})' for p, why in left) if left else ''}. "
             f"{min(r['tokens'] for r in mine)} to {max(r['tokens'] for r in mine)} tokens, {int(part['in_play'].min())} to {int(part['in_play'].max())} neurons in play "  # type: ignore[arg-type]
             f"(median {int(part['in_play'].median())}); {seconds:.0f} s of processor time, {seconds / n:.1f} s a pair with {part['score'].n_unique()} scores.",  # type: ignore[arg-type]
             "",
@@ -231,7 +237,10 @@ def interventions(rows: list[dict[str, Any]]) -> list[str]:
             ]
             one = part["sign"]
             out.append("| " + " | ".join([hold, prediction, *cells, str(one["n"]), str(one["interventions"])]) + " |")
-    own = {s: [sum(row["own"][s]) / len(row["own"][s]) for row in mine if None not in row["own"][s]] for s in ("graph", "random")}
+    own = {
+        s: [sum(row["own"][s]) / len(row["own"][s]) for row in mine if None not in row["own"][s]]
+        for s in ("graph", "mixed", "random")
+    }
     means = {s: bootstrap_mean(values, seed=SEED) for s, values in own.items()}
     said = {s: f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]" for s, m in means.items()}
     counts = sorted(row["n"] for row in mine)
@@ -239,7 +248,7 @@ def interventions(rows: list[dict[str, Any]]) -> list[str]:
         *out,
         "",
         f"The graphs' own neurons in play ({counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}), kept together, recover {said['graph']} of the difference; as many "
-        f"drawn at random {said['random']} (n = {means['graph'].n} pairs).",
+        f"of a graph whose neurons ``mixed`` chose {said['mixed']}; as many drawn at random {said['random']} (n = {means['graph'].n} pairs).",
         "",
     ]
 

@@ -47,8 +47,8 @@ def reports(tmp_path_factory) -> dict[str, str]:
     runs["trees"] = write_trees(root / "trees", captured=True)
     runs["nasty trees"] = write_trees(root / "nasty-trees", items=2, failed=1, nasty=True)
     runs["measure"] = write_measure(root / "measure", nasty=True)
-    runs["concepts"] = write_concepts(root / "concepts")
-    runs["nasty concepts"] = write_concepts(root / "nasty-concepts", nasty=True, watched=True)
+    runs["concepts"] = write_concepts(root / "concepts", verdicts=True, causal=True)
+    runs["nasty concepts"] = write_concepts(root / "nasty-concepts", nasty=True, watched=True, verdicts=True, causal=True)
     return {name: render_report(run).as_uri() for name, run in runs.items()}
 
 

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.graph._kept import PairRun
+from symbolic_residue.graph._columns import Units
+from symbolic_residue.graph._kept import PairRun, ranks
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import find_mlp
 from symbolic_residue.graph._relevance import relevance
@@ -79,6 +80,20 @@ class PairScores:
         if name not in makers:
             raise ConfigError(f"{name!r} is no score.", todo=f"Use one of: {', '.join(SCORES)}.")
         return makers[name]()
+
+    def top(self, name: ScoreName, count: int) -> Units:
+        """The ``count`` neurons in play that a score ranks first, as units of the clean prompt (for ``attribute_prompt(nodes=…)``).
+
+        Raises:
+            ConfigError: no score of that name, or a negative count.
+        """
+        if count < 0:
+            raise ConfigError(f"{count} neurons cannot be chosen.")
+        cells = []
+        for layer, rank in enumerate(ranks(self.score(name))):
+            row, neuron = (rank < count).nonzero(as_tuple=True)
+            cells.append(torch.stack([torch.full_like(row, layer), row + self.run.pair.first, neuron], 1))
+        return Units.of(torch.cat(cells))
 
     def _times_change(self, slopes: Layers) -> Layers:
         return tuple(s * (a - b) for s, a, b in zip(slopes, self.run.clean, self.run.corrupted, strict=True))

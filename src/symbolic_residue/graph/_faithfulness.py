@@ -323,10 +323,12 @@ def compare_scores(
                 labels = (values["pair"] if by == "pair" else values["category"] + ": " + values["frame"]).to_list()
                 mean = cluster_bootstrap(x, labels, seed=seed, level=level)
                 apart = cluster_bootstrap(x - y, labels, seed=seed, level=level)
-                bounds = [mean.value, mean.low, mean.high]
+                bounds, differences = [mean.value, mean.low, mean.high], [apart.value, apart.low, apart.high]
                 if few:
-                    bounds = [2**b for b in bounds]
+                    bounds = [max(2**one, 1.0) for one in bounds]  # NaN stays
                 elif measure == "area":
-                    bounds = [min(max(b, 0.0), 1.0) if not math.isnan(b) else b for b in bounds]
-                rows.append((category, score, measure, *bounds, apart.value, apart.low, apart.high, mean.n))
+                    bounds, differences = np.clip(bounds, 0, 1).tolist(), np.clip(differences, -1, 1).tolist()
+                else:
+                    bounds = np.maximum(bounds, 0).tolist()
+                rows.append((category, score, measure, *bounds, *differences, mean.n))
     return pl.DataFrame(rows, schema=COMPARISON_SCHEMA, orient="row")

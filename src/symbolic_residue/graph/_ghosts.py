@@ -4,7 +4,8 @@
 2. Its effect is the total one (``_relevance``) on each group of targets.
 3. Its floor is drawn, not set: the effects that it has on random directions of the target's length, at the target's place. They are normal with mean 0 in high
    dimension, so 1.96 × their root mean square is what a direction that has nothing to do with the answer exceeds in 5 % of cases.
-4. A ghost is below its floor for every group of targets.
+4. A ghost is below its floor for every group of targets. A neuron that no path leads to a target from (of the last layer at an earlier position) moves nothing
+   by construction: it is listed, is no ghost, and counts in no share.
 5. Control: each random direction in turn is the target, with floors drawn from the others. About 95 % of neurons are ghosts for it; that the share for the
    answer is lower says that large neurons serve it at all.
 
@@ -36,8 +37,9 @@ class Ghosts:
     """Large neurons beside their floors.
 
     Attributes:
-        table: ``layer position token neuron activation size effect floor ratio ghost``, largest first; ``ratio`` is the largest effect over floor of any group.
-        share: of them, ghosts.
+        table: ``layer position token neuron activation size effect floor ratio reaches ghost``, largest first; ``ratio`` is the largest effect over floor of
+            any group, ``reaches`` whether a path leads to a target.
+        share: ghosts, of those that reach a target; nan where none does.
         control: the same share with each random direction as the target: mean, smallest, largest.
         directions: how many there were.
     """
@@ -72,6 +74,7 @@ def ghosts(instrument: Instrument, graph: Graph, *, count: int = 1000, direction
         units, sizes = _largest(local, count)
         generator = torch.Generator().manual_seed(seed)
         ratios, controls, effects, floors = [], [], [], []
+        reaches = torch.zeros(len(units), dtype=torch.bool)
         for group in sorted({t.group for t in graph.targets}):
             members = [i for i, t in enumerate(graph.targets) if t.group == group]
             weights = torch.tensor([graph.targets[i].weight for i in members], dtype=local.dtype)
@@ -91,7 +94,9 @@ def ghosts(instrument: Instrument, graph: Graph, *, count: int = 1000, direction
             effects.append(mine)
             floors.append(floor)
             others = (noise.square().sum(0) - noise.square()) / (directions - 1)
-            controls.append((_over(noise, _NORMAL_95 * others.sqrt()) < 1).double().mean(1))
+            able = floor > 0
+            reaches = reaches | able
+            controls.append((_over(noise, _NORMAL_95 * others.sqrt()) < 1).double()[:, able].mean(1))
     ratio = torch.stack(ratios).amax(0)
     by_chance = torch.cat(controls)
     cells = (units.layer.tolist(), units.position.tolist(), units.neuron.tolist())
@@ -106,12 +111,13 @@ def ghosts(instrument: Instrument, graph: Graph, *, count: int = 1000, direction
             "effect": effects[0].tolist(),
             "floor": floors[0].tolist(),
             "ratio": ratio.tolist(),
-            "ghost": (ratio < 1).tolist(),
+            "reaches": reaches.tolist(),
+            "ghost": ((ratio < 1) & reaches).tolist(),
         },
         schema_overrides={"token": pl.String},
     ).sort("size", descending=True, maintain_order=True)
     control = (float(by_chance.mean()), float(by_chance.min()), float(by_chance.max()))
-    return Ghosts(table, float((ratio < 1).double().mean()), control, directions)
+    return Ghosts(table, float((ratio < 1)[reaches].double().mean()), control, directions)
 
 
 def _require_model(local: LocalModel, graph: Graph) -> None:

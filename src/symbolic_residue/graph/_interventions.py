@@ -164,6 +164,7 @@ def intervene(
         UnsupportedModelError: neurons that are no single vector.
     """
     graph.require_neurons("An intervention")
+    graph.require_neurons("An intervention")
     if hold not in get_args(Hold):
         raise ConfigError(f"hold={hold!r} is not known.", todo=f"Use one of: {', '.join(get_args(Hold))}.")
     if not sets:

@@ -13,8 +13,16 @@ __all__ = ["causal_sentence", "causal_tables", "steered_texts"]
 
 OPENINGS = 3
 """Openings shown of each concept."""
-_ABLATION = {"carry": "they carry the readout of", "not": "no more is lost for", "undecided": "undecided for"}
+_ABLATION = {
+    "carry": "they carry the readout of",
+    "not": "at most a tenth of the contrast more is lost for",
+    "undecided": "undecided for",
+}
 _STEERING = {"steers": "it pushes the text for", "not": "it does not for", "undecided": "undecided for"}
+
+
+_CELLS = {"carry": "they carry it", "not": "no more than others", "steers": "pushes", "undecided": "undecided", None: "not asked"}
+"""A verdict in a table's cell."""
 
 
 def _parts(run: ConceptsRun, part: str) -> dict[str, dict[str, Any]]:
@@ -64,7 +72,8 @@ def _ablation(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         first = one["layers"][0]
         cells.append(
             [
-                concept, one["verdict"], str(one["layer"]), str(one["scenarios"]), str(len(one["halves"][0])), measured(first["contrast"], between="\n"),
+                concept, _CELLS[one["verdict"]], str(one["layer"]), str(one["scenarios"]), str(len(one["halves"][0])),
+                measured(first["contrast"], between="\n"),
                 *_three(first, "lost"), p_text(first["p"]), str(len(first["controls"])),
                 measured(one["predicted"], between="\n"), f"{number(one['kl']['value'])}\n({number(_mean(one['kl_controls']))})",
             ]
@@ -104,7 +113,7 @@ def _steering(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         main, heads = _of(one, "random directions"), _of(one, "other heads")
         cells.append(
             [
-                concept, one["verdict"], one["specific"] or "not asked", one["heads_verdict"] or "not asked", str(one["layer"]), str(one["openings"]),
+                concept, *(_CELLS[one[name]] for name in ("verdict", "specific", "heads_verdict")), str(one["layer"]), str(one["openings"]),
                 f"{number(one['dose'])}{'' if one['whole'] else ' (text broken)'}",
                 *(["—"] * 4 if main is None else [*_three(main, signed=True), p_text(main["p"])]),
                 "—" if heads is None else f"{measured(heads['excess'], between=chr(10), signed=True)}", measured(one["words_auc"], between="\n"),

@@ -42,7 +42,7 @@ def heads_sentence(run: ConceptsRun) -> str:
     return (
         said
         if families["answer"] is None
-        else f"{said} {families['question']} {str(families['answer']).capitalize()} ({families['reason'].rstrip('.')})."
+        else f"{said} {families['question']} {str(families['answer']).capitalize()}: {families['reason']}"
     )
 
 
@@ -187,7 +187,7 @@ def family_view(run: ConceptsRun) -> dict[str, Any] | None:
     tables.append(
         grid("Each concept", {"concept": False, "family": False, "concentration": True, "share": True, "strength": True}, cells)
     )
-    return {"question": found["question"], "said": f"{found['answer']}: {found['reason']}", "tables": tables}
+    return {"question": found["question"], "said": f"{str(found['answer']).capitalize()}: {found['reason']}", "tables": tables}
 
 
 def _tests(caption: str, statistics: dict[str, Any]) -> dict[str, Any]:

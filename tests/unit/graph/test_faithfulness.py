@@ -294,6 +294,24 @@ def test_a_graphs_own_units_bring_the_planted_answer_back_and_random_ones_do_not
         graph_faithfulness(none, instrument, pair)
 
 
+def test_the_neurons_of_a_score_become_the_nodes_of_a_graph() -> None:
+    instrument, pair, truth = planted("gpt2")
+    scores = PairScores(run_pair(instrument, pair))
+    units = scores.top("mixed", 2)
+    assert set(zip(units.layer.tolist(), units.neuron.tolist(), strict=True)) == truth
+    assert units.position.tolist() == [pair.first] * 2
+    graph = attribute_prompt(instrument, pair.clean, targets=[(ANSWER, WRONG)], nodes=units)
+    assert len(graph) == 2 and graph.check().worst < 1e-12
+    curve = graph.faithfulness(instrument, pair).curves.filter(pl.col("score") == "graph")
+    assert curve["n"].to_list() == [0, 1, 2] and curve["recovered"][2] > 0.9 > curve["recovered"][1]
+    assert len(scores.top("mixed", 0)) == 0 and len(scores.top("mixed", 10**6)) == scores.run.in_play
+    with pytest.raises(ConfigError):
+        scores.top("mixed", -1)
+    for cell in ((2, 0, 0), (0, 99, 0), (0, 0, 96)):
+        with pytest.raises(ConfigError, match="no neuron"):
+            attribute_prompt(instrument, pair.clean, nodes=Units.of(torch.tensor([cell])))
+
+
 def test_a_pair_without_an_effect_has_a_reason_and_no_numbers() -> None:
     instrument = instrument_of("llama")
     found = faithfulness(instrument, a_pair(instrument), scores=("magnitude", "atp"), floor=1e6)
@@ -388,6 +406,15 @@ def test_paired_differences_see_what_means_hide(by: Any) -> None:
     base = found.filter((pl.col("score") == "eap-ig") & (pl.col("measure") == "area"))
     assert base["difference"].to_list() == [0, 0, 0]
     assert found.filter((pl.col("score") == "mixed") & (pl.col("measure") == "n90")).is_empty()
+
+
+def test_intervals_of_few_pairs_stay_in_range() -> None:
+    found = compare_scores(summaries(0.05, n=4))
+    for measure, low, high in (("area", 0, 1), ("miss", 0, math.inf), ("n80", 1, math.inf), ("n90", 1, math.inf)):
+        part = found.filter(pl.col("measure") == measure).select("mean", "low", "high").to_numpy().ravel()
+        assert low <= part.min() and part.max() <= high, measure
+    area = found.filter(pl.col("measure") == "area")
+    assert float(area["difference_low"].min()) >= -1 and float(area["difference_high"].max()) <= 1  # type: ignore[arg-type]
 
 
 def test_pairs_are_counted_once() -> None:

@@ -47,7 +47,10 @@ def test_a_large_neuron_is_a_ghost_where_it_writes_past_the_target_and_only_ther
     assert row["ghost"] is not towards and (row["ratio"] > 2 if towards else row["ratio"] < 1e-6)
     assert row["size"] == pytest.approx(5 * abs(row["activation"])) and row["size"] >= found.table["size"][10]
     assert found.table["size"].is_sorted(descending=True) and len(found.table) == 200
-    assert found.share == found.table["ghost"].mean()
+    able = found.table.filter(found.table["reaches"])
+    assert found.share == pytest.approx(able["ghost"].mean()) and 0 < len(able) < 200
+    stuck = found.table.filter(~found.table["reaches"])
+    assert (stuck["layer"] == 1).all() and (stuck["position"] < len(graph.ids) - 1).all() and not stuck["ghost"].any()
     again = graph.ghosts(instrument, count=200)
     assert again.table.equals(found.table) and again.control == found.control
 

@@ -268,12 +268,18 @@ def test_ablation_and_steering_stand_beside_their_controls(tmp_path: Path) -> No
     for concept, one in found.items():
         first = one["ablation"]["layers"][0]
         row = next(row for row in table_rows(ablation) if row[0] == concept)
-        assert row[1:5] == [one["ablation"]["verdict"], str(one["ablation"]["layer"]), "8", str(len(one["ablation"]["halves"][0]))]
+        verdicts = {"carry": "they carry it", "not": "no more than others", "undecided": "undecided", "steers": "pushes"}
+        assert row[1:5] == [
+            verdicts[one["ablation"]["verdict"]],
+            str(one["ablation"]["layer"]),
+            "8",
+            str(len(one["ablation"]["halves"][0])),
+        ]
         assert row[6].startswith(number(first["lost"]["value"])) and row[7].startswith(number(first["control"]["value"]))
         assert row[10] == str(len(first["controls"])) and one["ablation"]["why"] in words(part)
         main = next(c for c in one["steering"]["comparisons"] if (c["measure"], c["against"]) == ("words", "random directions"))
         row = next(row for row in table_rows(steering) if row[0] == concept)
-        assert row[1] == one["steering"]["verdict"] and row[5] == "2"
+        assert row[1] == verdicts[one["steering"]["verdict"]] and row[5] == "2"
         assert row[7].startswith(number(main["effect"]["value"], signed=True)) and row[8].startswith(
             number(main["control"]["value"], signed=True)
         )

@@ -99,9 +99,10 @@
     columns.forEach((column, t) => { if (t % 2) draw("rect", { class: "band", x: column.x, y: 0, width: column.span, height }, bands); });
     dots.replaceChildren(...NODES.filter((node) => node.shown).map((node) => node.dot));
     hints.replaceChildren();
+    const many = dots.children.length > 400;
     for (const node of NODES) {
       if (!node.shown) continue;
-      for (const link of node.ins.filter((one) => one.s.shown).slice(0, 2)) draw("path", { class: "hint", d: curve(link), "vector-effect": "non-scaling-stroke" }, hints);
+      for (const link of node.ins.filter((one) => one.s.shown).slice(0, many ? 1 : 2)) draw("path", { class: "hint", d: curve(link), "vector-effect": "non-scaling-stroke" }, hints);
     }
     const units = NODES.filter((node) => node.shown && node.kind === "unit").length;
     get("share").textContent = `${Math.round(state.cut * 100)} %`;
@@ -141,7 +142,7 @@
   function mark() {
     const found = selection(), hits = new Set(state.hits), group = new Set(state.group >= 0 ? DATA.groups[state.group].of : []);
     links.replaceChildren(); tags.replaceChildren();
-    hints.style.opacity = found ? 0.45 : 1;
+    hints.style.opacity = (found ? 0.45 : 1) * (dots.children.length > 400 ? 0.4 : 1);
     const near = new Map();
     if (found) {
       for (const [list, end] of [[found.ins, "s"], [found.outs, "t"]]) {
