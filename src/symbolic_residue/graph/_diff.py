@@ -61,11 +61,11 @@ class Difference:
     def check(self, tolerance: float = TOLERANCE) -> Check:
         """Every row's sum against the difference of values, relative to the sizes of both rows' edges (their difference may be near 0)."""
         missing = self.edges().double().sum(1) - self.values()
-        relative = missing.abs() / self._sizes().clamp(min=1e-30)
+        relative = missing.abs() / self._sizes()
         return Check(missing, relative, float(relative.max()), tolerance)
 
     def _sizes(self) -> Tensor:
-        return self.a.edges.double().abs().sum(1) + self.b.edges.double().abs().sum(1)
+        return self.a.row_sizes() + self.b.row_sizes()
 
     def changed(self, count: int = 20) -> pl.DataFrame:
         """The edges that changed most: ``target source a b change share``; ``share`` is of the sizes of both rows' edges together."""

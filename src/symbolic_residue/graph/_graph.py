@@ -35,6 +35,9 @@ __all__ = ["Check", "Graph", "Pruned", "TargetInfo"]
 
 TOLERANCE = 1e-5
 """Of a row's sum, relative to the sum of its edges' sizes; float32 gives about 1e-7."""
+_FLOOR = 1000
+"""Units of rounding of the largest row that count as size of any row. A neuron that is almost silent (1e-6 beside thousands) reads that from large writes that
+cancel: its sum is good to the rounding of those, not of its own edges."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Check:
 
     Attributes:
         missing: ``[row]``: sum of a row's edges − the model's value.
-        relative: ``[row]``: its size over the sum of the sizes of the row's edges.
+        relative: ``[row]``: its size over :meth:`Graph.row_sizes`.
         worst: the largest of them.
         tolerance: what was asked.
     """
@@ -158,11 +161,15 @@ class Graph:
         targets = torch.tensor([t.value for t in self.targets], dtype=torch.float64)
         return torch.cat([targets, self.activations.double()])
 
+    def row_sizes(self) -> Tensor:
+        """``[row]``: sum of the sizes of a row's edges, at least 1000 units of rounding of the largest row: what gaps are measured by."""
+        size = self.edges.double().abs().sum(1)
+        return size.clamp(min=max(1e-30, _FLOOR * torch.finfo(self.edges.dtype).eps * float(size.max())))
+
     def check(self, tolerance: float = TOLERANCE) -> Check:
         """Every row's sum against its value."""
         missing = self.edges.double().sum(1) - self.values()
-        size = self.edges.double().abs().sum(1).clamp(min=1e-30)
-        relative = missing.abs() / size
+        relative = missing.abs() / self.row_sizes()
         return Check(missing, relative, float(relative.max()), tolerance)
 
     def require(self, tolerance: float = TOLERANCE) -> Graph:

@@ -148,7 +148,7 @@ def head_loadings(
             straight[at] = (few.direction[row_of_edge[at]] * held[layer][of_edge[at]]).sum(1)
         bypass = torch.where(same & above, straight, torch.zeros_like(straight))
         wanted = graph.edges[edges[:, 0], edges[:, 1]]
-        size = graph.edges.abs().sum(1)[edges[:, 0]].clamp(min=1e-30)
+        size = graph.row_sizes()[edges[:, 0]]
         missing = (found.sum((1, 2)) + bypass - wanted).abs() / size
         error = float(missing.max()) if len(edges) else 0.0
     if error > TOLERANCE:

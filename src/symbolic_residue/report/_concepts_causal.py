@@ -18,6 +18,11 @@ _ABLATION = {
     "not": "at most a tenth of the contrast more is lost for",
     "undecided": "undecided for",
 }
+_BY = {
+    "ablation": "differ most for their spread (or were asked for)",
+    "ablation_direct": "write most along the direction",
+}
+"""Parts of ``causal.json``, and which heads each ablates."""
 _STEERING = {"steers": "it pushes the text for", "not": "it does not for", "undecided": "undecided for"}
 
 
@@ -34,10 +39,11 @@ def causal_sentence(run: ConceptsRun) -> str:
     """Both checks in a sentence each; empty without ``causal.json``."""
     said, total = [], len(run.concepts)
     starts = {
-        "ablation": "Ablating the chosen heads, against matched other heads",
+        "ablation": "Ablating the heads that differ most, against matched other heads",
+        "ablation_direct": "Ablating those that write most along the direction",
         "steering": "Steering, against random directions",
     }
-    for part, words in (("ablation", _ABLATION), ("steering", _STEERING)):
+    for part, words in (*((part, _ABLATION) for part in _BY), ("steering", _STEERING)):
         groups: dict[str, list[str]] = {}
         done = _parts(run, part)
         for concept, one in done.items():
@@ -53,8 +59,9 @@ def causal_sentence(run: ConceptsRun) -> str:
 def causal_tables(run: ConceptsRun) -> list[dict[str, Any]]:
     """Ablation and steering, a row a concept; the comparisons of steering by every measure are folded."""
     found = []
-    if ablations := _parts(run, "ablation"):
-        found.append({"table": _ablation(ablations), "reasons": _reasons(ablations), "folded": [_later(ablations)]})
+    for part, by in _BY.items():
+        if ablations := _parts(run, part):
+            found.append({"table": _ablation(ablations, by), "reasons": _reasons(ablations), "folded": [_later(ablations)]})
     if steerings := _parts(run, "steering"):
         found.append(
             {"table": _steering(steerings), "reasons": _reasons(steerings), "folded": [_comparisons(steerings), _doses(steerings)]}
@@ -66,7 +73,7 @@ def _reasons(parts: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return [(concept, one["why"]) for concept, one in parts.items()]
 
 
-def _ablation(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _ablation(parts: dict[str, dict[str, Any]], by: str) -> dict[str, Any]:
     cells = []
     for concept, one in parts.items():
         first = one["layers"][0]
@@ -80,7 +87,7 @@ def _ablation(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         )  # fmt: skip
     columns = {"concept": False, "verdict": False, "layer": True, "scenarios": True, "heads": True, "contrast [95 %]": False, "share lost [95 %]": False,
                "lost with controls": False, "excess": False, "p": True, "control sets": True, "written straight": False, "KL (controls)": False}  # fmt: skip
-    return grid("Ablation: a concept's heads at their mean over neutral tellings, against other heads that disturb as much", columns, cells,
+    return grid(f"Ablation: the heads that {by}, at their mean over neutral tellings, against other heads that disturb as much", columns, cells,
                 [one["verdict"] == "carry" for one in parts.values()])  # fmt: skip
 
 

@@ -127,6 +127,23 @@ def test_a_wrong_edge_is_noticed() -> None:
         wrong.require()
 
 
+def test_an_almost_silent_neuron_is_measured_by_the_rounding_of_what_it_reads() -> None:
+    instrument = instrument_of("llama")
+    graph = attribute_prompt(instrument, prompt_for(instrument), targets=["top"], max_nodes=20)
+    row = graph.n_targets + 7
+    edges, activations = graph.edges.float(), graph.activations.float()
+    largest = float(graph.edges.abs().sum(1).max())
+    quiet = edges.clone()
+    quiet[row] *= 1e-6 * largest / float(edges[row].abs().sum())
+    activations[7] = quiet[row].double().sum()
+    silent = replace(graph, edges=quiet, activations=activations)
+    off = activations.clone()
+    off[7] += 1e-10 * largest  # far below float32's rounding of the largest row, and 1e-4 of this row's own edges
+    assert replace(silent, activations=off).check().passed
+    off[7] += 1e-7 * largest
+    assert int(replace(silent, activations=off).check().relative.argmax()) == row
+
+
 def some_graph(data: st.DataObject) -> Graph:
     """A random graph of a shape that a model could have."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))

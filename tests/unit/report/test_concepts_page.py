@@ -285,8 +285,14 @@ def test_ablation_and_steering_stand_beside_their_controls(tmp_path: Path) -> No
         )
         arms = {(arm["kind"], arm["dose"]): arm for arm in one["steering"]["arms"] if "texts" in arm}
         assert words(part).count(words(figures.visible(arms["unsteered", 0.0]["texts"][1][0]))) >= 1
+    direct = part[part.index("<caption>Ablation: the heads that write most") :].split("</table>")[0]
+    for concept, one in found.items():
+        row = next(row for row in table_rows(direct) if row[0] == concept)
+        first = one["ablation_direct"]["layers"][0]
+        assert row[6].startswith(number(first["lost"]["value"])) and one["ablation_direct"]["why"] in words(part)
     said = words(section(page, "answer"))
-    assert "(2 of 5 concepts were tried)" in said and "Ablating the chosen heads, against matched other heads" in said
+    assert "Ablating those that write most along the direction" in said
+    assert "(2 of 5 concepts were tried)" in said and "Ablating the heads that differ most, against matched other heads" in said
     assert "No causal check was made yet" not in said and page.count("<script") == 1
 
 
