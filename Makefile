@@ -60,6 +60,7 @@ adapters: $(READY)
 
 # The study of docs/concepts.md: an hour on one core, most of it steering.
 concepts: $(READY)
+	$(VENV)/bin/residue models fetch demo
 	$(PY) docs/make_concepts.py --pages
 
 # The measurement of docs/parallel.md: half an hour on one core.
