@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -130,7 +131,8 @@ def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[R
         members = [t for t in targets if t.group == group]
         direction: Tensor = sum((t.weight * t.direction for t in members[1:]), start=members[0].weight * members[0].direction)
         layer = None if members[0].layer == len(local.layers) else members[0].layer
-        found.append(relevance(local, direction, position=members[0].position, layer=layer, rule=rule))
+        effects = relevance(local, direction, position=members[0].position, layer=layer, rule=rule)
+        found.append(replace(effects, slopes=()))  # as large as the effects, and not asked for here
     return found
 
 
@@ -145,6 +147,8 @@ def _given(local: LocalModel, units: Units) -> Units:
 
 
 def _sizes(effects: Sequence[Relevance]) -> Relevance:
-    """Sizes of the effects summed over groups."""
+    """Effects summed over groups by their sizes; those of one group as they are."""
+    if len(effects) == 1:
+        return effects[0]
     neurons = tuple(torch.stack([e.neurons[i].abs() for e in effects]).sum(0) for i in range(len(effects[0].neurons)))
     return Relevance(neurons, torch.stack([e.embeddings.abs() for e in effects]).sum(0), cells=effects[0].cells)

@@ -285,7 +285,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
                 del took[kind, i]
 
     reads = [f"{kind}.{i}" for i, found in wanted.items() for kind in found]
-    read = AttentionRead(stats=("lse",), on_call=calls.__setitem__)
+    read = AttentionRead(stats=(), on_call=calls.__setitem__)
     trace = instrument.run(ids[None], reads=[*reads, f"resid_post.{last}"], attention=read, keep_logits=1, on_read=keep)
     assert trace.logits is not None
     final = took["resid_post", last]
