@@ -26,9 +26,7 @@ def test_a_graph_without_kept_patterns_is_the_same(name: str, monkeypatch: pytes
     assert all(layer.kept is None for layer in local.layers)
     lazy = attribute_prompt(instrument, prompt, targets=["top:2"], max_nodes=30)
     torch.testing.assert_close(lazy.edges, kept.edges, rtol=0, atol=1e-12)
-    for direction in (0, 1):
-        found = head_loadings(instrument, lazy) if direction else head_loadings(instrument, kept)
-        assert found.error < 1e-12
+    assert head_loadings(instrument, lazy).error < 1e-12
     assert qk_attribution(instrument, lazy, 1, 2, 6, 3).weight == pytest.approx(qk_attribution(instrument, kept, 1, 2, 6, 3).weight)
 
 
