@@ -130,7 +130,7 @@ def fixed_failures(instrument: Instrument, ids: Sequence[int], asked: Sequence[A
     if not any(isinstance(one, (Silence, Repeat, Collapse, Refusal)) for one in named):
         return list(asked)
     before = list(ids)[: position % len(ids) + 1]
-    logits = instrument.run(torch.tensor([before]), keep_logits=1).logits[0, -1]
+    logits = instrument.run(torch.tensor([before]), keep_logits=1)["logits"][0, -1]
     return [
         failure_contrast(instrument, before, logits, failure) if isinstance(failure, (Silence, Repeat, Collapse, Refusal)) else one
         for one, failure in zip(asked, named, strict=True)
