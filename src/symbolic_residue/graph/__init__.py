@@ -4,6 +4,19 @@ from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
+from symbolic_residue.graph._failure_targets import (
+    Collapse,
+    Contrast,
+    failure_contrast,
+    failure_named,
+    FAILURES,
+    FailureTarget,
+    fixed_failures,
+    Refusal,
+    Repeat,
+    repeated,
+    Silence,
+)
 from symbolic_residue.graph._faithfulness import (
     compare_scores,
     curve_numbers,
@@ -40,13 +53,17 @@ from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neu
 from symbolic_residue.graph._units import LayerUnits
 
 __all__ = [
+    "FAILURES",
     "SCORES",
     "AskedTarget",
     "Change",
     "Check",
+    "Collapse",
     "Columns",
+    "Contrast",
     "Difference",
     "Direction",
+    "FailureTarget",
     "Faithfulness",
     "Feature",
     "FeatureUnits",
@@ -66,11 +83,14 @@ __all__ = [
     "PairScores",
     "Pruned",
     "QKAttribution",
+    "Refusal",
     "Relevance",
+    "Repeat",
     "Rows",
     "Rule",
     "ScoreName",
     "Scores",
+    "Silence",
     "Supernodes",
     "Target",
     "TargetInfo",
@@ -83,7 +103,10 @@ __all__ = [
     "curve_numbers",
     "difference",
     "direct_edges",
+    "failure_contrast",
+    "failure_named",
     "faithfulness",
+    "fixed_failures",
     "freeze",
     "ghosts",
     "gradients_at",
@@ -102,6 +125,7 @@ __all__ = [
     "read_neuronpedia",
     "read_targets",
     "relevance",
+    "repeated",
     "run_pair",
     "save_graph",
     "strongest_edges",
