@@ -27,10 +27,22 @@ if TYPE_CHECKING:
     from symbolic_residue.dictionaries import Transcoders
     from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Look
 
-__all__ = ["asked_rule", "asked_targets", "graph", "write_page"]
+__all__ = ["Candidate", "ComplianceOpening", "RefusalOpening", "asked_rule", "asked_targets", "graph", "write_page"]
 
 _SHOWN = 15
 _LABELS = 3
+
+Candidate = Annotated[
+    list[str] | None,
+    typer.Option("--candidate", help="Of --target collapse; again for more. Default: all tokens.", show_default=False),
+]
+RefusalOpening = Annotated[
+    list[str] | None,
+    typer.Option("--refusal", help="Of --target refusal: an answer's opening that refuses; again for more.", show_default=False),
+]
+ComplianceOpening = Annotated[
+    list[str] | None, typer.Option("--compliance", help="The same: an opening that complies; again for more.", show_default=False)
+]
 
 
 def graph(
@@ -43,7 +55,7 @@ def graph(
         typer.Option(
             "--target",
             "-t",
-            help="top, top:N, entropy, silence, a next token, or #ID of one; again for more. Default: top.",
+            help="top, top:N, entropy; silence, repeat, collapse or refusal; a next token, or #ID of one; again for more. Default: top.",
             show_default=False,
         ),
     ] = None,
@@ -51,6 +63,9 @@ def graph(
         str | None,
         typer.Option("--against", help="A token: the one --target is explained against it, not the mean.", show_default=False),
     ] = None,
+    candidate: Candidate = None,
+    refusal: RefusalOpening = None,
+    compliance: ComplianceOpening = None,
     nodes: Annotated[int, typer.Option("--nodes", "-n", min=0, help="Neurons that become nodes.")] = 1000,
     position: Annotated[int, typer.Option("--position", help="Where the next token is explained; -1 is the last.")] = -1,
     rule: Annotated[str, typer.Option("--rule", help="half or gate: how gated neurons are made linear.")] = "half",
@@ -91,7 +106,7 @@ def graph(
         kept = load_graph(show)
         _answer(kept, load_heads(kept, show), show, json)
         return
-    asked = asked_targets(target or [], against)
+    asked = asked_targets(target or [], against, candidate, refusal, compliance)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
@@ -158,13 +173,41 @@ def asked_rule(text: str) -> Any:
     return text
 
 
-def asked_targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+def asked_targets(
+    texts: list[str],
+    against: str | None,
+    candidates: list[str] | None = None,
+    refusals: list[str] | None = None,
+    compliances: list[str] | None = None,
+) -> list[AskedTarget]:
     """Targets as written on the command line; the top tokens where none are."""
+    for option, given, name in (
+        ("--candidate", candidates, "collapse"),
+        ("--refusal", refusals, "refusal"),
+        ("--compliance", compliances, "refusal"),
+    ):
+        if given and name not in texts:
+            raise ConfigError(f"{option} belongs to --target {name}.", todo=f"Add --target {name}.")
     if against is None:
-        return [_meant(text) for text in texts] or ["top"]
+        return [_failure(text, candidates, refusals, compliances) or _meant(text) for text in texts] or ["top"]
     if len(texts) != 1:
         raise ConfigError("--against goes with one --target.", todo="Give one --target, a token.")
     return [(_meant(texts[0]), _meant(against))]
+
+
+def _failure(
+    text: str, candidates: list[str] | None, refusals: list[str] | None, compliances: list[str] | None
+) -> AskedTarget | None:
+    """``collapse`` and ``refusal`` with the tokens that were given."""
+    if text == "collapse" and candidates:
+        from symbolic_residue.graph import Collapse
+
+        return Collapse(tuple(map(_meant, candidates)))
+    if text == "refusal" and (refusals or compliances):
+        from symbolic_residue.graph import Refusal
+
+        return Refusal(tuple(map(_meant, refusals or ())), tuple(map(_meant, compliances or ())))
+    return None
 
 
 def _meant(text: str) -> str | int:

@@ -5,6 +5,19 @@ from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores
 from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
+from symbolic_residue.graph._failure_targets import (
+    Collapse,
+    Contrast,
+    failure_contrast,
+    failure_named,
+    FAILURES,
+    FailureTarget,
+    fixed_failures,
+    Refusal,
+    Repeat,
+    repeated,
+    Silence,
+)
 from symbolic_residue.graph._faithfulness import (
     compare_scores,
     curve_numbers,
@@ -42,13 +55,17 @@ from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neu
 from symbolic_residue.graph._units import LayerUnits
 
 __all__ = [
+    "FAILURES",
     "SCORES",
     "AskedTarget",
     "Change",
     "Check",
+    "Collapse",
     "Columns",
+    "Contrast",
     "Difference",
     "Direction",
+    "FailureTarget",
     "Faithfulness",
     "Feature",
     "FeatureUnits",
@@ -70,11 +87,14 @@ __all__ = [
     "PairScores",
     "Pruned",
     "QKAttribution",
+    "Refusal",
     "Relevance",
+    "Repeat",
     "Rows",
     "Rule",
     "ScoreName",
     "Scores",
+    "Silence",
     "Supernodes",
     "Target",
     "TargetInfo",
@@ -87,7 +107,10 @@ __all__ = [
     "curve_numbers",
     "difference",
     "direct_edges",
+    "failure_contrast",
+    "failure_named",
     "faithfulness",
+    "fixed_failures",
     "freeze",
     "ghosts",
     "gradients_at",
@@ -109,6 +132,7 @@ __all__ = [
     "read_neuronpedia",
     "read_targets",
     "relevance",
+    "repeated",
     "run_pair",
     "save_graph",
     "save_heads",
