@@ -1,6 +1,6 @@
 """Two graphs, edge by edge: what a failing prompt has that a healthy one of the same length lacks, or a tuned model that its base lacks.
 
-1. Both graphs have the same nodes: the same neurons or features (layer, position, number), rests, embeddings, constants, and the same targets in the same order.
+1. Both graphs have the same nodes: the same neurons or features (layer, position, number), rests, embeddings, constants, and the same targets, in order.
 2. ``edges = edges of A − edges of B``, ``values = values of A − values of B``: both rows add up, so their difference does.
 3. Graphs that were kept have units of their own each. Those that only one has go into REST (exact: a REST is a sum; a feature of a cross-layer
    transcoder goes, with all that it writes, into that of the layer that it reads), and the common ones are compared.
@@ -24,6 +24,7 @@ from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.graph._attribute import attribute_prompt
 from symbolic_residue.graph._columns import Columns, Units
+from symbolic_residue.graph._failure_targets import fixed_failures
 from symbolic_residue.graph._graph import Check, Graph, TargetInfo, TOLERANCE
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._targets import AskedTarget
@@ -198,14 +199,14 @@ def attribute_pair(
         instrument: the model of A.
         a, b: prompts of as many tokens; the same prompt, for two models.
         other: the model of B, of the same architecture; the same model where left out.
-        targets: of both; ``top`` means A's top tokens.
+        targets: of both; ``top`` means A's top tokens, and a failure's tokens are those chosen on A.
         units: ``neurons``, or a dictionary; with two models the same one for both, and each graph says how well it fits.
         position, rule, rest: see :func:`attribute`.
         max_nodes: units that each chooses.
 
     Raises:
         PromptError: prompts of different lengths.
-        ConfigError: a target that is not the same in both (an entropy's gradient, a silence with another content token).
+        ConfigError: a target that is not the same in both (an entropy's gradient).
         ModelError: another architecture.
         others: as of :func:`attribute`.
     """
@@ -219,6 +220,7 @@ def attribute_pair(
             nodes=nodes, off=True,
         )  # fmt: skip
 
+    targets = fixed_failures(instrument, a.ids, targets, position)
     first = run(instrument, a, targets)
     same: list[AskedTarget] = []
     for group, one in enumerate(targets):

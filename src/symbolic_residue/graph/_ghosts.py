@@ -43,8 +43,8 @@ class Ghosts:
     """Large units beside their floors.
 
     Attributes:
-        table: ``layer position token kind neuron activation size effect floor ratio reaches ghost``, largest first; ``ratio`` is the largest effect over floor of
-            any group, ``reaches`` whether a path leads to a target.
+        table: ``layer position token kind neuron activation size effect floor ratio reaches ghost``, largest first; ``ratio`` is the largest effect over
+            floor of any group, ``reaches`` whether a path leads to a target.
         share: ghosts, of those that reach a target; nan where none does.
         control: the same share with each random direction as the target: mean, smallest, largest.
         directions: how many there were.
