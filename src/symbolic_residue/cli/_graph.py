@@ -25,12 +25,24 @@ from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
     from symbolic_residue.dictionaries import Transcoders
-    from symbolic_residue.graph import AskedTarget, Graph
+    from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Look
 
-__all__ = ["asked_rule", "asked_targets", "graph", "write_page"]
+__all__ = ["Candidate", "ComplianceOpening", "RefusalOpening", "asked_rule", "asked_targets", "graph", "write_page"]
 
 _SHOWN = 15
 _LABELS = 3
+
+Candidate = Annotated[
+    list[str] | None,
+    typer.Option("--candidate", help="Of --target collapse; again for more. Default: all tokens.", show_default=False),
+]
+RefusalOpening = Annotated[
+    list[str] | None,
+    typer.Option("--refusal", help="Of --target refusal: an answer's opening that refuses; again for more.", show_default=False),
+]
+ComplianceOpening = Annotated[
+    list[str] | None, typer.Option("--compliance", help="The same: an opening that complies; again for more.", show_default=False)
+]
 
 
 def graph(
@@ -43,7 +55,7 @@ def graph(
         typer.Option(
             "--target",
             "-t",
-            help="top, top:N, entropy, silence, a next token, or #ID of one; again for more. Default: top.",
+            help="top, top:N, entropy; silence, repeat, collapse or refusal; a next token, or #ID of one; again for more. Default: top.",
             show_default=False,
         ),
     ] = None,
@@ -51,6 +63,9 @@ def graph(
         str | None,
         typer.Option("--against", help="A token: the one --target is explained against it, not the mean.", show_default=False),
     ] = None,
+    candidate: Candidate = None,
+    refusal: RefusalOpening = None,
+    compliance: ComplianceOpening = None,
     nodes: Annotated[int, typer.Option("--nodes", "-n", min=0, help="Neurons that become nodes.")] = 1000,
     position: Annotated[int, typer.Option("--position", help="Where the next token is explained; -1 is the last.")] = -1,
     rule: Annotated[str, typer.Option("--rule", help="half or gate: how gated neurons are made linear.")] = "half",
@@ -63,6 +78,12 @@ def graph(
             "--dictionary", help="Folder of a dictionary whose features stand for neurons in its layers.", show_default=False
         ),
     ] = None,
+    heads: Annotated[
+        int, typer.Option("--heads", min=0, help="Kept edges, of most influence, that are split over heads; 0 splits none.")
+    ] = 1000,
+    looks: Annotated[
+        int, typer.Option("--looks", min=0, help="Heads of which the attention score is split: why they look where they look.")
+    ] = 2,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,
@@ -80,12 +101,12 @@ def graph(
     if (prompt is None) == (show is None):
         raise ConfigError("Give a prompt, or --show with a graph's folder.")
     if show is not None:
-        from symbolic_residue.graph import load_graph
+        from symbolic_residue.graph import load_graph, load_heads
 
         kept = load_graph(show)
-        _answer(kept, show, json)
+        _answer(kept, load_heads(kept, show), show, json)
         return
-    asked = asked_targets(target or [], against)
+    asked = asked_targets(target or [], against, candidate, refusal, compliance)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
@@ -93,7 +114,7 @@ def graph(
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from rich.console import Console
 
-    from symbolic_residue.graph import attribute_prompt, promoted_tokens, save_graph
+    from symbolic_residue.graph import attribute_prompt, promoted_tokens, save_heads
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import build_prompt
 
@@ -112,21 +133,24 @@ def graph(
         )
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS, dictionary=units)
         found = replace(found, labels=tuple(map(tuple, labels)))
-        save_graph(found, folder)
+        found.save(folder)
+        carried = found.heads(instrument, edges=heads, looks=looks, dictionary=units) if heads else None
+        if carried is not None:
+            save_heads(carried, folder)
         if not no_report:
-            write_page(found, folder, built.text)
-    _answer(found, folder, json)
+            write_page(found, folder, built.text, carried)
+    _answer(found, carried, folder, json)
 
 
-def write_page(found: Graph, folder: Path, prompt: str | None = None) -> None:
-    """``report.html`` beside the graph: the pruned graph with its supernodes.
+def write_page(found: Graph, folder: Path, prompt: str | None = None, heads: GraphHeads | None = None) -> None:
+    """``report.html`` beside the graph: the pruned graph with its supernodes, and heads where they are given.
 
     Raises:
         WriteError: it cannot be written.
     """
     from symbolic_residue.report import graph_page
 
-    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt)
+    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt, heads=heads)
     page = graph_page(data)
     try:
         (folder / "report.html").write_text(page, "utf-8")
@@ -149,13 +173,41 @@ def asked_rule(text: str) -> Any:
     return text
 
 
-def asked_targets(texts: list[str], against: str | None) -> list[AskedTarget]:
+def asked_targets(
+    texts: list[str],
+    against: str | None,
+    candidates: list[str] | None = None,
+    refusals: list[str] | None = None,
+    compliances: list[str] | None = None,
+) -> list[AskedTarget]:
     """Targets as written on the command line; the top tokens where none are."""
+    for option, given, name in (
+        ("--candidate", candidates, "collapse"),
+        ("--refusal", refusals, "refusal"),
+        ("--compliance", compliances, "refusal"),
+    ):
+        if given and name not in texts:
+            raise ConfigError(f"{option} belongs to --target {name}.", todo=f"Add --target {name}.")
     if against is None:
-        return [_meant(text) for text in texts] or ["top"]
+        return [_failure(text, candidates, refusals, compliances) or _meant(text) for text in texts] or ["top"]
     if len(texts) != 1:
         raise ConfigError("--against goes with one --target.", todo="Give one --target, a token.")
     return [(_meant(texts[0]), _meant(against))]
+
+
+def _failure(
+    text: str, candidates: list[str] | None, refusals: list[str] | None, compliances: list[str] | None
+) -> AskedTarget | None:
+    """``collapse`` and ``refusal`` with the tokens that were given."""
+    if text == "collapse" and candidates:
+        from symbolic_residue.graph import Collapse
+
+        return Collapse(tuple(map(_meant, candidates)))
+    if text == "refusal" and (refusals or compliances):
+        from symbolic_residue.graph import Refusal
+
+        return Refusal(tuple(map(_meant, refusals or ())), tuple(map(_meant, compliances or ())))
+    return None
 
 
 def _meant(text: str) -> str | int:
@@ -165,7 +217,7 @@ def _meant(text: str) -> str | int:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
+def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool) -> None:
     check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
     if as_json:
         echo_json(
@@ -179,6 +231,7 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
                 "most_influential": nodes.head(_SHOWN).to_dicts(),
+                "heads": None if heads is None else _heads_json(graph, heads),
             }
         )
         return
@@ -234,8 +287,44 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
         "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint). "
         "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
     )
+    if heads is not None:
+        for line in _heads_said(graph, heads):
+            console.print(escape(line))
     console.print(
         f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {_kinds(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
+    )
+
+
+def _heads_json(graph: Graph, heads: GraphHeads) -> dict[str, Any]:
+    return {
+        "edges": len(heads),
+        "influence": heads.share,
+        "refused": heads.refused,
+        "looks": [
+            {name: getattr(look, name) for name in ("layer", "head", "query", "key", "score", "weight", "carries")}
+            | {"query_token": graph.tokens[look.query], "key_token": graph.tokens[look.key]}
+            for look in heads.looks
+        ],
+    }
+
+
+def _heads_said(graph: Graph, heads: GraphHeads) -> list[str]:
+    """Which heads carry most, in words."""
+    from symbolic_residue.figures import visible
+
+    said = [f"{len(heads)} edges, {heads.share:.0%} of the influence of all kept ones, are split over heads in heads.safetensors."]
+    if heads.refused:
+        said.append(f"No head's score is split: {heads.refused}")
+    return said + [_look_said(look, graph, visible) for look in heads.looks]
+
+
+def _look_said(look: Look, graph: Graph, visible: Any) -> str:
+    names = graph.column_names()
+    at, there = (f"{visible(graph.tokens[t], spaces='ends')} @{t}" for t in (look.query, look.key))
+    of_key = ", ".join(f"{names[c]} {term:+.2f}" for c, term in look.of_key[:3])
+    return (
+        f"Head {look.layer}.{look.head} carries {look.carries:.1%} of that from {there}; it looks there from {at} (weight {look.weight:.2f}, "
+        f"score {look.score:.2f}; at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f})."
     )
 
 

@@ -20,7 +20,7 @@ from symbolic_residue.cli._common import (
     open_for_cli,
     Output,
 )
-from symbolic_residue.cli._graph import asked_rule, asked_targets, write_page
+from symbolic_residue.cli._graph import asked_rule, asked_targets, Candidate, ComplianceOpening, RefusalOpening, write_page
 from symbolic_residue.errors import ConfigError, RunExistsError
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def diff(
     against: Annotated[
         str | None, typer.Option("--against", help="A token that --target is explained against.", show_default=False)
     ] = None,
+    candidate: Candidate = None,
+    refusal: RefusalOpening = None,
+    compliance: ComplianceOpening = None,
     nodes: Annotated[int, typer.Option("--nodes", "-n", min=0, help="Neurons that each chooses; both get the union.")] = 1000,
     position: Annotated[int, typer.Option("--position", help="Where the next token is explained; -1 is the last.")] = -1,
     rule: Annotated[str, typer.Option("--rule", help="half or gate.")] = "half",
@@ -92,8 +95,8 @@ def diff(
             second = Instrument(open_for_cli(model_b or model, adapter=None, dtype=dtype, device=device))
         one, two = (build_prompt(loaded.tokenizer, text, chat=chat, max_tokens=loaded.parts.max_context) for text in (a, b or a))
         found = attribute_pair(
-            Instrument(loaded), one, two, other=second, targets=asked_targets(target or [], against), position=position,
-            max_nodes=nodes, rule=asked_rule(rule), rest=rest,
+            Instrument(loaded), one, two, other=second, position=position, max_nodes=nodes, rule=asked_rule(rule), rest=rest,
+            targets=asked_targets(target or [], against, candidate, refusal, compliance),
         )  # fmt: skip
     save_graph(found.a, folder / "a")
     save_graph(found.b, folder / "b")

@@ -21,6 +21,7 @@ from torch import Tensor
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.graph._attribute import attribute_prompt
 from symbolic_residue.graph._columns import Columns, Units
+from symbolic_residue.graph._failure_targets import fixed_failures
 from symbolic_residue.graph._graph import Check, Graph, TargetInfo, TOLERANCE
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._targets import AskedTarget
@@ -191,13 +192,13 @@ def attribute_pair(
         instrument: the model of A.
         a, b: prompts of as many tokens; the same prompt, for two models.
         other: the model of B, of the same architecture; the same model where left out.
-        targets: of both; ``top`` means A's top tokens.
+        targets: of both; ``top`` means A's top tokens, and a failure's tokens are those chosen on A.
         position, rule, rest: see :func:`attribute`.
         max_nodes: neurons that each chooses.
 
     Raises:
         PromptError: prompts of different lengths.
-        ConfigError: a target that is not the same in both (an entropy's gradient, a silence with another content token).
+        ConfigError: a target that is not the same in both (an entropy's gradient).
         ModelError: another architecture.
         others: as of :func:`attribute`.
     """
@@ -210,6 +211,7 @@ def attribute_pair(
             which, prompt, targets=asked, position=position, max_nodes=max_nodes, rule=rule, rest=rest, nodes=nodes
         )
 
+    targets = fixed_failures(instrument, a.ids, targets, position)
     first = run(instrument, a, targets)
     same: list[AskedTarget] = []
     for group, one in enumerate(targets):

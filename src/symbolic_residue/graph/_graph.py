@@ -23,10 +23,15 @@ from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from symbolic_residue.graph._carried import GraphHeads
     from symbolic_residue.graph._diff import Difference
     from symbolic_residue.graph._faithfulness import Faithfulness
     from symbolic_residue.graph._ghosts import Ghosts
+    from symbolic_residue.graph._heads import HeadLoadings
     from symbolic_residue.graph._pairs import TokenPair
+    from symbolic_residue.graph._qk import QKAttribution
     from symbolic_residue.graph._supernodes import Supernodes
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import CounterfactualPair
@@ -286,6 +291,30 @@ class Graph:
         from symbolic_residue.graph._faithfulness import graph_faithfulness  # it takes graphs
 
         return graph_faithfulness(self, instrument, pair, **options)
+
+    def head_loadings(self, instrument: Instrument, edges: Tensor | None = None, **options: Any) -> HeadLoadings:
+        """Edges as sums over the heads that carry them, and what passes no attention; options of ``_heads.head_loadings``."""
+        from symbolic_residue.graph._heads import head_loadings
+
+        return head_loadings(instrument, self, edges, **options)
+
+    def qk(self, instrument: Instrument, layer: int, head: int, query: int, key: int, **options: Any) -> QKAttribution:
+        """Why a head looks where it looks: its score as a sum over pairs of columns; options of ``_qk.qk_attribution``."""
+        from symbolic_residue.graph._qk import qk_attribution
+
+        return qk_attribution(instrument, self, layer, head, query, key, **options)
+
+    def heads(self, instrument: Instrument, **options: Any) -> GraphHeads:
+        """The heads that carry the strongest kept edges, and why they look where they look; options of ``_carried.graph_heads``."""
+        from symbolic_residue.graph._carried import graph_heads
+
+        return graph_heads(instrument, self, **options)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the graph into a folder; see ``_file.save_graph``."""
+        from symbolic_residue.graph._file import save_graph
+
+        return save_graph(self, folder)
 
     def column_names(self) -> list[str]:
         """A name a column: ``L3 #120 @5`` for a neuron, ``L3 f120 @5`` for a feature, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""
