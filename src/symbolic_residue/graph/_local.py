@@ -88,14 +88,19 @@ class LocalLayer:
         """The neurons' activations ``[position, neuron]``."""
         return self.mlp.respond(self.gate, self.up, self.route)
 
-    def pattern(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Attention weights among positions ``start`` to ``stop``, ``[head, query, key]``, with the norms' scales at query and key and the block's constant
-        factor in them: what the frozen attention is."""
+    def pattern(self, start: int = 0, stop: int | None = None, first_query: int | None = None) -> Tensor:
+        """Attention weights ``[head, query, key]`` with the norms' scales at query and key and the block's constant factor in them: what the frozen attention is.
+
+        Args:
+            start, stop: the keys' positions.
+            first_query: queries from this position to ``stop``; None: from ``start``.
+        """
         stop = self.stream.shape[0] if stop is None else stop
+        first = start if first_query is None else first_query
         if self.kept is not None:
-            return self.kept[:, start:stop, start:stop]
-        own = row_weights(self.call, start, stop)[0, :, :, start:stop].to(self.dtype)
-        return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(start, stop))
+            return self.kept[:, first:stop, start:stop]
+        own = row_weights(self.call, first, stop)[0, :, :, start:stop].to(self.dtype)
+        return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(first, stop), slice(start, stop))
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
         """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
@@ -307,7 +312,7 @@ def _layer(
     raw = z @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
     norm_out = FrozenNorm.of(parts.post_attn_norm, raw, dtype)
     own = row_weights(call, 0, len(pre))[0].to(dtype)
-    kept = _scaled(own, parts, norm_in, norm_out, slice(None)) if keep else None
+    kept = _scaled(own, parts, norm_in, norm_out, slice(None), slice(None)) if keep else None
     group = parts.n_heads // parts.n_kv_heads
     constant_v = []
     for kv in range(parts.n_kv_heads):
@@ -369,13 +374,13 @@ def _layer(
     return built, worst
 
 
-def _scaled(own: Tensor, parts: LayerParts, norm_in: FrozenNorm, norm_out: FrozenNorm, positions: slice) -> Tensor:
+def _scaled(own: Tensor, parts: LayerParts, norm_in: FrozenNorm, norm_out: FrozenNorm, queries: slice, keys: slice) -> Tensor:
     """Attention weights ``[head, query, key]`` with the norms' scales at query and key and the block's constant factor in them."""
     if parts.attn_scale != 1:
         own = own * parts.attn_scale
     if norm_in.scale is not None:
-        own = own * norm_in.scale[positions]
-    return own if norm_out.scale is None else own * norm_out.scale[positions, None]
+        own = own * norm_in.scale[keys]
+    return own if norm_out.scale is None else own * norm_out.scale[queries, None]
 
 
 def _agree(rebuilt: Tensor, model: Tensor, what: str, layer: int) -> float:
