@@ -123,7 +123,7 @@ def ghosts(instrument: Instrument, graph: Graph, *, count: int = 1000, direction
 def _require_model(local: LocalModel, graph: Graph) -> None:
     shape = graph.columns
     fits = len(local.layers) == shape.n_layers and graph.target_rows.direction.shape[1] == local.embedded.shape[1]
-    widest = max((one.gate.shape[1] for one in local.layers), default=0)
+    widest = max((one.n_neurons for one in local.layers), default=0)
     if fits and len(graph):
         fits = int(graph.units.neuron.max()) < widest
     if fits and len(graph):
@@ -143,7 +143,7 @@ def _largest(local: LocalModel, count: int) -> tuple[Units, Tensor]:
 
     sizes = []
     for layer in local.layers:
-        n, width = len(local), layer.gate.shape[1]
+        n, width = len(local), layer.n_neurons
         ones = torch.ones(max(n, width), dtype=local.dtype)
         first = torch.zeros(max(n, width), dtype=torch.long)
         norm = layer.written(torch.arange(width), first[:width], ones[:width]).norm(dim=1)

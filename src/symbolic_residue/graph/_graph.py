@@ -163,12 +163,12 @@ class Graph:
 
     def row_sizes(self) -> Tensor:
         """``[row]``: sum of the sizes of a row's edges, at least 1000 units of rounding of the largest row: what gaps are measured by."""
-        size = self.edges.double().abs().sum(1)
+        size = self.edges.abs().sum(1, dtype=torch.float64)
         return size.clamp(min=max(1e-30, _FLOOR * torch.finfo(self.edges.dtype).eps * float(size.max())))
 
     def check(self, tolerance: float = TOLERANCE) -> Check:
         """Every row's sum against its value."""
-        missing = self.edges.double().sum(1) - self.values()
+        missing = self.edges.sum(1, dtype=torch.float64) - self.values()
         relative = missing.abs() / self.row_sizes()
         return Check(missing, relative, float(relative.max()), tolerance)
 
