@@ -46,7 +46,7 @@ class LocalLayer:
 
     Attributes:
         parts: the block's own.
-        call: its attention: queries, keys, and who sees whom.
+        call: its attention: queries, keys, and who sees whom; None where the whole pattern is kept.
         kept: the whole :meth:`pattern`, where it is short enough to be kept.
         norm_in, norm_out: before and after attention.
         attn_constant: ``[position, d_model]``: what attention adds whatever it reads.
@@ -64,7 +64,7 @@ class LocalLayer:
     """
 
     parts: LayerParts
-    call: Call
+    call: Call | None
     kept: Tensor | None
     norm_in: FrozenNorm
     norm_out: FrozenNorm
@@ -136,8 +136,22 @@ class LocalLayer:
         first = start if first_query is None else first_query
         if self.kept is not None:
             return self.kept[:, first:stop, start:stop]
+        assert self.call is not None
         own = row_weights(self.call, first, stop)[0, :, :, start:stop].to(self.dtype)
         return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(first, stop), slice(start, stop))
+
+    def weight(self, head: int, query: int, key: int) -> float:
+        """One attention weight, as the model has it."""
+        with_scales = self.pattern(0, query + 1, query)[head, 0, key]
+        for_one = _scaled(
+            torch.ones_like(with_scales)[None, None, None],
+            self.parts,
+            self.norm_in,
+            self.norm_out,
+            slice(query, query + 1),
+            slice(key, key + 1),
+        )
+        return float(with_scales / for_one[0, 0, 0])
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
         """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
@@ -380,7 +394,7 @@ def _layer(
     wrote = mlp_out.linear(alone * parts.mlp_down_scale) * parts.mlp_scale
     built = LocalLayer(
         parts,
-        replace(call, v=call.v[:, :, :0]),  # patterns need queries and keys alone
+        None if keep[0] else replace(call, v=call.v[:, :, :0]),  # patterns need queries and keys alone
         kept,
         norm_in,
         norm_out,
