@@ -178,7 +178,11 @@ def read_neuronpedia(path: Path | str) -> NeuronpediaGraph:
             f"{path} is no readable graph.", why=str(error), todo="Give a JSON file in Neuronpedia's format."
         ) from error
     if not isinstance(data, dict):
-        raise RecordError(f"{path} holds no graph.", why=f"It is a JSON {type(data).__name__}, not an object.")
+        raise RecordError(
+            f"{path} holds no graph.",
+            why=f"It is a JSON {type(data).__name__}, not an object.",
+            todo="Give a JSON file in Neuronpedia's format.",
+        )
     return validate_neuronpedia(data)
 
 
