@@ -2,8 +2,22 @@
 
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
+from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
+from symbolic_residue.graph._failure_targets import (
+    Collapse,
+    Contrast,
+    failure_contrast,
+    failure_named,
+    FAILURES,
+    FailureTarget,
+    fixed_failures,
+    Refusal,
+    Repeat,
+    repeated,
+    Silence,
+)
 from symbolic_residue.graph._faithfulness import (
     compare_scores,
     curve_numbers,
@@ -17,6 +31,7 @@ from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
+from symbolic_residue.graph._heads_file import load_heads, save_heads
 from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
 from symbolic_residue.graph._kept import KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._labels import promoted_tokens
@@ -40,24 +55,30 @@ from symbolic_residue.graph._targets import AskedTarget, Direction, Feature, Neu
 from symbolic_residue.graph._units import LayerUnits
 
 __all__ = [
+    "FAILURES",
     "SCORES",
     "AskedTarget",
     "Change",
     "Check",
+    "Collapse",
     "Columns",
+    "Contrast",
     "Difference",
     "Direction",
+    "FailureTarget",
     "Faithfulness",
     "Feature",
     "FeatureUnits",
     "Ghosts",
     "Graph",
+    "GraphHeads",
     "HeadLoadings",
     "Hold",
     "KeepUnits",
     "LayerUnits",
     "LocalLayer",
     "LocalModel",
+    "Look",
     "Neuron",
     "NeuronpediaGraph",
     "NeuronpediaLink",
@@ -66,11 +87,14 @@ __all__ = [
     "PairScores",
     "Pruned",
     "QKAttribution",
+    "Refusal",
     "Relevance",
+    "Repeat",
     "Rows",
     "Rule",
     "ScoreName",
     "Scores",
+    "Silence",
     "Supernodes",
     "Target",
     "TargetInfo",
@@ -83,16 +107,22 @@ __all__ = [
     "curve_numbers",
     "difference",
     "direct_edges",
+    "failure_contrast",
+    "failure_named",
     "faithfulness",
+    "fixed_failures",
     "freeze",
     "ghosts",
     "gradients_at",
     "graph_faithfulness",
+    "graph_heads",
     "graph_scores",
     "head_loadings",
+    "influential_edges",
     "intervene",
     "intervention_agreement",
     "load_graph",
+    "load_heads",
     "log_counts",
     "mixed_at",
     "predicted_change",
@@ -102,8 +132,10 @@ __all__ = [
     "read_neuronpedia",
     "read_targets",
     "relevance",
+    "repeated",
     "run_pair",
     "save_graph",
+    "save_heads",
     "strongest_edges",
     "supernodes",
     "target_rows",

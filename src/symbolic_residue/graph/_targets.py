@@ -1,10 +1,10 @@
-"""What a graph explains: logits, their differences, entropy, silence, a direction, a neuron; at any position.
+"""What a graph explains: logits, their differences, entropy, failures, a direction, a neuron; at any position.
 
 1. Over logits a target is one weight a vocabulary entry; its direction is those weights pulled back through the unembedding and the frozen final norm. A single
    token's logit is taken against the mean logit: a number added to all logits changes no probability, so only differences are about the answer.
 2. ``top`` is the most probable tokens, as many as it takes to reach a share of the probability, each a row; they are ranked together, by their probabilities.
 3. ``entropy`` is a gradient: H changes by ``Σ −p (ln p + H) · Δlogit`` for small changes. Its value is that gradient times the logits, not H itself.
-4. ``silence`` is logit(end of text) − logit(best content token): above 0 the model comes out empty.
+4. Failures (``silence repeat collapse refusal``) are means of logits of some tokens against others: ``_failure_targets``.
 5. Where the model soft-caps its logits, the uncapped ones are attributed (the cap is no sum); ``entropy`` passes the cap's slope.
 """
 
@@ -19,9 +19,19 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph._columns import Rows
+from symbolic_residue.graph._failure_targets import (
+    Collapse,
+    Contrast,
+    failure_contrast,
+    failure_named,
+    FailureTarget,
+    Refusal,
+    Repeat,
+    Silence,
+)
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._mlp import Rule
-from symbolic_residue.instrument import Instrument, stop_ids_of
+from symbolic_residue.instrument import Instrument
 
 __all__ = ["AskedTarget", "Direction", "Feature", "Neuron", "Target", "read_targets", "target_rows"]
 
@@ -56,8 +66,9 @@ class Feature:
     feature: int
 
 
-AskedTarget = str | int | tuple[str | int, str | int] | Direction | Neuron | Feature
-"""``"top"`` or ``"top:5"``, ``"entropy"``, ``"silence"``; a token (its text or id), alone against the mean logit, or ``(a, b)`` for a difference."""
+AskedTarget = str | int | tuple[str | int, str | int] | Contrast | FailureTarget | Direction | Neuron | Feature
+"""``"top"`` or ``"top:5"``, ``"entropy"``; a failure, by name or as an object with its options (``Silence Repeat Collapse Refusal``), or any ``Contrast`` of
+tokens; a token (its text or id), alone against the mean logit, or ``(a, b)`` for a difference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +164,13 @@ class _Reader:
             return self._top(asked)
         if asked == "entropy":
             return [self._entropy()]
-        if asked == "silence":
-            return [self._silence()]
+        failure = failure_named(asked) if isinstance(asked, str) else asked
+        if isinstance(failure, (Silence, Repeat, Collapse, Refusal)):
+            before = self.local.ids[: self.position + 1].tolist()
+            failure = failure_contrast(self.instrument, before, self.uncapped, failure)
+        if isinstance(failure, Contrast):
+            return [self._contrast(failure)]
+        assert isinstance(asked, (str, int))
         token = self._token(asked)
         return [self._one(token)]
 
@@ -201,16 +217,15 @@ class _Reader:
         chosen = best.indices[:count].tolist()
         return [self._one(token, weight=float(self.probability[token])) for token in chosen]
 
-    def _silence(self) -> Target:
-        ends = sorted(stop_ids_of(self.instrument))
-        if not ends:
-            raise ConfigError("The model has no end token.", why="Silence is end-of-text before any content.")
-        barred = {t for t in (*ends, *self.tokenizer.all_special_ids) if t < len(self.uncapped)}
-        content = self.uncapped.clone()
-        content[list(barred)] = -torch.inf
-        end = max(ends, key=lambda t: float(self.uncapped[t]))
-        best = int(content.argmax())
-        return self._logits(f"end {self._word(end)} − content {self._word(best)}", {end: 1.0, best: -1.0})
+    def _contrast(self, asked: Contrast) -> Target:
+        sides = [[self._token(t) for t in side] for side in (asked.plus, asked.minus)]
+        if not all(sides) or set(sides[0]) & set(sides[1]):
+            raise ConfigError(
+                f"The contrast {asked.name!r} has {'a token on both sides' if all(sides) else 'a side without tokens'}.",
+                todo="Give each side tokens of its own.",
+            )
+        weights = {t: sign / len(set(side)) for side, sign in zip(sides, (1.0, -1.0), strict=True) for t in side}
+        return self._logits(asked.name, weights)
 
     def _entropy(self) -> Target:
         p = self.probability

@@ -11,6 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from symbolic_residue.prompts._chat import Message, Piece, segment_chat
 from symbolic_residue.prompts._files import BadLine, ChatMessage, MatchedItem, PromptItem, PromptSet, read_prompts
+from symbolic_residue.prompts._openings import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 from symbolic_residue.prompts._prompt import build_prompt, Prompt
 from symbolic_residue.prompts._regions import CHAT_REGIONS, Regions, TEXT_REGIONS
 from symbolic_residue.prompts._spans import find_span
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BENCHMARKS",
     "CHAT_REGIONS",
+    "COMPLIANCE_OPENINGS",
     "KINDS",
     "PAIR_CATEGORIES",
+    "REFUSAL_OPENINGS",
     "TEXT_REGIONS",
     "BadLine",
     "BenchmarkItem",
