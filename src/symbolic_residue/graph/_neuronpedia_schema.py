@@ -3,7 +3,8 @@
 1. Root: ``metadata``, ``qParams`` (how a viewer opens), ``nodes``, ``links``. Keys beyond those named here are kept as they are.
 2. Node ids are unique: circuit-tracer's early files named the error of layer 5 at position 3 and feature 5 of layer 0 at position 3 alike, and a viewer then
    draws one node's edges at the other. Links join nodes that exist, once, with finite weights. Positions lie in the prompt.
-3. ``layer`` is text: ``E`` for embeddings, else a number; logits have the number of layers + 1.
+3. ``qk_tracing_results`` of a node names nodes, or what stands in ``qk_only_nodes`` by its id: not both, and none that is nowhere.
+4. ``layer`` is text: ``E`` for embeddings, else a number; logits have the number of layers + 1.
 """
 
 from __future__ import annotations
@@ -20,10 +21,43 @@ from symbolic_residue.errors import RecordError
 __all__ = ["NeuronpediaGraph", "NeuronpediaLink", "NeuronpediaNode", "read_neuronpedia", "validate_neuronpedia"]
 
 _SHOWN = 5
+_SUM = 1e-4
+"""Of what a score's terms may miss it by, relative to their sizes: numbers written short."""
 
 
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, populate_by_name=True)
+
+
+class _Look(_Open):
+    """One head's score, ours: terms by node id, and what all others sum to."""
+
+    layer: int = Field(ge=0)
+    head: int = Field(ge=0)
+    query: int = Field(ge=0)
+    key: int = Field(ge=0)
+    score: float
+    weight: float
+    carries: float
+    source: str
+    target: str
+    pairs: list[list[str | float]]
+    pairs_left: float
+    of_query: list[list[str | float]]
+    query_left: float
+    of_key: list[list[str | float]]
+    key_left: float
+
+
+class _Heads(_Open):
+    edges: int = 0
+    influence: float = 0.0
+    refused: str = ""
+
+
+class _Residue(_Open):
+    looks: list[_Look] = []
+    heads: _Heads | None = None
 
 
 class _Metadata(_Open):
@@ -35,6 +69,7 @@ class _Metadata(_Open):
     prompt: str
     node_threshold: float | None = Field(None, gt=0, le=1)
     schema_version: Literal[1] | None = 1
+    residue: _Residue | None = None
 
 
 class _View(_Open):
@@ -45,6 +80,14 @@ class _View(_Open):
     linkType: str = "both"
     clickedId: str | None = ""
     sg_pos: str = ""
+
+
+class _Traced(_Open):
+    """Why a node's head looks where it looks: ``[query id, key id, term]``, and ``[id, term]``."""
+
+    pair_wise_contributors: list[list[str | float]] = []
+    top_q_marginal_contributors: list[list[str | float]] = []
+    top_k_marginal_contributors: list[list[str | float]] = []
 
 
 class NeuronpediaNode(_Open):
@@ -65,14 +108,27 @@ class NeuronpediaNode(_Open):
 
     influence: float | None = None
     activation: float | None = None
+    qk_tracing_results: _Traced | None = None
+
+
+class _Named(_Open):
+    node_id: str = Field(min_length=1)
+    clerp: str | None = ""
+
+
+class _LinkHeads(_Open):
+    heads: list[list[float]] = []
+    others: float = 0.0
+    no_attention: float = 0.0
 
 
 class NeuronpediaLink(_Open):
-    """A direct effect of ``source`` on ``target``, both node ids."""
+    """A direct effect of ``source`` on ``target``, both node ids; ``residue_heads`` is ours: its weight as a sum over heads."""
 
     source: str
     target: str
     weight: float
+    residue_heads: _LinkHeads | None = None
 
 
 class NeuronpediaGraph(_Open):
@@ -82,6 +138,8 @@ class NeuronpediaGraph(_Open):
     view: _View = Field(alias="qParams")
     nodes: list[NeuronpediaNode]
     links: list[NeuronpediaLink]
+    qk_only_nodes: dict[str, _Named] | list[_Named] = {}
+    """What QK terms name and pruning left out, by id; a list is read too."""
 
     def plain(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""
@@ -98,7 +156,7 @@ def validate_neuronpedia(data: Mapping[str, Any]) -> NeuronpediaGraph:
         graph = NeuronpediaGraph.model_validate(dict(data))
     except (ValidationError, TypeError, ValueError) as error:
         raise RecordError("This is no graph in Neuronpedia's format.", why=_places(error), todo="Mend the named fields.") from error
-    problems = [*_ids(graph), *_outside(graph), *_links(graph)]
+    problems = [*_ids(graph), *_outside(graph), *_links(graph), *_traced(graph)]
     if problems:
         shown = "; ".join(problems[:_SHOWN]) + (f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
         raise RecordError(
@@ -120,7 +178,11 @@ def read_neuronpedia(path: Path | str) -> NeuronpediaGraph:
             f"{path} is no readable graph.", why=str(error), todo="Give a JSON file in Neuronpedia's format."
         ) from error
     if not isinstance(data, dict):
-        raise RecordError(f"{path} holds no graph.", why=f"It is a JSON {type(data).__name__}, not an object.")
+        raise RecordError(
+            f"{path} holds no graph.",
+            why=f"It is a JSON {type(data).__name__}, not an object.",
+            todo="Give a JSON file in Neuronpedia's format.",
+        )
     return validate_neuronpedia(data)
 
 
@@ -168,4 +230,44 @@ def _links(graph: NeuronpediaGraph) -> list[str]:
         if (link.source, link.target) in seen:
             said.append(f"link {i} from {link.source!r} to {link.target!r} is there twice")
         seen.add((link.source, link.target))
+    return said
+
+
+def _traced(graph: NeuronpediaGraph) -> list[str]:
+    ids = {node.node_id for node in graph.nodes}
+    beside = graph.qk_only_nodes
+    only = [(one.node_id, one) for one in beside] if isinstance(beside, list) else list(beside.items())
+    said = [f"qk_only_nodes has {name!r}, which is a node too" for name, _ in only if name in ids]
+    said += [f"qk_only_nodes has {one.node_id!r} under {name!r}" for name, one in only if one.node_id != name]
+    known = ids | {name for name, _ in only}
+    n = len(graph.metadata.prompt_tokens)
+    for node in graph.nodes:
+        found = node.qk_tracing_results
+        if found is not None:
+            who = f"a QK term of node {node.node_id!r}"
+            said += _terms(who, found.pair_wise_contributors, 3, known)
+            said += _terms(who, [*found.top_q_marginal_contributors, *found.top_k_marginal_contributors], 2, known)
+    for i, look in enumerate(graph.metadata.residue.looks if graph.metadata.residue else ()):
+        if max(look.query, look.key) >= n:
+            said.append(f"look {i} is from position {look.query} at {look.key} of {n}")
+        for terms, size, left in (
+            (look.pairs, 3, look.pairs_left),
+            (look.of_query, 2, look.query_left),
+            (look.of_key, 2, look.key_left),
+        ):
+            wrong = _terms(f"a term of look {i}", terms, size, known)
+            values = [*(float(term[-1]) for term in terms), left] if not wrong else []
+            if not wrong and abs(sum(values) - look.score) > _SUM * (abs(look.score) + sum(map(abs, values))):
+                wrong = [f"terms of look {i} sum to {sum(values):.4g}, not to its score {look.score:.4g}"]
+            said += wrong
+    return said
+
+
+def _terms(who: str, terms: list[list[str | float]], size: int, known: set[str]) -> list[str]:
+    said = []
+    for term in terms:
+        if len(term) != size or not isinstance(term[-1], float | int) or not all(isinstance(name, str) for name in term[:-1]):
+            said.append(f"{who} is {term!r}, not {size - 1} ids and a number")
+        else:
+            said += [f"{who} has {name!r}, which no node is" for name in term[:-1] if name not in known]
     return said
