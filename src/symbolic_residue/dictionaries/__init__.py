@@ -6,6 +6,7 @@ from symbolic_residue.dictionaries._open import open_dictionary
 from symbolic_residue.dictionaries._own import save_dictionary
 from symbolic_residue.dictionaries._plan import TrainingPlan
 from symbolic_residue.dictionaries._train import text_sha256, train_dictionary, trained_texts, TrainedDictionary
+from symbolic_residue.dictionaries._train_sparsify import train_with_sparsify
 
 __all__ = [
     "Activation",
@@ -21,5 +22,6 @@ __all__ = [
     "save_dictionary",
     "text_sha256",
     "train_dictionary",
+    "train_with_sparsify",
     "trained_texts",
 ]
