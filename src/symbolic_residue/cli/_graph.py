@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from symbolic_residue.dictionaries import Transcoders
     from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Look
 
-__all__ = ["Candidate", "ComplianceOpening", "RefusalOpening", "asked_rule", "asked_targets", "graph", "write_page"]
+__all__ = [
+    "Candidate",
+    "ComplianceOpening",
+    "RefusalOpening",
+    "asked_dictionary",
+    "asked_rule",
+    "asked_targets",
+    "graph",
+    "unit_words",
+    "write_page",
+]
 
 _SHOWN = 15
 _LABELS = 3
@@ -48,7 +58,12 @@ ComplianceOpening = Annotated[
 def graph(
     prompt: Annotated[str | None, typer.Argument(help="The prompt. Give it, or --show.", show_default=False)] = None,
     show: Annotated[
-        Path | None, typer.Option("--show", help="Show a graph that was kept, from its folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--show",
+            help="Show a graph that was kept, from its folder; or a graph JSON from elsewhere, as a page in --output.",
+            show_default=False,
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -80,7 +95,7 @@ def graph(
     ] = None,
     heads: Annotated[
         int, typer.Option("--heads", min=0, help="Kept edges, of most influence, that are split over heads; 0 splits none.")
-    ] = 1000,
+    ] = 3000,
     looks: Annotated[
         int, typer.Option("--looks", min=0, help="Heads of which the attention score is split: why they look where they look.")
     ] = 2,
@@ -103,6 +118,10 @@ def graph(
     if show is not None:
         from symbolic_residue.graph import load_graph, load_heads
 
+        if show.is_file():
+            _page_of(show, output or default_output("graph"), json)
+            return
+
         kept = load_graph(show)
         _answer(kept, load_heads(kept, show), show, json)
         return
@@ -110,7 +129,7 @@ def graph(
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
-    units = _dictionary(dictionary)
+    units = asked_dictionary(dictionary)
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from rich.console import Console
 
@@ -158,7 +177,29 @@ def write_page(found: Graph, folder: Path, prompt: str | None = None, heads: Gra
         raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
 
 
-def _dictionary(folder: Path | None) -> Transcoders | None:
+def _page_of(path: Path, folder: Path, as_json: bool) -> None:
+    """The page of a graph JSON from elsewhere."""
+    from symbolic_residue.graph import read_neuronpedia
+    from symbolic_residue.report import graph_page
+
+    data = read_neuronpedia(path).plain()
+    page = folder / "report.html"
+    if page.exists():
+        raise RunExistsError(f"{page} exists already.", todo="Name another --output.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        page.write_text(graph_page(data), "utf-8")
+    except OSError as error:
+        raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
+    said = {"page": str(page), "nodes": len(data["nodes"]), "links": len(data["links"]), "slug": data["metadata"]["slug"]}
+    if as_json:
+        echo_json(said)
+        return
+    typer.echo(f"{said['nodes']} nodes and {said['links']} links, {said['slug']}: {page}")
+
+
+def asked_dictionary(folder: Path | None) -> Transcoders | None:
+    """The dictionary that a folder holds."""
     if folder is None:
         return None
     from symbolic_residue.dictionaries import open_dictionary
@@ -218,7 +259,10 @@ def _meant(text: str) -> str | int:
 
 
 def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool) -> None:
+    from symbolic_residue.graph import graph_scores
+
     check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
+    scores, errors = graph_scores(graph), graph.errors()
     if as_json:
         echo_json(
             {
@@ -227,6 +271,8 @@ def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool)
                 "targets": [vars(target) for target in graph.targets],
                 "nodes": len(graph),
                 "dictionary": graph.dictionary or None,
+                "scores": vars(scores),
+                "rest": errors.to_dicts(),
                 "adds_up": {"worst": check.worst, "tolerance": check.tolerance, "rows": len(check.relative)},
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
@@ -243,16 +289,22 @@ def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool)
 
     console = Console(highlight=False)
     console.print(
-        f"{len(graph.tokens)} tokens, {len(graph)} {_kinds(graph)} as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
+        f"{len(graph.tokens)} tokens, {len(graph)} {unit_words(graph)} as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
     )
     if graph.uncapped:
         console.print("The model soft-caps its logits: those before the cap are explained.")
+    share = dict(zip(errors["layer"].to_list(), errors["influence"].to_list(), strict=True))
     for layer in graph.dictionary.get("layers", ()):
         fvu, l0 = (layer[name] for name in ("fvu", "l0"))
         if fvu is not None:
             console.print(
-                f"Layer {layer['layer']}: features leave {fvu:.0%} of the MLP's variance over positions unexplained; {l0:.0f} are active a position."
+                f"Layer {layer['layer']}: features leave {fvu:.0%} of the MLP's variance over positions unexplained; {l0:.0f} are active a position; "
+                f"its rest has {share[layer['layer']]:.1%} of the influence."
             )
+    if graph.dictionary:
+        console.print(
+            f"Replacement score {scores.replacement:.3f}, completeness {scores.completeness:.3f} (as circuit-tracer defines them; 1: no rest, 0: all rest)."
+        )
     table = Table(box=None, pad_edge=False, title="what each target is made of (logits)", title_justify="left", title_style="bold")
     kinds = accounted["kind"].unique(maintain_order=True).to_list()
     for name in ("target", "probability", "value", *kinds):
@@ -264,10 +316,10 @@ def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool)
     console.print(table)
     console.print(
         f"[dim]Every row adds up: at most {check.worst:.1e} of its edges' size is missing (rounding; refused above {check.tolerance:.0e}). "
-        f"rest: the {_kinds(graph)} that are no nodes{', and what features leave unexplained' if graph.dictionary else ''}.[/]"
+        f"rest: the {unit_words(graph)} that are no nodes{', and what features leave unexplained' if graph.dictionary else ''}.[/]"
     )
     words = dict(zip(_keys(graph), graph.labels or [()] * len(graph), strict=True))
-    table = Table(box=None, pad_edge=False, title=f"most influential {_kinds(graph)}", title_justify="left", title_style="bold")
+    table = Table(box=None, pad_edge=False, title=f"most influential {unit_words(graph)}", title_justify="left", title_style="bold")
     for name in ("layer", "unit", "at", "token", "activation", "effect", "influence", "raises"):
         table.add_column(name, justify="left" if name in ("token", "raises") else "right", header_style="dim")
     for row in nodes.head(_SHOWN).iter_rows(named=True):
@@ -291,7 +343,7 @@ def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool)
         for line in _heads_said(graph, heads):
             console.print(escape(line))
     console.print(
-        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {_kinds(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
+        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {unit_words(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
 
 
@@ -323,12 +375,13 @@ def _look_said(look: Look, graph: Graph, visible: Any) -> str:
     at, there = (f"{visible(graph.tokens[t], spaces='ends')} @{t}" for t in (look.query, look.key))
     of_key = ", ".join(f"{names[c]} {term:+.2f}" for c, term in look.of_key[:3])
     return (
-        f"Head {look.layer}.{look.head} carries {look.carries:.1%} of that from {there}; it looks there from {at} (weight {look.weight:.2f}, "
-        f"score {look.score:.2f}; at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f})."
+        f"Head {look.layer}.{look.head} at {at} looks at {there} (weight {look.weight:.2f}) and carries {look.carries:.1%} of their influence from there. "
+        f"Its score {look.score:.2f}, by what stands at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f}."
     )
 
 
-def _kinds(graph: Graph) -> str:
+def unit_words(graph: Graph) -> str:
+    """What a graph's units are called."""
     layers = len(graph.feature_layers)
     return "neurons" if not layers else "features" if layers == graph.columns.n_layers else "features and neurons"
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._columns import unit_rows, unit_values, Units
-from symbolic_residue.graph._features import describe, with_dictionary
+from symbolic_residue.graph._columns import Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._features import describe, silenced, with_dictionary
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import Rule
-from symbolic_residue.graph._relevance import Relevance, relevance
+from symbolic_residue.graph._relevance import effects_at, largest
 from symbolic_residue.graph._sweep import direct_edges
 from symbolic_residue.graph._targets import AskedTarget, read_targets, Target, target_rows
 from symbolic_residue.instrument import Instrument
@@ -44,6 +43,7 @@ def attribute(
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
+    nodes: Units | None = None,
 ) -> Graph:
     """The attribution graph of a model of yours on a prompt.
 
@@ -57,6 +57,7 @@ def attribute(
         max_nodes: units that become nodes (all, where there are fewer).
         rule: ``half`` or ``gate``: how gated neurons are made linear.
         rest: ``position``: what was not chosen is one node a layer and position; ``layer``: one a layer (less work).
+        nodes: the neurons (features, in a dictionary's layers) that become nodes, where they are not to be chosen by their effects.
 
     Returns:
         The graph, every row of which adds up.
@@ -71,7 +72,7 @@ def attribute(
     instrument = Instrument(wrap(model, tokenizer))
     built = build_prompt(tokenizer, prompt, chat=chat, max_tokens=instrument.parts.max_context)
     return attribute_prompt(
-        instrument, built, targets=targets, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest
+        instrument, built, targets=targets, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest, nodes=nodes
     )
 
 
@@ -86,10 +87,12 @@ def attribute_prompt(
     rule: Rule = "half",
     rest: str = "position",
     nodes: Units | None = None,
+    off: bool = False,
 ) -> Graph:
     """The same for an instrument and a built prompt; see :func:`attribute`.
 
-    ``nodes``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+    ``nodes``: the neurons and features that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+    ``off``: a given feature that is not active on this prompt becomes a node without edges; else it is refused.
 
     Raises:
         ConfigError: units that the model does not have; others as of :func:`attribute`.
@@ -100,8 +103,6 @@ def attribute_prompt(
         raise ConfigError(f"rest={rest!r} is not known.", todo="Use 'position' or 'layer'.")
     if isinstance(units, str) and units != "neurons":
         raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
-    if nodes is not None and units != "neurons":
-        raise ConfigError("Given nodes are neurons, and a dictionary was given too.", todo="Leave one of them out.")
     if not len(prompt.ids):
         raise PromptError("The prompt is empty.", todo="Give some text.")
     about: dict[str, Any] = {}
@@ -110,45 +111,55 @@ def attribute_prompt(
         if not isinstance(units, str):
             local = with_dictionary(local, units)
             about = describe(local, units)
+            if nodes is not None and off:
+                local = silenced(local, nodes)
         asked = read_targets(instrument, local, targets, position, rule)
-        effects = _effects(local, asked, rule)
-        chosen = _sizes(effects).top(max_nodes) if nodes is None else _given(local, nodes)
+        groups = _groups(local, asked)
+        if nodes is None:
+            chosen, first = largest(local, groups, max_nodes, rule=rule)
+        else:
+            chosen = _given(local, nodes)
+            first = effects_at(local, groups[0], chosen, rule=rule)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, chosen, rule)
         edges, columns = direct_edges(local, rows, chosen, by_position=rest == "position")
-        activations, first = unit_values(local, chosen), effects[0].at(chosen)
+        activations = unit_values(local, chosen)
     infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
         tuple(prompt.ids), tuple(prompt.tokens), infos, chosen, activations, first, edges, columns, rule,
         local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), dictionary=about,
+        terms=_terms(local, rows),
     ).require()  # fmt: skip
 
 
-def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[Relevance]:
-    """Total effects on each group's weighted sum of targets."""
+def _terms(local: LocalModel, rows: Rows) -> Tensor:
+    """``[row]``: the sizes of the terms of each row's dot product with the residual stream that it reads, summed."""
+    found = torch.zeros(len(rows), dtype=local.dtype)
+    for place in rows.place.unique().tolist():
+        stream = local.final if place == local.end else local.layers[place // 2].stream
+        at = (rows.place == place).nonzero()[:, 0]
+        found[at] = (rows.direction[at] * stream[rows.position[at]]).abs().sum(1)
+    return found
+
+
+def _groups(local: LocalModel, targets: Sequence[Target]) -> list[tuple[Tensor, int, int | None]]:
+    """(direction, position, layer) of each group's weighted sum of targets."""
     found = []
     for group in sorted({t.group for t in targets}):
         members = [t for t in targets if t.group == group]
         direction: Tensor = sum((t.weight * t.direction for t in members[1:]), start=members[0].weight * members[0].direction)
-        layer = None if members[0].layer == len(local.layers) else members[0].layer
-        effects = relevance(local, direction, position=members[0].position, layer=layer, rule=rule)
-        found.append(replace(effects, slopes=()))  # as large as the effects, and not asked for here
+        found.append((direction, members[0].position, None if members[0].layer == len(local.layers) else members[0].layer))
     return found
 
 
 def _given(local: LocalModel, units: Units) -> Units:
     for i, t, n in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
-        if not (0 <= i < len(local.layers) and 0 <= t < len(local) and 0 <= n < local.layers[i].gate.shape[1]):
+        inside = 0 <= i < len(local.layers) and 0 <= t < len(local)
+        if inside and i in local.units:
+            local.units[i].at(torch.tensor([t]), torch.tensor([n]))  # refuses a feature that is not active there
+        elif not (inside and 0 <= n < local.layers[i].n_neurons):
             raise ConfigError(
                 f"There is no neuron {n} in layer {i} at position {t}.",
-                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].gate.shape[1] - 1}.",
+                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].n_neurons - 1}.",
             )
     return units
-
-
-def _sizes(effects: Sequence[Relevance]) -> Relevance:
-    """Effects summed over groups by their sizes; those of one group as they are."""
-    if len(effects) == 1:
-        return effects[0]
-    neurons = tuple(torch.stack([e.neurons[i].abs() for e in effects]).sum(0) for i in range(len(effects[0].neurons)))
-    return Relevance(neurons, torch.stack([e.embeddings.abs() for e in effects]).sum(0), cells=effects[0].cells)

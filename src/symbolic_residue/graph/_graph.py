@@ -117,6 +117,7 @@ class Graph:
         provenance: of the model, plain data.
         labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
         dictionary: whose features are units in the place of neurons: ``sha256 source layers`` (``layer fvu l0``, on this prompt); empty without one.
+        terms: ``[row]``: a row's value is a dot product with the residual stream that it reads; the sum of the sizes of its terms. None: not known.
     """
 
     ids: tuple[int, ...]
@@ -134,6 +135,7 @@ class Graph:
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: tuple[tuple[str, ...], ...] = ()
     dictionary: dict[str, Any] = field(default_factory=dict)
+    terms: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -167,13 +169,16 @@ class Graph:
         return torch.cat([targets, self.activations.double()])
 
     def row_sizes(self) -> Tensor:
-        """``[row]``: sum of the sizes of a row's edges, at least 1000 units of rounding of the largest row: what gaps are measured by."""
-        size = self.edges.double().abs().sum(1)
+        """``[row]``: what gaps are measured by: the sum of the sizes of a row's edges; where it is more, that of the terms of its dot product with the stream,
+        which is what its rounding grows with; and at least 1000 units of rounding of the largest row."""
+        size = self.edges.abs().sum(1, dtype=torch.float64)
+        if self.terms is not None:
+            size = torch.maximum(size, self.terms.double())
         return size.clamp(min=max(1e-30, _FLOOR * torch.finfo(self.edges.dtype).eps * float(size.max())))
 
     def check(self, tolerance: float = TOLERANCE) -> Check:
         """Every row's sum against its value."""
-        missing = self.edges.double().sum(1) - self.values()
+        missing = self.edges.sum(1, dtype=torch.float64) - self.values()
         relative = missing.abs() / self.row_sizes()
         return Check(missing, relative, float(relative.max()), tolerance)
 
@@ -269,13 +274,13 @@ class Graph:
         )
 
     def diff(self, other: Graph) -> Difference:
-        """This graph − another, edge by edge, on the neurons that both have; see ``_diff``."""
+        """This graph − another, edge by edge, on the neurons or features that both have; see ``_diff``."""
         from symbolic_residue.graph._diff import difference
 
         return difference(self, other)
 
     def ghosts(self, instrument: Instrument, **options: Any) -> Ghosts:
-        """Large neurons that move the targets no more than they move random directions; options of ``_ghosts.ghosts``."""
+        """Large units that move the targets no more than they move random directions; options of ``_ghosts.ghosts``, ``dictionary`` where the graph has one."""
         from symbolic_residue.graph._ghosts import ghosts
 
         return ghosts(instrument, self, **options)
