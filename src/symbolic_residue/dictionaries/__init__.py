@@ -7,6 +7,7 @@ from symbolic_residue.dictionaries._own import save_dictionary
 from symbolic_residue.dictionaries._plan import TrainingPlan
 from symbolic_residue.dictionaries._stand_in import FrozenScales, require_model, stand_in, Standing, standing
 from symbolic_residue.dictionaries._train import text_sha256, train_dictionary, trained_texts, TrainedDictionary
+from symbolic_residue.dictionaries._train_sparsify import train_with_sparsify
 
 __all__ = [
     "Activation",
@@ -27,5 +28,6 @@ __all__ = [
     "standing",
     "text_sha256",
     "train_dictionary",
+    "train_with_sparsify",
     "trained_texts",
 ]
