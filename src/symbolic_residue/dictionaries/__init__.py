@@ -1,7 +1,7 @@
 """Dictionaries of features that stand in for MLPs: transcoders and cross-layer transcoders, read from the formats in which they are published, or trained."""
 
 from symbolic_residue.dictionaries._dictionary import Activation, Dictionary, LayerDictionary, Predicts, Reads, Transcoders
-from symbolic_residue.dictionaries._evaluate import evaluate_dictionary
+from symbolic_residue.dictionaries._evaluate import error_curves, evaluate_dictionary
 from symbolic_residue.dictionaries._open import open_dictionary
 from symbolic_residue.dictionaries._own import save_dictionary
 from symbolic_residue.dictionaries._plan import TrainingPlan
@@ -20,6 +20,7 @@ __all__ = [
     "TrainedDictionary",
     "TrainingPlan",
     "Transcoders",
+    "error_curves",
     "evaluate_dictionary",
     "open_dictionary",
     "require_model",

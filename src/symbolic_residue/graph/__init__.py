@@ -5,6 +5,7 @@ from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores
 from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
+from symbolic_residue.graph._error_nodes import error_influence
 from symbolic_residue.graph._failure_targets import (
     Collapse,
     Contrast,
@@ -112,6 +113,7 @@ __all__ = [
     "curve_numbers",
     "difference",
     "direct_edges",
+    "error_influence",
     "failure_contrast",
     "failure_named",
     "faithfulness",
