@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from symbolic_residue.cli import main
-from symbolic_residue.graph import attribute, direct_edges, freeze, load_graph, relevance, Rows, unit_rows, validate_pairs
+from symbolic_residue.graph import (
+    attribute,
+    direct_edges,
+    freeze,
+    load_graph,
+    load_heads,
+    read_neuronpedia,
+    relevance,
+    Rows,
+    unit_rows,
+    validate_pairs,
+)
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import counterfactual_pairs
 
@@ -61,8 +72,16 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["nodes"] == 100 and said["adds_up"]["worst"] < 1e-5 and said["targets"][0]["name"] == "' cold' − ' warm'"
     assert load_graph(folder).rule == "half"
+    heads = load_heads(load_graph(folder), folder)
+    assert heads is not None and len(heads) == said["heads"]["edges"] > 100 and len(heads.looks) == 2
+    assert [look["head"] for look in said["heads"]["looks"]] == [look.head for look in heads.looks]
     assert main(["graph", "--show", str(folder)]) == 0
     shown = capsys.readouterr().out
+    assert f"Head {heads.looks[0].layer}.{heads.looks[0].head} carries" in shown
+    assert main(["graph", "export", str(folder)]) == 0
+    links = read_neuronpedia(folder / "neuronpedia.json").plain()["links"]
+    assert sum("residue_heads" in link for link in links) == len(heads)
+    assert capsys.readouterr().out
     assert "Every row adds up" in shown and "most influential neurons" in shown
     assert main(line) == 5
     assert "holds a graph already" in capsys.readouterr().err

@@ -55,6 +55,18 @@ def random_dictionary(n_layers: int = LAYERS, *, clt: bool = False, only: tuple[
     return Transcoders({one.layer: one for one in made}, {"format": "random", "model": None, "scan": None})
 
 
+def perfect(instrument: Any) -> Transcoders:
+    """A model's ReLU neurons as a dictionary: the truth is known."""
+    layers = {}
+    for i, layer in enumerate(instrument.parts.layers):
+        block: Any = layer.block
+        bias = block.fc2.bias.detach()
+        layers[i] = LayerDictionary(
+            i, block.fc1.weight.detach(), block.fc1.bias.detach(), {i: block.fc2.weight.detach().T}, bias, Activation(), "mlp_in", "mlp"
+        )  # fmt: skip
+    return Transcoders(layers)
+
+
 def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

@@ -25,9 +25,19 @@ from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
     from symbolic_residue.dictionaries import Transcoders
-    from symbolic_residue.graph import AskedTarget, Graph
+    from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Look
 
-__all__ = ["Candidate", "ComplianceOpening", "RefusalOpening", "asked_rule", "asked_targets", "graph", "write_page"]
+__all__ = [
+    "Candidate",
+    "ComplianceOpening",
+    "RefusalOpening",
+    "asked_dictionary",
+    "asked_rule",
+    "asked_targets",
+    "graph",
+    "unit_words",
+    "write_page",
+]
 
 _SHOWN = 15
 _LABELS = 3
@@ -48,7 +58,12 @@ ComplianceOpening = Annotated[
 def graph(
     prompt: Annotated[str | None, typer.Argument(help="The prompt. Give it, or --show.", show_default=False)] = None,
     show: Annotated[
-        Path | None, typer.Option("--show", help="Show a graph that was kept, from its folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--show",
+            help="Show a graph that was kept, from its folder; or a graph JSON from elsewhere, as a page in --output.",
+            show_default=False,
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -78,6 +93,12 @@ def graph(
             "--dictionary", help="Folder of a dictionary whose features stand for neurons in its layers.", show_default=False
         ),
     ] = None,
+    heads: Annotated[
+        int, typer.Option("--heads", min=0, help="Kept edges, of most influence, that are split over heads; 0 splits none.")
+    ] = 1000,
+    looks: Annotated[
+        int, typer.Option("--looks", min=0, help="Heads of which the attention score is split: why they look where they look.")
+    ] = 2,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,
@@ -95,20 +116,24 @@ def graph(
     if (prompt is None) == (show is None):
         raise ConfigError("Give a prompt, or --show with a graph's folder.")
     if show is not None:
-        from symbolic_residue.graph import load_graph
+        from symbolic_residue.graph import load_graph, load_heads
+
+        if show.is_file():
+            _page_of(show, output or default_output("graph"), json)
+            return
 
         kept = load_graph(show)
-        _answer(kept, show, json)
+        _answer(kept, load_heads(kept, show), show, json)
         return
     asked = asked_targets(target or [], against, candidate, refusal, compliance)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
-    units = _dictionary(dictionary)
+    units = asked_dictionary(dictionary)
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from rich.console import Console
 
-    from symbolic_residue.graph import attribute_prompt, promoted_tokens, save_graph
+    from symbolic_residue.graph import attribute_prompt, promoted_tokens, save_heads
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import build_prompt
 
@@ -127,21 +152,24 @@ def graph(
         )
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS, dictionary=units)
         found = replace(found, labels=tuple(map(tuple, labels)))
-        save_graph(found, folder)
+        found.save(folder)
+        carried = found.heads(instrument, edges=heads, looks=looks, dictionary=units) if heads else None
+        if carried is not None:
+            save_heads(carried, folder)
         if not no_report:
-            write_page(found, folder, built.text)
-    _answer(found, folder, json)
+            write_page(found, folder, built.text, carried)
+    _answer(found, carried, folder, json)
 
 
-def write_page(found: Graph, folder: Path, prompt: str | None = None) -> None:
-    """``report.html`` beside the graph: the pruned graph with its supernodes.
+def write_page(found: Graph, folder: Path, prompt: str | None = None, heads: GraphHeads | None = None) -> None:
+    """``report.html`` beside the graph: the pruned graph with its supernodes, and heads where they are given.
 
     Raises:
         WriteError: it cannot be written.
     """
     from symbolic_residue.report import graph_page
 
-    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt)
+    data = found.to_neuronpedia(supernodes=found.supernodes().rows(found), prompt=prompt, heads=heads)
     page = graph_page(data)
     try:
         (folder / "report.html").write_text(page, "utf-8")
@@ -149,7 +177,29 @@ def write_page(found: Graph, folder: Path, prompt: str | None = None) -> None:
         raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
 
 
-def _dictionary(folder: Path | None) -> Transcoders | None:
+def _page_of(path: Path, folder: Path, as_json: bool) -> None:
+    """The page of a graph JSON from elsewhere."""
+    from symbolic_residue.graph import read_neuronpedia
+    from symbolic_residue.report import graph_page
+
+    data = read_neuronpedia(path).plain()
+    page = folder / "report.html"
+    if page.exists():
+        raise RunExistsError(f"{page} exists already.", todo="Name another --output.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        page.write_text(graph_page(data), "utf-8")
+    except OSError as error:
+        raise WriteError(f"The report cannot be written to {folder}.", why=str(error)) from error
+    said = {"page": str(page), "nodes": len(data["nodes"]), "links": len(data["links"]), "slug": data["metadata"]["slug"]}
+    if as_json:
+        echo_json(said)
+        return
+    typer.echo(f"{said['nodes']} nodes and {said['links']} links, {said['slug']}: {page}")
+
+
+def asked_dictionary(folder: Path | None) -> Transcoders | None:
+    """The dictionary that a folder holds."""
     if folder is None:
         return None
     from symbolic_residue.dictionaries import open_dictionary
@@ -208,8 +258,11 @@ def _meant(text: str) -> str | int:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
+def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool) -> None:
+    from symbolic_residue.graph import graph_scores
+
     check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
+    scores, errors = graph_scores(graph), graph.errors()
     if as_json:
         echo_json(
             {
@@ -218,10 +271,13 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
                 "targets": [vars(target) for target in graph.targets],
                 "nodes": len(graph),
                 "dictionary": graph.dictionary or None,
+                "scores": vars(scores),
+                "rest": errors.to_dicts(),
                 "adds_up": {"worst": check.worst, "tolerance": check.tolerance, "rows": len(check.relative)},
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
                 "most_influential": nodes.head(_SHOWN).to_dicts(),
+                "heads": None if heads is None else _heads_json(graph, heads),
             }
         )
         return
@@ -233,16 +289,22 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
 
     console = Console(highlight=False)
     console.print(
-        f"{len(graph.tokens)} tokens, {len(graph)} {_kinds(graph)} as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
+        f"{len(graph.tokens)} tokens, {len(graph)} {unit_words(graph)} as nodes, {graph.n_targets} targets ({graph.columns.n_layers} layers)"
     )
     if graph.uncapped:
         console.print("The model soft-caps its logits: those before the cap are explained.")
+    share = dict(zip(errors["layer"].to_list(), errors["influence"].to_list(), strict=True))
     for layer in graph.dictionary.get("layers", ()):
         fvu, l0 = (layer[name] for name in ("fvu", "l0"))
         if fvu is not None:
             console.print(
-                f"Layer {layer['layer']}: features leave {fvu:.0%} of the MLP's variance over positions unexplained; {l0:.0f} are active a position."
+                f"Layer {layer['layer']}: features leave {fvu:.0%} of the MLP's variance over positions unexplained; {l0:.0f} are active a position; "
+                f"its rest has {share[layer['layer']]:.1%} of the influence."
             )
+    if graph.dictionary:
+        console.print(
+            f"Replacement score {scores.replacement:.3f}, completeness {scores.completeness:.3f} (as circuit-tracer defines them; 1: no rest, 0: all rest)."
+        )
     table = Table(box=None, pad_edge=False, title="what each target is made of (logits)", title_justify="left", title_style="bold")
     kinds = accounted["kind"].unique(maintain_order=True).to_list()
     for name in ("target", "probability", "value", *kinds):
@@ -254,10 +316,10 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
     console.print(table)
     console.print(
         f"[dim]Every row adds up: at most {check.worst:.1e} of its edges' size is missing (rounding; refused above {check.tolerance:.0e}). "
-        f"rest: the {_kinds(graph)} that are no nodes{', and what features leave unexplained' if graph.dictionary else ''}.[/]"
+        f"rest: the {unit_words(graph)} that are no nodes{', and what features leave unexplained' if graph.dictionary else ''}.[/]"
     )
     words = dict(zip(_keys(graph), graph.labels or [()] * len(graph), strict=True))
-    table = Table(box=None, pad_edge=False, title=f"most influential {_kinds(graph)}", title_justify="left", title_style="bold")
+    table = Table(box=None, pad_edge=False, title=f"most influential {unit_words(graph)}", title_justify="left", title_style="bold")
     for name in ("layer", "unit", "at", "token", "activation", "effect", "influence", "raises"):
         table.add_column(name, justify="left" if name in ("token", "raises") else "right", header_style="dim")
     for row in nodes.head(_SHOWN).iter_rows(named=True):
@@ -277,12 +339,49 @@ def _answer(graph: Graph, folder: Path, as_json: bool) -> None:
         "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint). "
         "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
     )
+    if heads is not None:
+        for line in _heads_said(graph, heads):
+            console.print(escape(line))
     console.print(
-        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {_kinds(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
+        f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {unit_words(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
 
 
-def _kinds(graph: Graph) -> str:
+def _heads_json(graph: Graph, heads: GraphHeads) -> dict[str, Any]:
+    return {
+        "edges": len(heads),
+        "influence": heads.share,
+        "refused": heads.refused,
+        "looks": [
+            {name: getattr(look, name) for name in ("layer", "head", "query", "key", "score", "weight", "carries")}
+            | {"query_token": graph.tokens[look.query], "key_token": graph.tokens[look.key]}
+            for look in heads.looks
+        ],
+    }
+
+
+def _heads_said(graph: Graph, heads: GraphHeads) -> list[str]:
+    """Which heads carry most, in words."""
+    from symbolic_residue.figures import visible
+
+    said = [f"{len(heads)} edges, {heads.share:.0%} of the influence of all kept ones, are split over heads in heads.safetensors."]
+    if heads.refused:
+        said.append(f"No head's score is split: {heads.refused}")
+    return said + [_look_said(look, graph, visible) for look in heads.looks]
+
+
+def _look_said(look: Look, graph: Graph, visible: Any) -> str:
+    names = graph.column_names()
+    at, there = (f"{visible(graph.tokens[t], spaces='ends')} @{t}" for t in (look.query, look.key))
+    of_key = ", ".join(f"{names[c]} {term:+.2f}" for c, term in look.of_key[:3])
+    return (
+        f"Head {look.layer}.{look.head} carries {look.carries:.1%} of that from {there}; it looks there from {at} (weight {look.weight:.2f}, "
+        f"score {look.score:.2f}; at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f})."
+    )
+
+
+def unit_words(graph: Graph) -> str:
+    """What a graph's units are called."""
     layers = len(graph.feature_layers)
     return "neurons" if not layers else "features" if layers == graph.columns.n_layers else "features and neurons"
 

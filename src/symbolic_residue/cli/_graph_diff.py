@@ -20,7 +20,16 @@ from symbolic_residue.cli._common import (
     open_for_cli,
     Output,
 )
-from symbolic_residue.cli._graph import asked_rule, asked_targets, Candidate, ComplianceOpening, RefusalOpening, write_page
+from symbolic_residue.cli._graph import (
+    asked_dictionary,
+    asked_rule,
+    asked_targets,
+    Candidate,
+    ComplianceOpening,
+    RefusalOpening,
+    unit_words,
+    write_page,
+)
 from symbolic_residue.errors import ConfigError, RunExistsError
 
 if TYPE_CHECKING:
@@ -53,6 +62,10 @@ def diff(
     position: Annotated[int, typer.Option("--position", help="Where the next token is explained; -1 is the last.")] = -1,
     rule: Annotated[str, typer.Option("--rule", help="half or gate.")] = "half",
     rest: Annotated[str, typer.Option("--rest", help="position or layer.")] = "position",
+    dictionary: Annotated[
+        Path | None,
+        typer.Option("--dictionary", help="Folder of a dictionary whose features stand for neurons, in both.", show_default=False),
+    ] = None,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,
@@ -68,7 +81,7 @@ def diff(
 ) -> None:
     """A − B: which edges differ between a failing and a healthy prompt of as many tokens, or a tuned model and its base?
 
-    Rows add up to the difference of what the model gave. Kept graphs are compared on the neurons that both have; prompts on the union of what each chooses.
+    Rows add up to the difference of what the model gave. Kept graphs are compared on the units that both have; prompts on the union of what each chooses.
     One pair is one observation.
     """
     folders = [text is not None and (Path(text) / "graph.json").is_file() for text in (a, b)]
@@ -77,6 +90,12 @@ def diff(
     if b is None and model_b is None and adapter is None:
         raise ConfigError(
             "There is nothing to compare with.", todo="Give B, or --model-b, or --adapter (against the model without it)."
+        )
+    if folders[0] and dictionary is not None:
+        raise ConfigError(
+            "--dictionary was given with kept graphs.",
+            why="They have the dictionary that they were made with.",
+            todo="Leave --dictionary out, or give two prompts.",
         )
     folder = output or default_output("graph-diff")
     if (folder / "a").exists() or (folder / "b").exists():
@@ -89,13 +108,14 @@ def diff(
         from symbolic_residue.instrument import Instrument
         from symbolic_residue.prompts import build_prompt
 
+        units = asked_dictionary(dictionary)
         loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
         second = None
         if model_b is not None or b is None:
             second = Instrument(open_for_cli(model_b or model, adapter=None, dtype=dtype, device=device))
         one, two = (build_prompt(loaded.tokenizer, text, chat=chat, max_tokens=loaded.parts.max_context) for text in (a, b or a))
         found = attribute_pair(
-            Instrument(loaded), one, two, other=second, position=position, max_nodes=nodes, rule=asked_rule(rule), rest=rest,
+            Instrument(loaded), one, two, other=second, units=units or "neurons", position=position, max_nodes=nodes, rule=asked_rule(rule), rest=rest,
             targets=asked_targets(target or [], against, candidate, refusal, compliance),
         )  # fmt: skip
     save_graph(found.a, folder / "a")
@@ -131,7 +151,7 @@ def _answer(found: Difference, folder: Path, as_json: bool) -> None:
 
     console = Console(highlight=False)
     console.print(
-        f"{len(found.a.tokens)} tokens, {len(found)} neurons in both (chosen: {found.chosen[0]} in A, {found.chosen[1]} in B)"
+        f"{len(found.a.tokens)} tokens, {len(found)} {unit_words(found.a)} in both (chosen: {found.chosen[0]} in A, {found.chosen[1]} in B)"
     )
     split = found.graph().accounted()
     kinds = split["kind"].unique(maintain_order=True).to_list()

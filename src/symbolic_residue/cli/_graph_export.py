@@ -28,8 +28,8 @@ def export(
     ] = True,
     json: Json = False,
 ) -> None:
-    """Write a kept graph, pruned, as Neuronpedia's graph JSON."""
-    from symbolic_residue.graph import load_graph, write_neuronpedia
+    """Write a kept graph, pruned, as Neuronpedia's graph JSON, with the heads that were kept with it."""
+    from symbolic_residue.graph import load_graph, load_heads, write_neuronpedia
 
     path = output or run / "neuronpedia.json"
     if path.exists():
@@ -37,7 +37,7 @@ def export(
     graph = load_graph(run)
     kept = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     groups = graph.supernodes(**kept).rows(graph) if supernodes else []
-    data = graph.to_neuronpedia(slug=slug, scan=scan, supernodes=groups, **kept)
+    data = graph.to_neuronpedia(slug=slug, scan=scan, supernodes=groups, heads=load_heads(graph, run), **kept)
     write_neuronpedia(data, path)
     said = {"file": str(path), "nodes": len(data["nodes"]), "links": len(data["links"]), "slug": data["metadata"]["slug"]}
     if json:

@@ -59,7 +59,9 @@ class Activation:
             )
         if self.kind == "topk" and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
             raise DictionaryError(
-                f"TopK needs its k; it is {self.k!r}.", todo="Give k=, the number of features kept at a position."
+                f"TopK needs its k; it is {self.k!r}.",
+                why="Which features are active at a position depends on it.",
+                todo="Give k=, the number of features kept at a position: in the folder's config, or to open_dictionary.",
             )
         if (self.kind == "jumprelu") != (self.threshold is not None):
             raise DictionaryError(
@@ -133,6 +135,7 @@ class LayerDictionary:
             if not all(bool(torch.isfinite(part).all()) for part in tensor.split(4096)):
                 raise NonFiniteWeightsError(
                     f"Layer {self.layer} of the dictionary has NaN or infinity in its {name}.",
+                    why="Every edge through it would be NaN.",
                     todo="Get the file again, or train it anew.",
                 )
         if min(self.decoders, default=-1) < self.layer:
@@ -149,7 +152,9 @@ class LayerDictionary:
             )
 
     def _off(self, what: str, why: str = "") -> DictionaryError:
-        return DictionaryError(f"Layer {self.layer} of the dictionary cannot be used. {what}", why=why)
+        return DictionaryError(
+            f"Layer {self.layer} of the dictionary cannot be used. {what}", why=why, todo="Get the file again, or train it anew."
+        )
 
     @property
     def n_features(self) -> int:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from symbolic_residue.errors import DamagedFileError, DictionaryError
+from symbolic_residue.errors import DamagedFileError, DictionaryError, WriteError
 
-__all__ = ["Settings", "Tensors", "read_json", "read_tensors", "read_yaml"]
+__all__ = ["Settings", "Tensors", "read_json", "read_tensors", "read_yaml", "write_json", "write_tensors"]
 
 
 class Tensors:
@@ -154,6 +155,41 @@ def read_yaml(path: Path) -> Settings:
         return _settings(yaml.safe_load(path.read_text("utf-8")), path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DamagedFileError(f"{path} cannot be read as YAML.", why=str(error)) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all: written beside its place and moved into it.
+
+    Raises:
+        WriteError: the disk is full, or another failure of the file system; what was there before is still there.
+    """
+    from safetensors.torch import save_file
+
+    _whole(path, lambda part: save_file({name: one.contiguous() for name, one in tensors.items()}, part, dict(about or {}) or None))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """One JSON object, whole or not at all.
+
+    Raises:
+        WriteError: as :func:`write_tensors`.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    _whole(path, lambda part: part.write_text(text, "utf-8"))
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    from safetensors import SafetensorError
+
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink()
+        raise WriteError(f"{path} cannot be written.", why=str(error), todo="Free some space, or choose another folder.") from error
 
 
 def _settings(entries: Any, path: Path) -> Settings:

@@ -8,13 +8,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from symbolic_residue.dictionaries._dictionary import Activation, by_layer, LayerDictionary, Transcoders
-from symbolic_residue.dictionaries._files import read_json, read_tensors, Tensors
-from symbolic_residue.errors import DamagedFileError, WriteError
+from symbolic_residue.dictionaries._files import read_json, read_tensors, Tensors, write_json, write_tensors
+from symbolic_residue.errors import DamagedFileError
 
 __all__ = ["read_own", "save_dictionary"]
 
@@ -27,8 +26,6 @@ def save_dictionary(dictionary: Transcoders, folder: Path | str) -> Path:
     Raises:
         WriteError: it cannot be written.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     tensors = {
         f"{i}.{name}": t.detach().cpu().contiguous() for i, one in dictionary.layers.items() for name, t in one.tensors().items()
@@ -47,16 +44,8 @@ def save_dictionary(dictionary: Transcoders, folder: Path | str) -> Path:
         for i, one in dictionary.layers.items()
     ]
     record = {"format": _FORMAT, "source": dict(dictionary.source), "layers": layers, "sha256": dictionary.sha256}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / ".dictionary.safetensors.part"
-        save_file(tensors, part)
-        part.replace(folder / "dictionary.safetensors")
-        part = folder / ".dictionary.json.part"
-        part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        part.replace(folder / "dictionary.json")
-    except OSError as error:
-        raise WriteError(f"The dictionary cannot be written to {folder}.", why=str(error)) from error
+    write_tensors(folder / "dictionary.safetensors", tensors)
+    write_json(folder / "dictionary.json", record)
     return folder
 
 

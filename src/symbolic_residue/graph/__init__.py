@@ -2,6 +2,7 @@
 
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
+from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
 from symbolic_residue.graph._failure_targets import (
@@ -30,6 +31,7 @@ from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
+from symbolic_residue.graph._heads_file import load_heads, save_heads
 from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
 from symbolic_residue.graph._kept import KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._labels import promoted_tokens
@@ -69,12 +71,14 @@ __all__ = [
     "FeatureUnits",
     "Ghosts",
     "Graph",
+    "GraphHeads",
     "HeadLoadings",
     "Hold",
     "KeepUnits",
     "LayerUnits",
     "LocalLayer",
     "LocalModel",
+    "Look",
     "Neuron",
     "NeuronpediaGraph",
     "NeuronpediaLink",
@@ -111,11 +115,14 @@ __all__ = [
     "ghosts",
     "gradients_at",
     "graph_faithfulness",
+    "graph_heads",
     "graph_scores",
     "head_loadings",
+    "influential_edges",
     "intervene",
     "intervention_agreement",
     "load_graph",
+    "load_heads",
     "log_counts",
     "mixed_at",
     "predicted_change",
@@ -128,6 +135,7 @@ __all__ = [
     "repeated",
     "run_pair",
     "save_graph",
+    "save_heads",
     "strongest_edges",
     "supernodes",
     "target_rows",

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._columns import unit_rows, unit_values, Units
-from symbolic_residue.graph._features import describe, with_dictionary
+from symbolic_residue.graph._columns import Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._features import describe, silenced, with_dictionary
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -44,6 +44,7 @@ def attribute(
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
+    nodes: Units | None = None,
 ) -> Graph:
     """The attribution graph of a model of yours on a prompt.
 
@@ -57,6 +58,7 @@ def attribute(
         max_nodes: units that become nodes (all, where there are fewer).
         rule: ``half`` or ``gate``: how gated neurons are made linear.
         rest: ``position``: what was not chosen is one node a layer and position; ``layer``: one a layer (less work).
+        nodes: the neurons (features, in a dictionary's layers) that become nodes, where they are not to be chosen by their effects.
 
     Returns:
         The graph, every row of which adds up.
@@ -71,7 +73,7 @@ def attribute(
     instrument = Instrument(wrap(model, tokenizer))
     built = build_prompt(tokenizer, prompt, chat=chat, max_tokens=instrument.parts.max_context)
     return attribute_prompt(
-        instrument, built, targets=targets, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest
+        instrument, built, targets=targets, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest, nodes=nodes
     )
 
 
@@ -86,10 +88,12 @@ def attribute_prompt(
     rule: Rule = "half",
     rest: str = "position",
     nodes: Units | None = None,
+    off: bool = False,
 ) -> Graph:
     """The same for an instrument and a built prompt; see :func:`attribute`.
 
-    ``nodes``: the neurons that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+    ``nodes``: the neurons and features that become nodes, where they are not to be chosen by their effects (``max_nodes`` then says nothing).
+    ``off``: a given feature that is not active on this prompt becomes a node without edges; else it is refused.
 
     Raises:
         ConfigError: units that the model does not have; others as of :func:`attribute`.
@@ -100,8 +104,6 @@ def attribute_prompt(
         raise ConfigError(f"rest={rest!r} is not known.", todo="Use 'position' or 'layer'.")
     if isinstance(units, str) and units != "neurons":
         raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
-    if nodes is not None and units != "neurons":
-        raise ConfigError("Given nodes are neurons, and a dictionary was given too.", todo="Leave one of them out.")
     if not len(prompt.ids):
         raise PromptError("The prompt is empty.", todo="Give some text.")
     about: dict[str, Any] = {}
@@ -110,6 +112,8 @@ def attribute_prompt(
         if not isinstance(units, str):
             local = with_dictionary(local, units)
             about = describe(local, units)
+            if nodes is not None and off:
+                local = silenced(local, nodes)
         asked = read_targets(instrument, local, targets, position, rule)
         effects = _effects(local, asked, rule)
         chosen = _sizes(effects).top(max_nodes) if nodes is None else _given(local, nodes)
@@ -121,7 +125,18 @@ def attribute_prompt(
     return Graph(
         tuple(prompt.ids), tuple(prompt.tokens), infos, chosen, activations, first, edges, columns, rule,
         local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), dictionary=about,
+        terms=_terms(local, rows),
     ).require()  # fmt: skip
+
+
+def _terms(local: LocalModel, rows: Rows) -> Tensor:
+    """``[row]``: the sizes of the terms of each row's dot product with the residual stream that it reads, summed."""
+    found = torch.zeros(len(rows), dtype=local.dtype)
+    for place in rows.place.unique().tolist():
+        stream = local.final if place == local.end else local.layers[place // 2].stream
+        at = (rows.place == place).nonzero()[:, 0]
+        found[at] = (rows.direction[at] * stream[rows.position[at]]).abs().sum(1)
+    return found
 
 
 def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[Relevance]:
@@ -138,7 +153,10 @@ def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[R
 
 def _given(local: LocalModel, units: Units) -> Units:
     for i, t, n in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
-        if not (0 <= i < len(local.layers) and 0 <= t < len(local) and 0 <= n < local.layers[i].gate.shape[1]):
+        inside = 0 <= i < len(local.layers) and 0 <= t < len(local)
+        if inside and i in local.units:
+            local.units[i].at(torch.tensor([t]), torch.tensor([n]))  # refuses a feature that is not active there
+        elif not (inside and 0 <= n < local.layers[i].gate.shape[1]):
             raise ConfigError(
                 f"There is no neuron {n} in layer {i} at position {t}.",
                 todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].gate.shape[1] - 1}.",

@@ -1,9 +1,11 @@
 """Two graphs, edge by edge: what a failing prompt has that a healthy one of the same length lacks, or a tuned model that its base lacks.
 
-1. Both graphs have the same nodes: the same neurons (layer, position, number), rests, embeddings, constants, and the same targets in the same order.
+1. Both graphs have the same nodes: the same neurons or features (layer, position, number), rests, embeddings, constants, and the same targets, in order.
 2. ``edges = edges of A − edges of B``, ``values = values of A − values of B``: both rows add up, so their difference does.
-3. Graphs that were kept have neurons of their own each. Those that only one has go into REST (exact: a REST is a sum), and the common ones are compared.
+3. Graphs that were kept have units of their own each. Those that only one has go into REST (exact: a REST is a sum; a feature of a cross-layer
+   transcoder goes, with all that it writes, into that of the layer that it reads), and the common ones are compared.
    :func:`attribute_pair` has the model at hand: it attributes twice, and again with the union of what was chosen.
+4. A feature that is active on one side alone stands on the other with activation 0 and no edges (``_features``): the difference is then its edges on the first.
 
 A difference is that of two prompts, n = 1 pair, and holds for them; where attention looks differs too, and the edges hold what follows from it.
 """
@@ -12,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Literal, TYPE_CHECKING
 
 import polars as pl
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.graph._attribute import attribute_prompt
 from symbolic_residue.graph._columns import Columns, Units
@@ -41,7 +44,7 @@ class Difference:
 
     Attributes:
         a, b: the graphs.
-        chosen: neurons that each had as nodes before they were aligned.
+        chosen: units that each had as nodes before they were aligned.
     """
 
     a: Graph
@@ -85,14 +88,15 @@ class Difference:
         return pl.DataFrame([row for row in found if row[4]], schema=_CHANGED, orient="row")
 
     def nodes(self) -> pl.DataFrame:
-        """The neurons, those first whose total effect on the first target changed most.
+        """The units, those first whose total effect on the first target changed most.
 
-        Columns ``layer position token_a token_b neuron activation_a activation_b effect_a effect_b change``.
+        Columns ``layer kind position token_a token_b neuron activation_a activation_b effect_a effect_b change``; of a feature ``neuron`` is its number.
         """
-        units = self.a.units
+        units, features = self.a.units, self.a.feature_layers
         frame = pl.DataFrame(
             {
                 "layer": units.layer.tolist(),
+                "kind": ["feature" if i in features else "neuron" for i in units.layer.tolist()],
                 "position": units.position.tolist(),
                 "token_a": [self.a.tokens[t] for t in units.position.tolist()],
                 "token_b": [self.b.tokens[t] for t in units.position.tolist()],
@@ -103,7 +107,7 @@ class Difference:
                 "effect_b": self.b.effects.tolist(),
                 "change": (self.a.effects - self.b.effects).tolist(),
             },
-            schema_overrides={"token_a": pl.String, "token_b": pl.String},
+            schema_overrides={"kind": pl.String, "token_a": pl.String, "token_b": pl.String},
         )
         order = (self.a.effects - self.b.effects).abs().argsort(descending=True, stable=True)
         return frame[order.tolist()]
@@ -122,6 +126,7 @@ class Difference:
             activations=a.activations - b.activations,
             effects=a.effects - b.effects,
             edges=self.edges(),
+            terms=None if a.terms is None or b.terms is None else a.terms + b.terms,
             local_error=max(a.local_error, b.local_error),
             provenance={"model": a.provenance.get("model"), "a": a.provenance, "b": b.provenance},
         )
@@ -138,7 +143,7 @@ _CHANGED: dict[str, type[pl.DataType]] = {
 
 
 def difference(a: Graph, b: Graph) -> Difference:
-    """A − B on the neurons that both have; the others go into REST.
+    """A − B on the units that both have; the others go into REST.
 
     Raises:
         PromptError: prompts of different lengths.
@@ -171,6 +176,7 @@ def only(graph: Graph, kept: Iterable[tuple[int, int, int]]) -> Graph:
         edges=edges[rows][:, columns].to(graph.edges.dtype),
         columns=Columns(len(stay), shape.n_layers, shape.n_positions, shape.biased, shape.by_position),
         labels=tuple(graph.labels[i] for i in stay.tolist()) if graph.labels else (),
+        terms=None if graph.terms is None else graph.terms[rows],
     )
 
 
@@ -181,20 +187,22 @@ def attribute_pair(
     *,
     other: Instrument | None = None,
     targets: Sequence[AskedTarget] = ("top",),
+    units: Literal["neurons"] | Dictionary = "neurons",
     position: int = -1,
     max_nodes: int = 1000,
     rule: Rule = "half",
     rest: str = "position",
 ) -> Difference:
-    """A − B, with the union of the neurons that each prompt chooses.
+    """A − B, with the union of the units that each prompt chooses.
 
     Args:
         instrument: the model of A.
         a, b: prompts of as many tokens; the same prompt, for two models.
         other: the model of B, of the same architecture; the same model where left out.
         targets: of both; ``top`` means A's top tokens, and a failure's tokens are those chosen on A.
+        units: ``neurons``, or a dictionary; with two models the same one for both, and each graph says how well it fits.
         position, rule, rest: see :func:`attribute`.
-        max_nodes: neurons that each chooses.
+        max_nodes: units that each chooses.
 
     Raises:
         PromptError: prompts of different lengths.
@@ -208,8 +216,9 @@ def attribute_pair(
 
     def run(which: Instrument, prompt: Prompt, asked: Sequence[AskedTarget], nodes: Units | None = None) -> Graph:
         return attribute_prompt(
-            which, prompt, targets=asked, position=position, max_nodes=max_nodes, rule=rule, rest=rest, nodes=nodes
-        )
+            which, prompt, targets=asked, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest,
+            nodes=nodes, off=True,
+        )  # fmt: skip
 
     targets = fixed_failures(instrument, a.ids, targets, position)
     first = run(instrument, a, targets)

@@ -8,6 +8,8 @@
    connection if there is one (a linear path, see ``LinearPath``), and what is left: the error. Error and features that are no nodes are the REST of the layer
    and position; so every row still adds up, however bad the dictionary is.
 4. Layers that the dictionary does not have keep their neurons.
+5. A feature that is not active can stand among the units where another prompt's graph has it (``silenced``): off, it has no linear map and writes nothing, so
+   that all its edges are 0 and its row adds up to its activation, 0.
 
 Source: Ameisen et al. 2025 (Circuit Tracing) for cross-layer transcoders in the local replacement model; Dunefsky et al. 2024 (Transcoders Find Interpretable
 LLM Feature Circuits).
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads
 from symbolic_residue.errors import ConfigError, DictionaryError
+from symbolic_residue.graph._columns import Units
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._norm import FrozenNorm
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from symbolic_residue.graph._graph import Graph
     from symbolic_residue.instrument import Instrument
 
-__all__ = ["FeatureUnits", "describe", "local_of", "with_dictionary"]
+__all__ = ["FeatureUnits", "describe", "local_of", "silenced", "with_dictionary"]
 
 _BLOCK = 4096
 """Rows of a decoder that are held at a time."""
@@ -65,6 +68,7 @@ class FeatureUnits:
         writers: by target layer.
         position, feature, value: ``[active]``, in order of position and feature.
         n_positions: of the prompt.
+        on: ``[active]`` bool: which are active; None: all, unless there are some of :meth:`silenced`.
     """
 
     dictionary: LayerDictionary
@@ -74,6 +78,28 @@ class FeatureUnits:
     feature: Tensor
     value: Tensor
     n_positions: int
+    on: Tensor | None = None
+
+    def silenced(self, positions: Tensor, features: Tensor) -> FeatureUnits:
+        """The same with these among its units, off where they are not active, ``[n]`` each.
+
+        Raises:
+            ConfigError: a position or feature that there is not.
+        """
+        count = self.dictionary.n_features
+        off = (positions < 0) | (positions >= self.n_positions) | (features < 0) | (features >= count)
+        if bool(off.any()):
+            first = int(off.nonzero()[0, 0])
+            raise ConfigError(
+                f"There is no feature {int(features[first])} in layer {self.dictionary.layer} at position {int(positions[first])}.",
+                todo=f"Positions 0 to {self.n_positions - 1}, features 0 to {count - 1}.",
+            )
+        own = self.position * count + self.feature
+        keys = torch.cat([own, positions * count + features]).unique()
+        at = torch.searchsorted(keys, own)
+        value, on = torch.zeros(len(keys), dtype=self.value.dtype), torch.zeros(len(keys), dtype=torch.bool)
+        value[at], on[at] = self.value, True if self.on is None else self.on
+        return replace(self, position=keys // count, feature=keys % count, value=value, on=on)
 
     @property
     def kind(self) -> UnitKind:
@@ -109,6 +135,7 @@ class FeatureUnits:
             raise ConfigError(
                 f"Feature {int(numbers[first])} of layer {self.dictionary.layer} is not active at position {int(positions[first])}.",
                 why="A feature that is 0 is explained by its threshold, and writes nothing.",
+                todo="Name active ones: graph.nodes() of a graph with this dictionary lists them.",
             )
         return self.value[found]
 
@@ -122,6 +149,10 @@ class FeatureUnits:
         rows, constant = self.dictionary.encoder_rows(numbers, self.value.dtype)
         if self.reader.bias is not None:
             constant = constant + rows @ self.reader.bias
+        if self.on is not None:
+            count = self.dictionary.n_features
+            on = self.on[torch.searchsorted(self.position * count + self.feature, positions * count + numbers)]
+            rows, constant = rows * on[:, None], constant * on
         return self.reader.back(rows, positions), constant
 
     def written(self, numbers: Tensor, positions: Tensor, values: Tensor, layer: int) -> Tensor:
@@ -148,6 +179,7 @@ class FeatureUnits:
     def back(self, slopes: Tensor, rule: Rule) -> Tensor:
         """``[position, d_model]``."""
         into = torch.zeros(self.n_positions, self.dictionary.d_model, dtype=self.value.dtype)
+        slopes = slopes if self.on is None else slopes * self.on
         for part in torch.arange(len(self.value)).split(_BLOCK):
             rows, _ = self.dictionary.encoder_rows(self.feature[part], self.value.dtype)
             into.index_add_(0, self.position[part], slopes[part, None] * rows)
@@ -166,6 +198,7 @@ def with_dictionary(local: LocalModel, dictionary: Dictionary) -> LocalModel:
             raise DictionaryError(
                 f"The dictionary has layer {i} of width {one.d_model}; the model has layers 0 to {n_layers - 1} of width {width}.",
                 why="It was trained on another model.",
+                todo="Give a dictionary of this model, or name the model that it is of.",
             )
     writers = {j: _writer(local.layers[j], one) for j, one in dictionary.layers.items()}
     units: dict[int, FeatureUnits] = {}
@@ -183,6 +216,20 @@ def with_dictionary(local: LocalModel, dictionary: Dictionary) -> LocalModel:
     for j, one in dictionary.layers.items():
         layers[j] = _replaced(local.layers[j], one, writers[j], units)
     return replace(local, layers=tuple(layers), units=units)
+
+
+def silenced(local: LocalModel, units: Units) -> LocalModel:
+    """The same replacement model in which these units can be nodes whether they are active or not; neurons always are.
+
+    Raises:
+        ConfigError: a position or feature that there is not.
+    """
+    found = dict(local.units)
+    for i, one in local.units.items():
+        at = units.at(i)
+        if len(at) and isinstance(one, FeatureUnits):
+            found[i] = one.silenced(units.position[at], units.neuron[at])
+    return replace(local, units=found)
 
 
 def describe(local: LocalModel, dictionary: Dictionary) -> dict[str, Any]:
@@ -225,7 +272,11 @@ def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dic
             raise ConfigError("The graph's units are features of a dictionary, which is not given.", todo="Give dictionary=.")
         with torch.no_grad():
             local = freeze(instrument, torch.tensor(graph.ids))
-            return local if dictionary is None else with_dictionary(local, dictionary)
+            if dictionary is None:
+                return local
+            off = (graph.activations == 0).nonzero()[:, 0]
+            units = Units(*(one[off] for one in (graph.units.layer, graph.units.position, graph.units.neuron)))
+            return silenced(with_dictionary(local, dictionary), units)
     if set(local.units) != graph.feature_layers:
         raise ConfigError(
             "The replacement model that is given has other units than the graph.", todo="Leave local out, and give dictionary=."

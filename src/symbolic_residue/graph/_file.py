@@ -23,6 +23,7 @@ from symbolic_residue.graph._graph import Graph, TargetInfo
 
 __all__ = ["load_graph", "save_graph"]
 
+_ANEW = "Copy the folder again, or make the graph anew."
 _FORMAT = 1
 _ROWS = ("direction", "constant", "place", "position")
 
@@ -38,6 +39,8 @@ def save_graph(graph: Graph, folder: Path | str) -> Path:
     folder = Path(folder)
     units = torch.stack([graph.units.layer, graph.units.position, graph.units.neuron], 1)
     arrays = {"edges": graph.edges, "activations": graph.activations, "effects": graph.effects, "units": units}
+    if graph.terms is not None:
+        arrays["terms"] = graph.terms
     arrays |= {f"target_{name}": getattr(graph.target_rows, name) for name in _ROWS}
     data = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
     record = {
@@ -87,7 +90,9 @@ def load_graph(folder: Path | str) -> Graph:
         raise DamagedFileError(f"graph.json in {folder} has format {record.get('format')!r}; this version reads {_FORMAT}.")
     if hashlib.sha256(data).hexdigest() != record.get("tensors_sha256"):
         raise DamagedFileError(
-            f"graph.safetensors in {folder} is not the file that graph.json was written with.", why="Its sha256 differs."
+            f"graph.safetensors in {folder} is not the file that graph.json was written with.",
+            why="Its sha256 differs: it is cut short, or from another graph.",
+            todo=_ANEW,
         )
     try:
         tensors = load(data)
@@ -99,10 +104,12 @@ def load_graph(folder: Path | str) -> Graph:
             tuple(record["ids"]), tuple(record["tokens"]), targets, units, tensors["activations"], tensors["effects"], tensors["edges"],
             columns, record["rule"], record["uncapped"], record["local_error"], rows, record["provenance"],
             tuple(tuple(words) for words in record.get("labels", ())),
-            record.get("dictionary", {}),
+            record.get("dictionary", {}), tensors.get("terms"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
-        raise DamagedFileError(f"The graph in {folder} lacks something.", why=f"{type(error).__name__}: {error}") from error
+        raise DamagedFileError(
+            f"The graph in {folder} lacks something.", why=f"{type(error).__name__}: {error}", todo=_ANEW
+        ) from error
     _check(graph, folder)
     return graph
 
@@ -115,12 +122,15 @@ def _check(graph: Graph, folder: Path) -> None:
         and len(graph.target_rows) == graph.n_targets == len(graph.target_rows.direction)
         and tuple(graph.edges.shape) == (graph.n_targets + n_units, len(columns))
         and len(graph.labels) in (0, n_units)
+        and (graph.terms is None or len(graph.terms) == graph.n_targets + n_units)
         and all(0 <= int(i) < columns.n_layers for i in graph.units.layer)
         and all(0 <= int(t) < columns.n_positions for t in graph.units.position)
     )
     if not fits:
-        raise DamagedFileError(f"The parts of the graph in {folder} do not fit together.")
+        raise DamagedFileError(
+            f"The parts of the graph in {folder} do not fit together.", why="Something was changed after it was kept.", todo=_ANEW
+        )
     try:
         graph.require()
     except VerificationError as error:
-        raise DamagedFileError(f"The graph in {folder} does not add up.", why=error.what) from error
+        raise DamagedFileError(f"The graph in {folder} does not add up.", why=error.what, todo=_ANEW) from error

@@ -23,10 +23,15 @@ from symbolic_residue.graph._columns import Columns, Rows, Units
 from symbolic_residue.graph._mlp import Rule
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from symbolic_residue.graph._carried import GraphHeads
     from symbolic_residue.graph._diff import Difference
     from symbolic_residue.graph._faithfulness import Faithfulness
     from symbolic_residue.graph._ghosts import Ghosts
+    from symbolic_residue.graph._heads import HeadLoadings
     from symbolic_residue.graph._pairs import TokenPair
+    from symbolic_residue.graph._qk import QKAttribution
     from symbolic_residue.graph._supernodes import Supernodes
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import CounterfactualPair
@@ -112,6 +117,7 @@ class Graph:
         provenance: of the model, plain data.
         labels: tokens that each unit's write raises (:func:`promoted_tokens`), a unit each; empty where none were asked for.
         dictionary: whose features are units in the place of neurons: ``sha256 source layers`` (``layer fvu l0``, on this prompt); empty without one.
+        terms: ``[row]``: a row's value is a dot product with the residual stream that it reads; the sum of the sizes of its terms. None: not known.
     """
 
     ids: tuple[int, ...]
@@ -129,6 +135,7 @@ class Graph:
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: tuple[tuple[str, ...], ...] = ()
     dictionary: dict[str, Any] = field(default_factory=dict)
+    terms: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -162,8 +169,11 @@ class Graph:
         return torch.cat([targets, self.activations.double()])
 
     def row_sizes(self) -> Tensor:
-        """``[row]``: sum of the sizes of a row's edges, at least 1000 units of rounding of the largest row: what gaps are measured by."""
+        """``[row]``: what gaps are measured by: the sum of the sizes of a row's edges; where it is more, that of the terms of its dot product with the stream,
+        which is what its rounding grows with; and at least 1000 units of rounding of the largest row."""
         size = self.edges.double().abs().sum(1)
+        if self.terms is not None:
+            size = torch.maximum(size, self.terms.double())
         return size.clamp(min=max(1e-30, _FLOOR * torch.finfo(self.edges.dtype).eps * float(size.max())))
 
     def check(self, tolerance: float = TOLERANCE) -> Check:
@@ -264,13 +274,13 @@ class Graph:
         )
 
     def diff(self, other: Graph) -> Difference:
-        """This graph − another, edge by edge, on the neurons that both have; see ``_diff``."""
+        """This graph − another, edge by edge, on the neurons or features that both have; see ``_diff``."""
         from symbolic_residue.graph._diff import difference
 
         return difference(self, other)
 
     def ghosts(self, instrument: Instrument, **options: Any) -> Ghosts:
-        """Large neurons that move the targets no more than they move random directions; options of ``_ghosts.ghosts``."""
+        """Large units that move the targets no more than they move random directions; options of ``_ghosts.ghosts``, ``dictionary`` where the graph has one."""
         from symbolic_residue.graph._ghosts import ghosts
 
         return ghosts(instrument, self, **options)
@@ -286,6 +296,30 @@ class Graph:
         from symbolic_residue.graph._faithfulness import graph_faithfulness  # it takes graphs
 
         return graph_faithfulness(self, instrument, pair, **options)
+
+    def head_loadings(self, instrument: Instrument, edges: Tensor | None = None, **options: Any) -> HeadLoadings:
+        """Edges as sums over the heads that carry them, and what passes no attention; options of ``_heads.head_loadings``."""
+        from symbolic_residue.graph._heads import head_loadings
+
+        return head_loadings(instrument, self, edges, **options)
+
+    def qk(self, instrument: Instrument, layer: int, head: int, query: int, key: int, **options: Any) -> QKAttribution:
+        """Why a head looks where it looks: its score as a sum over pairs of columns; options of ``_qk.qk_attribution``."""
+        from symbolic_residue.graph._qk import qk_attribution
+
+        return qk_attribution(instrument, self, layer, head, query, key, **options)
+
+    def heads(self, instrument: Instrument, **options: Any) -> GraphHeads:
+        """The heads that carry the strongest kept edges, and why they look where they look; options of ``_carried.graph_heads``."""
+        from symbolic_residue.graph._carried import graph_heads
+
+        return graph_heads(instrument, self, **options)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the graph into a folder; see ``_file.save_graph``."""
+        from symbolic_residue.graph._file import save_graph
+
+        return save_graph(self, folder)
 
     def column_names(self) -> list[str]:
         """A name a column: ``L3 #120 @5`` for a neuron, ``L3 f120 @5`` for a feature, ``rest L3 @5``, ``emb @5``, ``bias L3 @5``, ``constant``."""

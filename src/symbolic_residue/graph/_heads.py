@@ -28,7 +28,7 @@ from symbolic_residue.graph._sweep import sweep_down
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument
 
-__all__ = ["HeadLoadings", "head_loadings", "strongest_edges"]
+__all__ = ["HeadLoadings", "head_loadings", "routes", "strongest_edges"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +158,50 @@ def head_loadings(
             todo="Make the graph with this model.",
         )
     return HeadLoadings(edges[:, 0], edges[:, 1], found, bypass, error)
+
+
+def routes(local: LocalModel, graph: Graph, edges: Tensor, heads: Tensor, *, budget: int = 4096) -> Tensor:
+    """Where a head puts what it takes from an edge's source: one (layer, head) an edge, ``[edge, query]``; the sum over queries is the head's part.
+
+    Args:
+        local: the replacement model that the graph was made in.
+        graph: the graph.
+        edges: ``[edge, (row, column)]``, as of :func:`head_loadings`.
+        heads: ``[edge, (layer, head)]``.
+        budget: row-positions held at a time.
+
+    Raises:
+        ConfigError: an edge from a column that is no write at one position.
+    """
+    with torch.no_grad():
+        used, of_edge = torch.unique(edges[:, 1], return_inverse=True)
+        born, position, held = _straight(local, graph, used)
+        needed, row_of_edge = torch.unique(edges[:, 0], return_inverse=True)
+        rows = graph.target_rows + unit_rows(local, graph.units, graph.rule)
+        few = type(rows)(*(getattr(rows, name)[needed] for name in ("direction", "constant", "place", "position")))
+        group = local.parts.n_heads
+        found = torch.zeros(len(edges), graph.columns.n_positions, dtype=local.dtype)
+
+        def visit(layer: int, numbers: Tensor, g: Tensor) -> None:
+            place = torch.full((len(few),), -1)
+            place[numbers] = torch.arange(len(numbers))
+            at = ((place[row_of_edge] >= 0) & (heads[:, 0] == layer) & (born[of_edge] < layer)).nonzero()[:, 0]
+            if not len(at):
+                return
+            block = local.layers[layer]
+            w_v, w_o = block.attention_weights()
+            pattern, size = block.pattern(0, g.shape[1]), w_o.shape[0] // group
+            for e in at.tolist():
+                head, key = int(heads[e, 1]), int(position[of_edge[e]])
+                if key >= g.shape[1]:
+                    continue
+                kv = head // (group // block.parts.n_kv_heads)
+                value = held[layer][of_edge[e]] @ w_v[:, kv * size : (kv + 1) * size]
+                written = value @ w_o[head * size : (head + 1) * size]
+                found[e, : g.shape[1]] = pattern[head, :, key] * (g[place[row_of_edge[e]]] @ written)
+
+        sweep_down(local, few, graph.units, graph.columns, budget=budget, visit=visit)
+    return found
 
 
 def _by_head(pattern: Tensor, w_o: Tensor, g: Tensor) -> Tensor:

@@ -6,7 +6,8 @@
    the format knows nothing; ``E_{token}_{position}``; ``{layers + 1}_{token}_{position}`` for targets that are a token, a negative number in the token's
    place for others.
 3. Numbers of the whole graph, which a pruned file cannot give back, stand under ``metadata.residue``: whether rows add up, and how each target divides.
-4. A lone surrogate, which UTF-8 cannot hold, is written as its escape.
+4. Heads that were kept with the graph go along (``_neuronpedia_heads``).
+5. A lone surrogate, which UTF-8 cannot hold, is written as its escape.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from symbolic_residue.errors import ConfigError, WriteError
+from symbolic_residue.graph._neuronpedia_heads import add_links, add_looks
 from symbolic_residue.graph._neuronpedia_schema import validate_neuronpedia
 
 if TYPE_CHECKING:
+    from symbolic_residue.graph._carried import GraphHeads
     from symbolic_residue.graph._graph import Graph, Pruned
 
 __all__ = ["to_neuronpedia", "write_neuronpedia"]
@@ -41,6 +44,7 @@ def to_neuronpedia(
     supernodes: Sequence[Sequence[str]] = (),
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
+    heads: GraphHeads | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The graph as plain data in Neuronpedia's format.
@@ -53,7 +57,8 @@ def to_neuronpedia(
         labels: a unit each; those of the graph.
         supernodes: each a label and the node ids of its members.
         node_threshold, edge_threshold: of :meth:`Graph.prune`.
-        more: node id → further fields of that node (``qk_tracing_results``).
+        heads: which carry its strongest edges, and why they look there.
+        more: node id → further fields of that node.
 
     Returns:
         Data that :func:`validate_neuronpedia` has accepted.
@@ -71,11 +76,14 @@ def to_neuronpedia(
     shown = kept.columns.clone()
     shown[graph.columns.constant] &= used[graph.columns.constant]
     rows = targets + names[: len(graph)]
-    links = [
-        {"source": names[c], "target": rows[r], "weight": float(graph.edges[r, c])}
-        for r, c in (kept.edges & shown).nonzero().tolist()
-    ]
+    edges = [(r, c) for r, c in (kept.edges & shown).nonzero().tolist()]
+    links: list[dict[str, Any]] = [{"source": names[c], "target": rows[r], "weight": float(graph.edges[r, c])} for r, c in edges]
     listed = [node for node, keep in zip(nodes, shown.tolist(), strict=True) if keep] + _targets(graph, targets)
+    whole, only = _whole(graph, targets), {}
+    if heads is not None:
+        add_links(heads, edges, links)
+        whole["looks"], only = add_looks(heads, rows, nodes, listed)
+        whole["heads"] = {"edges": len(heads), "influence": heads.share, "refused": heads.refused}
     _attach(listed, more or {}, supernodes)
     tokens = [_clean(token) for token in graph.tokens]
     text = _clean(prompt) if prompt is not None else "".join(tokens)
@@ -96,7 +104,7 @@ def to_neuronpedia(
             "generation_settings": {"max_feature_nodes": len(graph), "max_n_logits": graph.n_targets, "rule": graph.rule},
             "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
             "feature_details": {},
-            "residue": _whole(graph, targets),
+            "residue": whole,
         },
         "qParams": {
             "pinnedIds": list(targets),
@@ -108,6 +116,8 @@ def to_neuronpedia(
         "nodes": listed,
         "links": links,
     }
+    if only:
+        data["qk_only_nodes"] = only
     validate_neuronpedia(data)
     return data
 

@@ -3,7 +3,8 @@
 1. Root: ``metadata``, ``qParams`` (how a viewer opens), ``nodes``, ``links``. Keys beyond those named here are kept as they are.
 2. Node ids are unique: circuit-tracer's early files named the error of layer 5 at position 3 and feature 5 of layer 0 at position 3 alike, and a viewer then
    draws one node's edges at the other. Links join nodes that exist, once, with finite weights. Positions lie in the prompt.
-3. ``layer`` is text: ``E`` for embeddings, else a number; logits have the number of layers + 1.
+3. ``qk_tracing_results`` of a node names nodes, or what stands in ``qk_only_nodes`` by its id: not both, and none that is nowhere.
+4. ``layer`` is text: ``E`` for embeddings, else a number; logits have the number of layers + 1.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ class _View(_Open):
     sg_pos: str = ""
 
 
+class _Traced(_Open):
+    """Why a node's head looks where it looks: ``[query id, key id, term]``, and ``[id, term]``."""
+
+    pair_wise_contributors: list[list[str | float]] = []
+    top_q_marginal_contributors: list[list[str | float]] = []
+    top_k_marginal_contributors: list[list[str | float]] = []
+
+
 class NeuronpediaNode(_Open):
     """A node. ``feature``: of a unit, layer and number as one (Cantor's pairing); ``influence``: the share of all influence held by it and those above it."""
 
@@ -65,14 +74,27 @@ class NeuronpediaNode(_Open):
 
     influence: float | None = None
     activation: float | None = None
+    qk_tracing_results: _Traced | None = None
+
+
+class _Named(_Open):
+    node_id: str = Field(min_length=1)
+    clerp: str | None = ""
+
+
+class _LinkHeads(_Open):
+    heads: list[list[float]] = []
+    others: float = 0.0
+    no_attention: float = 0.0
 
 
 class NeuronpediaLink(_Open):
-    """A direct effect of ``source`` on ``target``, both node ids."""
+    """A direct effect of ``source`` on ``target``, both node ids; ``residue_heads`` is ours: its weight as a sum over heads."""
 
     source: str
     target: str
     weight: float
+    residue_heads: _LinkHeads | None = None
 
 
 class NeuronpediaGraph(_Open):
@@ -82,6 +104,8 @@ class NeuronpediaGraph(_Open):
     view: _View = Field(alias="qParams")
     nodes: list[NeuronpediaNode]
     links: list[NeuronpediaLink]
+    qk_only_nodes: dict[str, _Named] | list[_Named] = {}
+    """What QK terms name and pruning left out, by id; a list is read too."""
 
     def plain(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""
@@ -98,7 +122,7 @@ def validate_neuronpedia(data: Mapping[str, Any]) -> NeuronpediaGraph:
         graph = NeuronpediaGraph.model_validate(dict(data))
     except (ValidationError, TypeError, ValueError) as error:
         raise RecordError("This is no graph in Neuronpedia's format.", why=_places(error), todo="Mend the named fields.") from error
-    problems = [*_ids(graph), *_outside(graph), *_links(graph)]
+    problems = [*_ids(graph), *_outside(graph), *_links(graph), *_traced(graph)]
     if problems:
         shown = "; ".join(problems[:_SHOWN]) + (f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
         raise RecordError(
@@ -120,7 +144,11 @@ def read_neuronpedia(path: Path | str) -> NeuronpediaGraph:
             f"{path} is no readable graph.", why=str(error), todo="Give a JSON file in Neuronpedia's format."
         ) from error
     if not isinstance(data, dict):
-        raise RecordError(f"{path} holds no graph.", why=f"It is a JSON {type(data).__name__}, not an object.")
+        raise RecordError(
+            f"{path} holds no graph.",
+            why=f"It is a JSON {type(data).__name__}, not an object.",
+            todo="Give a JSON file in Neuronpedia's format.",
+        )
     return validate_neuronpedia(data)
 
 
@@ -168,4 +196,26 @@ def _links(graph: NeuronpediaGraph) -> list[str]:
         if (link.source, link.target) in seen:
             said.append(f"link {i} from {link.source!r} to {link.target!r} is there twice")
         seen.add((link.source, link.target))
+    return said
+
+
+def _traced(graph: NeuronpediaGraph) -> list[str]:
+    ids = {node.node_id for node in graph.nodes}
+    beside = graph.qk_only_nodes
+    only = [(one.node_id, one) for one in beside] if isinstance(beside, list) else list(beside.items())
+    said = [f"qk_only_nodes has {name!r}, which is a node too" for name, _ in only if name in ids]
+    said += [f"qk_only_nodes has {one.node_id!r} under {name!r}" for name, one in only if one.node_id != name]
+    known = ids | {name for name, _ in only}
+    for node in graph.nodes:
+        found = node.qk_tracing_results
+        if found is None:
+            continue
+        of_one = [*found.top_q_marginal_contributors, *found.top_k_marginal_contributors]
+        for term, size in [(term, 3) for term in found.pair_wise_contributors] + [(term, 2) for term in of_one]:
+            if len(term) != size or not isinstance(term[-1], float | int) or not all(isinstance(name, str) for name in term[:-1]):
+                said.append(f"a QK term of node {node.node_id!r} is {term!r}, not {size - 1} ids and a number")
+            else:
+                said += [
+                    f"a QK term of node {node.node_id!r} has {name!r}, which no node is" for name in term[:-1] if name not in known
+                ]
     return said

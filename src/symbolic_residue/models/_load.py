@@ -223,6 +223,7 @@ def check_finite(model: Any) -> None:
             bad = int((~torch.isfinite(parameter)).sum())
             raise NonFiniteWeightsError(
                 f"{name} holds NaN or infinity in {bad:,} of {parameter.numel():,} weights.",
+                why="All that is computed with them would be NaN.",
                 todo="Use another checkpoint, or a dtype with a wider range.",
             )
 

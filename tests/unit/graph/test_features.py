@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from dictionary_files import random_dictionary
+from dictionary_files import perfect, random_dictionary
 from graph_helpers import frozen_edits, IDS, instrument_of, with_logit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from symbolic_residue.dictionaries import Activation, LayerDictionary, Transcoders
+from symbolic_residue.dictionaries import Activation, Transcoders
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph import (
     attribute_prompt,
@@ -236,18 +236,6 @@ def test_relevance_is_the_solved_graph(name: str, how: dict[str, Any]) -> None:
     torch.testing.assert_close(total.at(units), paths * values, rtol=0, atol=1e-9 * float((paths * values).abs().max()))
     inside = relevance(local, torch.ones(64, dtype=torch.float64), layer=n_layers - 1)
     assert not inside.neurons[n_layers - 1].any() and inside.neurons[0].any()
-
-
-def perfect(instrument: Instrument) -> Transcoders:
-    """A model's ReLU neurons as a dictionary: the truth is known."""
-    layers = {}
-    for i, layer in enumerate(instrument.parts.layers):
-        block: Any = layer.block
-        bias = block.fc2.bias.detach()
-        layers[i] = LayerDictionary(
-            i, block.fc1.weight.detach(), block.fc1.bias.detach(), {i: block.fc2.weight.detach().T}, bias, Activation(), "mlp_in", "mlp"
-        )  # fmt: skip
-    return Transcoders(layers)
 
 
 def test_a_dictionary_that_is_the_mlp_gives_the_neurons_graph_and_a_random_one_does_not() -> None:

@@ -1,0 +1,220 @@
+"""Which heads carry a graph's strongest edges, and why they look where they look: chosen, bounded, and complete.
+
+1. Edges: of those that pruning keeps, from units, embeddings and rests by position, the ``edges`` that hold most influence: the edge's share of its row's
+   absolute sum × the row's influence (a target's: its weight). Each is split over heads (``_heads``); the parts and the bypass add up to it.
+2. Looks: a head that takes from a position holds, of each edge, the edge's influence × |its part| over the sizes of all parts. Summed over the edges
+   between positions, the ``looks`` largest (layer, head, key) are explained (``_qk``), at the query where the head puts most of its strongest edge. Left out:
+   keys at position 0 (looking there is most often the attention sink), and heads that put most where they took it.
+3. Of each look the ``terms`` largest pairs and marginals are kept, and beside them what all others sum to: kept + left = score.
+4. A model whose queries and keys cannot be rebuilt has no looks; ``refused`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from symbolic_residue.dictionaries import Dictionary
+from symbolic_residue.errors import ConfigError, ReadError
+from symbolic_residue.graph._features import local_of
+from symbolic_residue.graph._graph import Graph
+from symbolic_residue.graph._heads import head_loadings, HeadLoadings, routes
+from symbolic_residue.graph._local import LocalModel
+from symbolic_residue.graph._qk import qk_attribution, QKAttribution
+
+if TYPE_CHECKING:
+    from symbolic_residue.instrument import Instrument
+
+__all__ = ["GraphHeads", "Look", "graph_heads", "influential_edges"]
+
+_CANDIDATES = 4
+"""Times as many are looked at, since some look at their own position."""
+
+Pair = tuple[int, int, float]
+One = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Why a head looks at a key.
+
+    Attributes:
+        layer, head, query, key: which.
+        score, weight: scale · q · k, and the attention weight.
+        carries: influence of the split edges that the head carries from there, of all of theirs.
+        edge: ``(row, column)`` of the strongest that it carries.
+        pairs: ``(query column, key column, term)``, largest first; ``pairs_left``: sum of all others.
+        of_query: ``(column, term)``: what the score owes to a column at the query, with the whole key; ``query_left``: sum of all others.
+        of_key, key_left: the same at the key.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    score: float
+    weight: float
+    carries: float
+    edge: tuple[int, int]
+    pairs: tuple[Pair, ...]
+    pairs_left: float
+    of_query: tuple[One, ...]
+    query_left: float
+    of_key: tuple[One, ...]
+    key_left: float
+
+
+@dataclass(frozen=True, eq=False)
+class GraphHeads:
+    """Heads of a graph's strongest edges.
+
+    Attributes:
+        loadings: the edges and their parts.
+        share: the edges' part of the influence of all kept edges from units, embeddings and rests by position.
+        looks: why the most important heads look where they look.
+        refused: why there are no looks; empty where there are, or none were asked for.
+    """
+
+    loadings: HeadLoadings
+    share: float
+    looks: tuple[Look, ...]
+    refused: str = ""
+
+    def __len__(self) -> int:
+        return len(self.loadings.row)
+
+
+def influential_edges(
+    graph: Graph, count: int, *, node_threshold: float = 0.8, edge_threshold: float = 0.98
+) -> tuple[Tensor, Tensor, float]:
+    """The kept edges that hold most influence.
+
+    Args:
+        graph: whole, not pruned.
+        count: how many at most.
+        node_threshold, edge_threshold: of :meth:`Graph.prune`.
+
+    Returns:
+        ``[edge, (row, column)]`` in the graph's order, their influence ``[edge]``, and its share of that of all edges that could have been chosen.
+    """
+    kept, columns = graph.prune(node_threshold, edge_threshold), graph.columns
+    allowed = torch.zeros(len(columns), dtype=torch.bool)
+    allowed[: len(graph)] = True
+    allowed[columns.embeddings] = True
+    allowed[columns.rest] = columns.by_position
+    size = graph.edges.double().abs()
+    weight = torch.tensor([t.weight for t in graph.targets], dtype=torch.float64)
+    row = torch.cat([weight / weight.sum(), kept.influence[: len(graph)]])
+    score = size / size.sum(1, keepdim=True).clamp(min=1e-300) * row[:, None] * (kept.edges & allowed)
+    total = float(score.sum())
+    best = score.flatten().topk(min(count, int((score > 0).sum()))).indices.sort().values
+    strength = score.flatten()[best]
+    return torch.stack([best // len(columns), best % len(columns)], 1), strength, float(strength.sum()) / total if total else 0.0
+
+
+def graph_heads(
+    instrument: Instrument,
+    graph: Graph,
+    *,
+    edges: int = 1000,
+    looks: int = 6,
+    terms: int = 10,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    local: LocalModel | None = None,
+    dictionary: Dictionary | None = None,
+) -> GraphHeads:
+    """The heads that carry a graph's strongest edges.
+
+    Args:
+        instrument: the model that the graph is of.
+        graph: whole, not pruned.
+        edges: split at most.
+        looks: explained at most; each costs a forward and a sweep of 2 · d_head rows.
+        terms: pairs (and marginals of the query, and of the key) kept of each.
+        node_threshold, edge_threshold: of :meth:`Graph.prune`.
+        local: of the same prompt, where the caller has it.
+        dictionary: of the graph, where it has one.
+
+    Raises:
+        ConfigError: a negative number, or no terms; another dictionary than the graph's.
+        VerificationError: another model, or another prompt.
+    """
+    if edges < 0 or looks < 0 or terms < 1:
+        raise ConfigError(f"{edges} edges, {looks} looks of {terms} terms cannot be.", todo="Give 0 or more, and a term.")
+    chosen, strength, share = influential_edges(graph, edges, node_threshold=node_threshold, edge_threshold=edge_threshold)
+    local = local_of(instrument, graph, local, dictionary)
+    loadings = head_loadings(instrument, graph, chosen, local=local)
+    found, refused = [], ""
+    try:
+        for layer, head, query, key, carries, edge in _asked(local, graph, loadings, strength, looks):
+            one = qk_attribution(instrument, graph, layer, head, query, key, local=local)
+            found.append(_look(one, terms, carries, edge))
+    except ReadError as error:
+        found, refused = [], error.what
+    return GraphHeads(loadings, share, tuple(found), refused)
+
+
+def _asked(
+    local: LocalModel, graph: Graph, loadings: HeadLoadings, strength: Tensor, count: int
+) -> list[tuple[int, int, int, int, float, tuple[int, int]]]:
+    """(layer, head, query, key, share of the influence, edge) of the looks that carry most."""
+    if not len(strength) or not count:
+        return []
+    sizes = loadings.loadings.double().abs()
+    whole = sizes.sum((1, 2)) + loadings.bypass.double().abs()
+    held = sizes * (strength / whole.clamp(min=1e-300))[:, None, None]  # [edge, layer, head]
+    where = _positions(graph)
+    source, reader = where[loadings.column], torch.cat([graph.target_rows.position, graph.units.position])[loadings.row]
+    held[(source == 0) | (source == reader)] = 0
+    carried = torch.zeros(graph.columns.n_positions, *held.shape[1:], dtype=held.dtype).index_add(0, source, held)
+    best = carried.flatten().topk(min(_CANDIDATES * count, int((carried > 0).sum()))).indices
+    if not len(best):
+        return []
+    n_heads = held.shape[2]
+    key, layer, head = best // held[0].numel(), best % held[0].numel() // n_heads, best % n_heads
+    edge = torch.stack([(held[:, i, h] * (source == t)).argmax() for t, i, h in zip(key, layer, head, strict=True)])
+    edges = torch.stack([loadings.row[edge], loadings.column[edge]], 1)
+    query = routes(local, graph, edges, torch.stack([layer, head], 1)).abs().argmax(1)
+    share = carried.flatten()[best] / strength.sum()
+    found = [
+        (int(i), int(h), int(q), int(t), float(s), (int(e[0]), int(e[1])))
+        for i, h, q, t, s, e in zip(layer, head, query, key, share, edges, strict=True)
+        if q != t
+    ]
+    return found[:count]
+
+
+def _positions(graph: Graph) -> Tensor:
+    """``[column]``: where a column writes; 0 where it writes at several positions."""
+    shape = graph.columns
+    found = torch.zeros(len(shape), dtype=torch.long)
+    found[: len(graph)] = graph.units.position
+    found[shape.embeddings] = torch.arange(shape.n_positions)
+    if shape.by_position:
+        found[shape.rest] = torch.arange(shape.n_positions).repeat(shape.n_layers)
+    return found
+
+
+def _look(one: QKAttribution, terms: int, carries: float, edge: tuple[int, int]) -> Look:
+    pairs = one.pairs().double()
+    width = pairs.shape[1]
+    best, left = _largest(pairs.flatten(), terms, one.score)
+    query, query_left = _largest(one.of_query().double(), terms, one.score)
+    key, key_left = _largest(one.of_key().double(), terms, one.score)
+    named = tuple((i // width, i % width, term) for i, term in best)
+    return Look(
+        one.layer, one.head, one.query, one.key, one.score, one.weight, carries, edge,
+        named, left, tuple(query), query_left, tuple(key), key_left,
+    )  # fmt: skip
+
+
+def _largest(values: Tensor, count: int, total: float) -> tuple[Sequence[One], float]:
+    """The largest values, with their numbers, and what the others make up of the total."""
+    best = values.abs().topk(min(count, int((values != 0).sum()))).indices.tolist()
+    found = [(i, float(values[i])) for i in best]
+    return found, total - sum(value for _, value in found)
