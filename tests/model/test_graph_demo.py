@@ -77,7 +77,7 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
     assert [look["head"] for look in said["heads"]["looks"]] == [look.head for look in heads.looks]
     assert main(["graph", "--show", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert f"Head {heads.looks[0].layer}.{heads.looks[0].head} carries" in shown
+    assert f"Head {heads.looks[0].layer}.{heads.looks[0].head} at" in shown
     assert main(["graph", "export", str(folder)]) == 0
     links = read_neuronpedia(folder / "neuronpedia.json").plain()["links"]
     assert sum("residue_heads" in link for link in links) == len(heads)

@@ -95,7 +95,7 @@ def graph(
     ] = None,
     heads: Annotated[
         int, typer.Option("--heads", min=0, help="Kept edges, of most influence, that are split over heads; 0 splits none.")
-    ] = 1000,
+    ] = 3000,
     looks: Annotated[
         int, typer.Option("--looks", min=0, help="Heads of which the attention score is split: why they look where they look.")
     ] = 2,
@@ -375,8 +375,8 @@ def _look_said(look: Look, graph: Graph, visible: Any) -> str:
     at, there = (f"{visible(graph.tokens[t], spaces='ends')} @{t}" for t in (look.query, look.key))
     of_key = ", ".join(f"{names[c]} {term:+.2f}" for c, term in look.of_key[:3])
     return (
-        f"Head {look.layer}.{look.head} carries {look.carries:.1%} of that from {there}; it looks there from {at} (weight {look.weight:.2f}, "
-        f"score {look.score:.2f}; at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f})."
+        f"Head {look.layer}.{look.head} at {at} looks at {there} (weight {look.weight:.2f}) and carries {look.carries:.1%} of their influence from there. "
+        f"Its score {look.score:.2f}, by what stands at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f}."
     )
 
 

@@ -1,7 +1,8 @@
 """Which heads carry a graph's strongest edges, and why they look where they look: chosen, bounded, and complete.
 
-1. Edges: of those that pruning keeps, from units, embeddings and rests by position, the ``edges`` that hold most influence: the edge's share of its row's
-   absolute sum × the row's influence (a target's: its weight). Each is split over heads (``_heads``); the parts and the bypass add up to it.
+1. Edges: of those that pruning keeps, from units, embeddings and rests by position, ``edges`` are split over heads (``_heads``): first the five largest of each
+   row (a target or kept unit), then those that hold most influence: the edge's share of its row's absolute sum × the row's influence (a target's: its
+   weight). The same order says which of the five go first, where there are too many. Parts and bypass add up to the edge.
 2. Looks: a head that takes from a position holds, of each edge, the edge's influence × |its part| over the sizes of all parts. Summed over the edges
    between positions, the ``looks`` largest (layer, head, key) are explained (``_qk``), at the query where the head puts most of its strongest edge. Left out:
    keys at position 0 (looking there is most often the attention sink), and heads that put most where they took it.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphHeads", "Look", "graph_heads", "influential_edges"]
 
+_EACH = 5
 _CANDIDATES = 4
 """Times as many are looked at, since some look at their own position."""
 
@@ -91,7 +93,7 @@ class GraphHeads:
 def influential_edges(
     graph: Graph, count: int, *, node_threshold: float = 0.8, edge_threshold: float = 0.98
 ) -> tuple[Tensor, Tensor, float]:
-    """The kept edges that hold most influence.
+    """Kept edges: the five largest of each row, and those that hold most influence.
 
     Args:
         graph: whole, not pruned.
@@ -111,7 +113,9 @@ def influential_edges(
     row = torch.cat([weight / weight.sum(), kept.influence[: len(graph)]])
     score = size / size.sum(1, keepdim=True).clamp(min=1e-300) * row[:, None] * (kept.edges & allowed)
     total = float(score.sum())
-    best = score.flatten().topk(min(count, int((score > 0).sum()))).indices.sort().values
+    first = torch.zeros_like(score).scatter_(1, score.topk(min(_EACH, score.shape[1]), dim=1).indices, 1.0)
+    order = (score / max(float(score.max()), 1e-300) + 2 * first * (score > 0)).flatten()
+    best = order.topk(min(count, int((score > 0).sum()))).indices.sort().values
     strength = score.flatten()[best]
     return torch.stack([best // len(columns), best % len(columns)], 1), strength, float(strength.sum()) / total if total else 0.0
 
@@ -120,7 +124,7 @@ def graph_heads(
     instrument: Instrument,
     graph: Graph,
     *,
-    edges: int = 1000,
+    edges: int = 3000,
     looks: int = 6,
     terms: int = 10,
     node_threshold: float = 0.8,

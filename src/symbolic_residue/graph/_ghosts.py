@@ -142,7 +142,7 @@ def _require_model(local: LocalModel, graph: Graph) -> None:
     shape = graph.columns
     fits = len(local.layers) == shape.n_layers and graph.target_rows.direction.shape[1] == local.embedded.shape[1]
     if fits and len(graph):
-        widths = torch.tensor([one.gate.shape[1] if i not in local.units else 2**62 for i, one in enumerate(local.layers)])
+        widths = torch.tensor([one.n_neurons if i not in local.units else 2**62 for i, one in enumerate(local.layers)])
         fits = bool((graph.units.neuron < widths[graph.units.layer]).all())
     if fits and len(graph):
         try:
@@ -169,7 +169,7 @@ def _largest(local: LocalModel, count: int) -> tuple[Units, Tensor]:
         if i in local.units:
             sizes.append(_feature_sizes(local, i))
             continue
-        n, width = len(local), layer.gate.shape[1]
+        n, width = len(local), layer.n_neurons
         ones = torch.ones(max(n, width), dtype=local.dtype)
         first = torch.zeros(max(n, width), dtype=torch.long)
         norm = layer.written(torch.arange(width), first[:width], ones[:width]).norm(dim=1)

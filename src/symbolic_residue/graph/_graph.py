@@ -171,14 +171,14 @@ class Graph:
     def row_sizes(self) -> Tensor:
         """``[row]``: what gaps are measured by: the sum of the sizes of a row's edges; where it is more, that of the terms of its dot product with the stream,
         which is what its rounding grows with; and at least 1000 units of rounding of the largest row."""
-        size = self.edges.double().abs().sum(1)
+        size = self.edges.abs().sum(1, dtype=torch.float64)
         if self.terms is not None:
             size = torch.maximum(size, self.terms.double())
         return size.clamp(min=max(1e-30, _FLOOR * torch.finfo(self.edges.dtype).eps * float(size.max())))
 
     def check(self, tolerance: float = TOLERANCE) -> Check:
         """Every row's sum against its value."""
-        missing = self.edges.double().sum(1) - self.values()
+        missing = self.edges.sum(1, dtype=torch.float64) - self.values()
         relative = missing.abs() / self.row_sizes()
         return Check(missing, relative, float(relative.max()), tolerance)
 

@@ -21,10 +21,43 @@ from symbolic_residue.errors import RecordError
 __all__ = ["NeuronpediaGraph", "NeuronpediaLink", "NeuronpediaNode", "read_neuronpedia", "validate_neuronpedia"]
 
 _SHOWN = 5
+_SUM = 1e-4
+"""Of what a score's terms may miss it by, relative to their sizes: numbers written short."""
 
 
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, populate_by_name=True)
+
+
+class _Look(_Open):
+    """One head's score, ours: terms by node id, and what all others sum to."""
+
+    layer: int = Field(ge=0)
+    head: int = Field(ge=0)
+    query: int = Field(ge=0)
+    key: int = Field(ge=0)
+    score: float
+    weight: float
+    carries: float
+    source: str
+    target: str
+    pairs: list[list[str | float]]
+    pairs_left: float
+    of_query: list[list[str | float]]
+    query_left: float
+    of_key: list[list[str | float]]
+    key_left: float
+
+
+class _Heads(_Open):
+    edges: int = 0
+    influence: float = 0.0
+    refused: str = ""
+
+
+class _Residue(_Open):
+    looks: list[_Look] = []
+    heads: _Heads | None = None
 
 
 class _Metadata(_Open):
@@ -36,6 +69,7 @@ class _Metadata(_Open):
     prompt: str
     node_threshold: float | None = Field(None, gt=0, le=1)
     schema_version: Literal[1] | None = 1
+    residue: _Residue | None = None
 
 
 class _View(_Open):
@@ -206,16 +240,34 @@ def _traced(graph: NeuronpediaGraph) -> list[str]:
     said = [f"qk_only_nodes has {name!r}, which is a node too" for name, _ in only if name in ids]
     said += [f"qk_only_nodes has {one.node_id!r} under {name!r}" for name, one in only if one.node_id != name]
     known = ids | {name for name, _ in only}
+    n = len(graph.metadata.prompt_tokens)
     for node in graph.nodes:
         found = node.qk_tracing_results
-        if found is None:
-            continue
-        of_one = [*found.top_q_marginal_contributors, *found.top_k_marginal_contributors]
-        for term, size in [(term, 3) for term in found.pair_wise_contributors] + [(term, 2) for term in of_one]:
-            if len(term) != size or not isinstance(term[-1], float | int) or not all(isinstance(name, str) for name in term[:-1]):
-                said.append(f"a QK term of node {node.node_id!r} is {term!r}, not {size - 1} ids and a number")
-            else:
-                said += [
-                    f"a QK term of node {node.node_id!r} has {name!r}, which no node is" for name in term[:-1] if name not in known
-                ]
+        if found is not None:
+            who = f"a QK term of node {node.node_id!r}"
+            said += _terms(who, found.pair_wise_contributors, 3, known)
+            said += _terms(who, [*found.top_q_marginal_contributors, *found.top_k_marginal_contributors], 2, known)
+    for i, look in enumerate(graph.metadata.residue.looks if graph.metadata.residue else ()):
+        if max(look.query, look.key) >= n:
+            said.append(f"look {i} is from position {look.query} at {look.key} of {n}")
+        for terms, size, left in (
+            (look.pairs, 3, look.pairs_left),
+            (look.of_query, 2, look.query_left),
+            (look.of_key, 2, look.key_left),
+        ):
+            wrong = _terms(f"a term of look {i}", terms, size, known)
+            values = [*(float(term[-1]) for term in terms), left] if not wrong else []
+            if not wrong and abs(sum(values) - look.score) > _SUM * (abs(look.score) + sum(map(abs, values))):
+                wrong = [f"terms of look {i} sum to {sum(values):.4g}, not to its score {look.score:.4g}"]
+            said += wrong
+    return said
+
+
+def _terms(who: str, terms: list[list[str | float]], size: int, known: set[str]) -> list[str]:
+    said = []
+    for term in terms:
+        if len(term) != size or not isinstance(term[-1], float | int) or not all(isinstance(name, str) for name in term[:-1]):
+            said.append(f"{who} is {term!r}, not {size - 1} ids and a number")
+        else:
+            said += [f"{who} has {name!r}, which no node is" for name in term[:-1] if name not in known]
     return said

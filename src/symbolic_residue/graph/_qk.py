@@ -29,7 +29,6 @@ from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph, TOLERANCE
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._sweep import direct_edges
-from symbolic_residue.instrument.attention import row_weights
 from symbolic_residue.readout import run_with_turns, Turn
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def qk_attribution(
         keys = trace[f"k.{layer}"][0].to(local.dtype)
         kv = head if keys.shape[1] == block.n_heads else head // group
         score = float(scale * (trace[f"q.{layer}"][0, query, head].to(local.dtype) @ keys[key, kv]))
-        weight = float(row_weights(local.layers[layer].call, query, query + 1)[0, head, 0, key])
+        weight = local.layers[layer].weight(head, query, key)
         found = QKAttribution(
             layer,
             head,

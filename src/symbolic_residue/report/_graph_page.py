@@ -18,6 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from symbolic_residue import figures
+from symbolic_residue.report._graph_heads import link_heads, looks
 from symbolic_residue.report._templates import environment, read
 
 __all__ = ["MOST_LINKS", "graph_page"]
@@ -25,6 +26,9 @@ __all__ = ["MOST_LINKS", "graph_page"]
 MOST_LINKS = 60_000
 
 _KINDS = {"cross layer transcoder": "unit", "mlp reconstruction error": "rest", "embedding": "embedding", "logit": "target"}
+_SPREAD = {"-2": "bias", "-3": "constant"}
+"""Of ours, by the number in the id; the format knows only errors."""
+
 _WORDS = {"unit": "unit", "rest": "rest", "embedding": "embedding", "target": "target"}
 
 
@@ -36,7 +40,7 @@ def graph_page(data: Mapping[str, Any]) -> str:
     """
     tokens = [figures.visible(str(token), spaces="all") for token in data["metadata"]["prompt_tokens"]]
     nodes = [_node(node, tokens) for node in data["nodes"]]
-    links, left_out = _links(data["nodes"], data["links"])
+    order = _order(data["links"])
     number = {node["node_id"]: i for i, node in enumerate(data["nodes"])}
     view = data.get("qParams") or {}
     groups = [
@@ -44,10 +48,16 @@ def graph_page(data: Mapping[str, Any]) -> str:
         for group in view.get("supernodes") or []
         if group
     ]
+    explained = looks(data, number, lambda one: _beside(one, tokens))
     shown = {
         "tokens": tokens,
         "nodes": [[n["id"], n["kind"], n["row"], n["at"], n["name"], n["label"], n["activation"], n["influence"]] for n in nodes],
-        "links": links,
+        "links": [
+            [number[link["source"]], number[link["target"]], _short(link["weight"]) or 0.0]
+            for link in (data["links"][i] for i in order)
+        ],
+        "heads": link_heads(data["links"], order),
+        "looks": explained,
         "groups": [group for group in groups if group["of"]],
         "pinned": [number[name] for name in view.get("pinnedIds") or [] if name in number],
         "clicked": number.get(view.get("clickedId") or "", -1),
@@ -71,7 +81,9 @@ def graph_page(data: Mapping[str, Any]) -> str:
             settings=data["metadata"].get("pruning_settings") or {},
             counts={kind: sum(n["kind"] == kind for n in nodes) for kind in _WORDS},
             n_links=len(data["links"]),
-            left_out=left_out,
+            left_out=len(data["links"]) - len(order),
+            heads=whole.get("heads"),
+            looks=_look_rows(explained, nodes, tokens),
             rows=_table(nodes, data["links"], number),
             words=_WORDS,
         )
@@ -90,7 +102,7 @@ def _node(node: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
     number = str(node["node_id"]).split("_")[1] if str(node["node_id"]).count("_") == 2 else str(node.get("feature"))
     names = {
         "unit": f"L{layer} #{figures.visible(number)}",
-        "rest": f"L{layer} rest",
+        "rest": f"L{layer} {_SPREAD.get(number, 'rest')}",
         "embedding": f"token {tokens[at]}",
         "target": label,
     }
@@ -112,15 +124,23 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def _links(nodes: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]) -> tuple[list[list[float]], int]:
-    """``[source, target, weight]``, largest share of the target's kept links first, and how many are left out."""
-    number = {node["node_id"]: i for i, node in enumerate(nodes)}
+def _order(links: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Numbers of the links that the page holds, largest share of the target's kept links first."""
     size: dict[str, float] = {}
     for link in links:
         size[link["target"]] = size.get(link["target"], 0.0) + abs(link["weight"])
     order = sorted(range(len(links)), key=lambda i: -abs(links[i]["weight"]) / (size[links[i]["target"]] or 1.0))
-    kept = [[number[links[i]["source"]], number[links[i]["target"]], _short(links[i]["weight"]) or 0.0] for i in order[:MOST_LINKS]]
-    return kept, len(links) - len(kept)
+    return order[:MOST_LINKS]
+
+
+def _beside(one: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    """A name for what only QK terms name; it may have a kind or place that nodes do not have."""
+    at, layer = one.get("ctx_idx"), str(one.get("layer"))
+    placed = isinstance(at, int) and 0 <= at < len(tokens) and (layer == "E" or layer.isdecimal())
+    if not placed or one.get("feature_type") not in _KINDS:
+        return figures.visible(f"{one['node_id']} {one.get('clerp') or ''}".strip())
+    found = _node(one, tokens)
+    return f"{found['name']} @{at}"
 
 
 def _targets(data: Mapping[str, Any], whole: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -133,6 +153,31 @@ def _targets(data: Mapping[str, Any], whole: Mapping[str, Any]) -> list[dict[str
     ]
     each = len(rows) // len(known) if known else 0
     return [target | {"parts": rows[i * each : (i + 1) * each]} for i, target in enumerate(known)]
+
+
+def _look_rows(
+    found: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], tokens: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row a look, for the table that needs no script; of ours only."""
+
+    def name(i: int, text: str) -> str:
+        return text if i < 0 else f"{nodes[i]['name']}" + ("" if nodes[i]["kind"] == "target" else f" @{nodes[i]['at']}")
+
+    def said(terms: Sequence[Sequence[Any]]) -> str:
+        return ", ".join(f"{name(*end)} {term:+.3g}" for end, term in terms[:3])
+
+    return [
+        {
+            "head": f"L{one['layer']}H{one['head']}",
+            "query": f"@{one['query']} {tokens[one['query']]}",
+            "key": f"@{one['key']} {tokens[one['key']]}",
+            "of_query": said(one["of_query"]),
+            "of_key": said(one["of_key"]),
+        }
+        | {name: one[name] for name in ("weight", "score", "carries")}
+        for one in found
+        if one["score"] is not None
+    ]
 
 
 def _kinds(whole: Mapping[str, Any]) -> list[str]:

@@ -188,7 +188,7 @@ def test_an_edge_is_what_the_frozen_model_does_when_the_write_is_taken_away(name
                 lost.append((plain[place(i)] - trace[place(i)])[0, t] @ dictionary.layers[i].encoder[n])
                 continue
             block, moved = local.layers[i], (plain[f"mlp_in.{i}"] - trace[f"mlp_in.{i}"])[0, t]
-            c_g, c_u = block.mlp.coefficients(block.gate[t, n], None if block.up is None else block.up[t, n], None, "half")
+            c_g, c_u = block.mlp.coefficients(*block.pre_activations_of(n, t), "half")
             value = c_g * (moved @ block.mlp.gate[:, n]) if c_g is not None else torch.zeros(())
             lost.append(value + (c_u * (moved @ block.mlp.up[:, n]) if c_u is not None else 0))
         return torch.stack(lost)

@@ -88,6 +88,7 @@ def graph_data(units: int = 40, tokens: int = 12, layers: int = 6, *, nasty: boo
         {"node_id": f"{layers + 1}_{9 + i}_{tokens - 1}", "name": repr(name), "value": v, "probability": p}
         for i, (name, v, p) in enumerate(zip(names, (9.1, 7.4), (0.6, 0.2), strict=True))
     ]
+    looks, only = made_heads(draw, nodes, links, layers, NASTY[0] if nasty else "rest of layer 1")
     kinds = ("units", "embeddings", "rest", "constant")
     return {
         "metadata": {
@@ -108,6 +109,8 @@ def graph_data(units: int = 40, tokens: int = 12, layers: int = 6, *, nasty: boo
                 "units": units,
                 "layers": layers,
                 "uncapped": False,
+                "looks": looks,
+                "heads": {"edges": sum("residue_heads" in link for link in links), "influence": 0.6, "refused": ""},
             },
         },
         "qParams": {
@@ -119,7 +122,39 @@ def graph_data(units: int = 40, tokens: int = 12, layers: int = 6, *, nasty: boo
         },
         "nodes": nodes,
         "links": links,
+        "qk_only_nodes": only,
     }
+
+
+def made_heads(
+    draw: random.Random, nodes: list[dict[str, Any]], links: list[dict[str, Any]], layers: int, label: str
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Heads of every other link, which add up to it, and two looks: the second names a node that is not in the graph."""
+    by_id = {one["node_id"]: one for one in nodes}
+    for i, link in enumerate(links):
+        if i % 2:
+            continue
+        none = 0.1 * link["weight"] if by_id[link["source"]]["ctx_idx"] == by_id[link["target"]]["ctx_idx"] else 0.0
+        parts = [share * link["weight"] for share in ((0.6, 0.25, -0.1) if i % 6 else (4.0, -3.0, -0.2))]
+        heads = [[draw.randrange(layers), draw.randrange(9), part] for part in parts]
+        link["residue_heads"] = {"heads": heads, "others": link["weight"] - none - sum(parts), "no_attention": none}
+    only = {"1_-1_0": node("1_-1_0", "1", 0, "mlp reconstruction error", label)}
+    looks = []
+    between = [one for one in links if "residue_heads" in one and by_id[one["source"]]["ctx_idx"] < by_id[one["target"]]["ctx_idx"]]
+    for link in between[:40:20]:
+        layer, head, _ = link["residue_heads"]["heads"][0]
+        names = [one["node_id"] for one in draw.sample(nodes, 6)] + (["1_-1_0"] if looks else [])
+        pairs = [[q, k, draw.gauss(0, 1)] for q, k in zip(names, reversed(names), strict=True)]
+        query, key = ([[name, draw.gauss(0, 1)] for name in names] for _ in range(2))
+        left = {
+            f"{kind}_left": 5.25 - sum(term[-1] for term in terms)
+            for kind, terms in (("pairs", pairs), ("query", query), ("key", key))
+        }
+        ends = {"source": link["source"], "target": link["target"]}
+        at = {"query": by_id[link["target"]]["ctx_idx"], "key": by_id[link["source"]]["ctx_idx"]}
+        numbers = {"score": 5.25, "weight": 0.62, "carries": 0.03}
+        looks.append({"layer": layer, "head": head, "pairs": pairs, "of_query": query, "of_key": key} | left | ends | at | numbers)
+    return looks, only
 
 
 def node(name: str, layer: str, at: int, kind: str, clerp: str, activation: float | None = None) -> dict[str, Any]:

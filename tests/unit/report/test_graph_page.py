@@ -39,7 +39,7 @@ def test_the_page_holds_every_node_and_link_and_asks_for_nothing() -> None:
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert len(scripts) == 1 and f"script-src &#39;sha256-{digest}&#39;" in page
-    assert page.count("<tr>") == len(data["nodes"]) + 1 + 3
+    assert page.count("<tr>") == len(data["nodes"]) + 1 + 3 + 3  # of nodes, targets, looks
     assert "adds up within 1.0e-07" in page and "5.460" in page  # 0.6 · 9.1
 
 
@@ -78,3 +78,44 @@ def test_a_graph_from_elsewhere_has_a_page_too() -> None:
         node["influence"], node["clerp"] = None, None
     page = graph_page(data)
     assert "What each target is made of" not in page and len(inner(page)["nodes"]) == len(data["nodes"])
+
+
+def test_heads_and_looks_are_those_of_the_file_and_complete() -> None:
+    data = graph_data()
+    kept = inner(graph_page(data))
+    ids = [node["node_id"] for node in data["nodes"]]
+    split = {(one["source"], one["target"]): one for one in data["links"] if "residue_heads" in one}
+    assert len(kept["heads"]) == len(split) > 50
+    for place, shares, heads, others, none in kept["heads"]:
+        s, t, _ = kept["links"][place]
+        one = split[ids[s], ids[t]]
+        by = one["weight"] if shares else 1.0
+        assert [[i, h] for i, h, _ in heads] == [[i, h] for i, h, _ in one["residue_heads"]["heads"]]
+        assert abs(sum(part for *_, part in heads) + others + none - one["weight"] / by) < 2e-3 * (1 + abs(heads[0][2]))
+        assert bool(shares) is (abs(heads[0][2] * by) < 2 * abs(one["weight"]))  # parts of 4 and −3 times the link are numbers
+    for look, wanted in zip(kept["looks"], data["metadata"]["residue"]["looks"], strict=True):
+        assert abs(sum(term for *_, term in look["pairs"]) + look["pairs_left"] - 5.25) < 0.01
+        assert [ids[q[0]] for q, _, _ in look["pairs"] if q[0] >= 0] == [q for q, _, _ in wanted["pairs"] if q in ids]
+        assert {ids[i] for i in look["node"]} == {wanted["source"], wanted["target"]}
+    assert ["L1 rest @0" in str(look) for look in kept["looks"]] == [False, True]
+    assert "Why heads look there" in graph_page(data)
+
+
+def test_looks_of_another_tools_nodes_are_shown_without_sums_that_it_does_not_say() -> None:
+    data = graph_data()
+    del data["metadata"]["residue"]
+    odd = {"node_id": "b_1", "feature_type": "bias", "layer": "x", "clerp": "<b>bias</b>"}
+    data["qk_only_nodes"] = [odd]
+    data["nodes"][3]["qk_tracing_results"] = {"pair_wise_contributors": [["b_1", data["nodes"][0]["node_id"], 1.5]]}
+    validate_neuronpedia(data)
+    page = graph_page(data)
+    assert inner(page)["looks"] == [
+        {"node": [3], "pairs": [[[-1, "b_1 <b>bias</b>"], [0, ""], 1.5]], "of_query": [], "of_key": [], "score": None}
+    ]
+    assert "<b>bias" not in page and "Why heads look there</h2>" not in page
+
+
+def test_why_there_are_no_looks_is_said() -> None:
+    data = graph_data()
+    data["metadata"]["residue"] |= {"looks": [], "heads": {"edges": 3, "influence": 0.1, "refused": "<i>queries</i>"}}
+    assert "No head's score is split: " in graph_page(data) and "<i>" not in graph_page(data)

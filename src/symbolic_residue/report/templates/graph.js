@@ -6,12 +6,14 @@
     i, id, kind, row, at, name, label, activation, influence, ins: [], outs: [], size: 0, x: 0, y: 0, shown: false,
     words: [id, name, label, DATA.tokens[at], `L${row - 1}`].join(" ").toLowerCase(),
   }));
-  for (const [s, t, w] of DATA.links) {
-    const link = { s: NODES[s], t: NODES[t], w };
+  const LINKS = DATA.links.map(([s, t, w]) => {
+    const link = { s: NODES[s], t: NODES[t], w, heads: null };
     NODES[t].ins.push(link);
     NODES[s].outs.push(link);
     NODES[t].size += Math.abs(w);
-  }
+    return link;
+  });
+  for (const [i, shares, heads, others, none] of DATA.heads) LINKS[i].heads = { shares, heads, others, none };
   for (const node of NODES) {
     node.ins.sort((a, b) => Math.abs(b.w) - Math.abs(a.w));
     node.outs.sort((a, b) => Math.abs(b.w) / b.t.size - Math.abs(a.w) / a.t.size);
@@ -190,20 +192,82 @@
     if (!state.pinned.delete(node.i)) state.pinned.add(node.i);
     place(); tell();
   }
+  // Which heads carry a link; where a head's look is explained, a button opens that.
+  const lookOf = (link, layer, head) => DATA.looks.findIndex((one) => one.layer === layer && one.head === head && one.key === link.s.at);
+  function carried(link, into) {
+    const { shares, heads, others, none } = link.heads, parts = [];
+    const said = (part) => (shares ? `${part < 0 ? "−" : ""}${Math.round(Math.abs(part) * 100)} %` : signed(part));
+    const counts = (part) => (shares ? Math.abs(part) >= 0.005 : part !== 0);
+    for (const [layer, head, part] of heads) if (counts(part)) parts.push([`L${layer}H${head} ${said(part)}`, lookOf(link, layer, head)]);
+    if (counts(others)) parts.push([`other heads ${said(others)}`, -1]);
+    if (counts(none)) parts.push([`no attention ${said(none)}`, -1]);
+    const line = make("p", shares ? "" : "parts that nearly cancel: ", into, "heads");
+    parts.forEach(([text, look], i) => {
+      if (i) line.append(", ");
+      if (look < 0) return void line.append(text);
+      const button = make("button", text, line, "why");
+      button.type = "button"; button.title = "why this head looks there";
+      button.addEventListener("click", () => why(look));
+    });
+  }
+  // The terms of a score: pairs, then either side, each ending in what is left and the sum.
+  const named = ([i, text]) => (i < 0 ? text : `${NODES[i].name}${NODES[i].kind === "target" ? "" : ` @${NODES[i].at}`}`);
+  function terms(title, rows, left, score, into) {
+    const table = make("table", null, into, "terms"), wide = rows.length && rows[0].length === 3 ? 2 : 1;
+    make("caption", title, table);
+    const add = (value, texts, kind) => {
+      const row = make("tr", null, table, kind);
+      make("td", score && Math.abs(value) < 5e-4 * Math.abs(score) ? "0" : signed(value), row, `w${value < 0 ? " neg" : ""}`);
+      for (const text of texts) make("td", text, row).colSpan = texts.length === 1 ? wide : 1;
+    };
+    for (const row of rows) add(row[row.length - 1], row.slice(0, -1).map(named));
+    if (score === null) return;
+    add(left, ["all others"], "left");
+    add(score, ["the score"], "sum");
+  }
+  function looksOf(node, into) {
+    const mine = DATA.looks.map((one, i) => i).filter((i) => DATA.looks[i].node.includes(node.i)), linked = new Set(mine);
+    for (const link of [...node.ins, ...node.outs]) {
+      if (link.heads) for (const [layer, head] of link.heads.heads) { const i = lookOf(link, layer, head); if (i >= 0) linked.add(i); }
+    }
+    if (!linked.size) return;
+    make("h4", "Why heads look there", into);
+    for (const i of [...linked].sort((a, b) => a - b)) {
+      const one = DATA.looks[i], box = make("details", null, into, "look");
+      box.dataset.look = i;
+      box.open = linked.size === 1;
+      if (one.score === null) make("summary", "QK terms of this node", box);
+      else {
+        make("summary", `L${one.layer}H${one.head} from @${one.query} ${DATA.tokens[one.query]} at @${one.key} ${DATA.tokens[one.key]}`, box);
+        make("p", `weight ${number(one.weight)}, score ${number(one.score)}; carries ${number(one.carries * 100)} % of the influence of the split links`, box, "facts");
+      }
+      terms("by what stands at the query × at the key", one.pairs, one.pairs_left, one.score, box);
+      terms("by what stands at the key", one.of_key, one.key_left, one.score, box);
+      terms("by what stands at the query", one.of_query, one.query_left, one.score, box);
+    }
+  }
+  function why(look) {
+    const box = get("chosen").querySelector(`[data-look="${look}"]`);
+    if (!box) return;
+    box.open = true;
+    box.scrollIntoView({ block: "nearest" });
+    box.querySelector("summary").focus({ preventScroll: true });
+  }
   function listed(title, list, end, into) {
     make("h4", `${title} (${list.length})`, into);
     if (!list.length) return void make("p", "none kept", into, "facts");
-    if (state.group < 0) make("p", end === "s" ? "% of the sizes of its kept links" : "% of the sizes of that node's kept links", into, "facts");
+    if (state.group < 0) make("p", (end === "s" ? "% of the sizes of its kept links" : "% of the sizes of that node's kept links") + (list.some((link) => link.heads) ? "; heads: % of the link, − against it" : ""), into, "facts");
     const box = make("ol", null, into);
     const add = (part) => {
       for (const link of part) {
-        const other = link[end], button = make("button", null, make("li", null, box));
+        const other = link[end], item = make("li", null, box), button = make("button", null, item, "to");
         button.type = "button";
         make("span", signed(link.w), button, `w${link.w < 0 ? " neg" : ""}`);
         const who = make("span", `${other.name} @${other.at} ${other.kind === "embedding" ? "" : DATA.tokens[other.at]}`, button, "who");
         const share = state.group < 0 && link.t.size ? `${Math.round((100 * Math.abs(link.w)) / link.t.size)} %` : "";
         make("small", [other.label && other.kind !== "embedding" ? short(other.label, 56) : "", share].filter(Boolean).join(" · "), who);
         button.addEventListener("click", () => choose(other));
+        if (state.group < 0 && link.heads) carried(link, item);
       }
     };
     add(list.slice(0, LISTED));
@@ -235,6 +299,7 @@
       button.addEventListener("click", () => { pin(node); get("pin").focus(); });
     }
     if (found) { listed("Feeds it", found.ins, "s", box); listed("Reads it", found.outs, "t", box); }
+    if (state.chosen && state.group < 0) looksOf(state.chosen, box);
     get("said").textContent = state.group >= 0 ? DATA.groups[state.group].name : state.chosen ? `${state.chosen.name}, position ${state.chosen.at}, ${state.chosen.ins.length} sources, ${state.chosen.outs.length} readers` : "";
     chips("pins", "Pinned", [...state.pinned].map((i) => [short(`${NODES[i].name} @${NODES[i].at}`, 44), () => choose(NODES[i]), NODES[i] === state.chosen]));
     chips("groups", "Supernodes", DATA.groups.map((group, g) => [group.name, () => chooseGroup(g), state.group === g]));
