@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -148,7 +149,9 @@ def main() -> None:
     fvu = [one["fvu"] for one in own.dictionary["layers"]]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     print(
-        json.dumps({"times": times, **found, "shared": shared, "fvu": sum(fvu) / len(fvu), "peak_mb": peak, "versions": versions})
+        json.dumps(
+            {"times": times, **found, "shared": shared, "fvu": statistics.median(fvu), "peak_mb": peak, "versions": versions}
+        )
     )
 
 
