@@ -24,6 +24,8 @@ from symbolic_residue.cli._common import (
 from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from symbolic_residue.dictionaries import Transcoders
     from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Look
 
@@ -261,7 +263,8 @@ def _meant(text: str) -> str | int:
 def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool) -> None:
     from symbolic_residue.graph import graph_scores
 
-    check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
+    check, accounted, kept = graph.check(), graph.accounted(), graph.prune()
+    nodes, first, first_share = _apart(graph)
     scores, errors = graph_scores(graph), graph.errors()
     if as_json:
         echo_json(
@@ -277,6 +280,7 @@ def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool)
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
                 "most_influential": nodes.head(_SHOWN).to_dicts(),
+                "first_position": {"units": len(first), "influence": first_share, "most_influential": first.head(3).to_dicts()},
                 "heads": None if heads is None else _heads_json(graph, heads),
             }
         )
@@ -336,15 +340,30 @@ def _answer(graph: Graph, heads: GraphHeads | None, folder: Path, as_json: bool)
         )
     console.print(table)
     console.print(
-        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint). "
-        "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
+        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint).[/]"
     )
+    if len(first):
+        console.print(
+            f"Listed apart: position 0 ({escape(visible(graph.tokens[0], spaces='ends'))}) has {len(first)} of the {len(graph)} {unit_words(graph)} and "
+            f"{first_share:.0%} of their influence. In most models it holds an attention sink, the same for most prompts: a difference of two prompts "
+            "(residue graph diff) cancels it."
+        )
     if heads is not None:
         for line in _heads_said(graph, heads):
             console.print(escape(line))
     console.print(
         f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {unit_words(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
+
+
+def _apart(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame, float]:
+    """The units by influence, those of the first position apart (none where there is no other), and the share of all units' influence that those have."""
+    nodes = graph.nodes()
+    at_first = nodes["position"] == 0
+    if len(graph.tokens) == 1:
+        at_first = at_first & False
+    first, total = nodes.filter(at_first), float(nodes["influence"].sum())
+    return nodes.filter(~at_first), first, float(first["influence"].sum()) / total if total else 0.0
 
 
 def _heads_json(graph: Graph, heads: GraphHeads) -> dict[str, Any]:
