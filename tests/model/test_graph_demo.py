@@ -23,6 +23,8 @@ from symbolic_residue.graph import (
 )
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import counterfactual_pairs
+from symbolic_residue.shells import config_class, make_shell
+from symbolic_residue.shells.across import aim, explain_failure, failing_prompts, worst_of
 
 pytestmark = pytest.mark.model
 
@@ -127,3 +129,19 @@ def test_the_packaged_pairs_hold_on_the_model_that_they_were_chosen_on(demo):
     found = validate_pairs(Instrument(demo), pairs)
     assert found["holds"].all() and len(found) == len(pairs) >= 120
     assert (found["corrupted"] < 0).all()  # both sides are answered
+
+
+def test_a_prompt_torn_between_two_words_is_explained_beside_the_one_that_settles_it(demo):
+    """One prompt, no interval: what is asked here is that the parts add up and that the control is the settled one."""
+    shell = make_shell("value-collapse", demo, config_class("value-collapse").quick(top_heads=0))
+    item = next(item for item in shell.items() if item.id == "witnesses-10")
+    prompts = [one for failure in shell.failures(item, "flatness") for one in failing_prompts(failure, "flatness", shell.name)]
+    (worst,) = worst_of(aim(shell.instrument, prompts)[0], 1)
+    found = explain_failure(shell.instrument, worst, nodes=30)
+    assert worst.kind == "collapse" and found.compared == "difference" and found.healthy and found.worst_row < 1e-5
+    assert abs(worst.value) < 1.9 < -found.control_value  # the criterion of flatness
+    for side, whole in (("value", worst.value), ("control_value", found.control_value)):
+        for split in ("span", "place", "layer", "kind"):
+            assert found.parts.filter(found.parts["split"] == split)[side].sum() == pytest.approx(whole, abs=2e-3)
+    words = {row["part"]: row for row in found.parts.filter(found.parts["split"] == "span").to_dicts()}
+    assert words["says another"]["value"] > 0 > words["says the right answer"]["value"]

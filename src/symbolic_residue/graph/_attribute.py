@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.graph._columns import Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import describe, silenced, with_dictionary
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import Rule
-from symbolic_residue.graph._relevance import Relevance, relevance
+from symbolic_residue.graph._relevance import effects_at, largest
 from symbolic_residue.graph._sweep import direct_edges
 from symbolic_residue.graph._targets import AskedTarget, read_targets, Target, target_rows
 from symbolic_residue.instrument import Instrument
@@ -107,25 +107,29 @@ def attribute_prompt(
     if not len(prompt.ids):
         raise PromptError("The prompt is empty.", todo="Give some text.")
     about: dict[str, Any] = {}
-    with torch.no_grad():
+    with torch.no_grad(), on(instrument.device):
         local = freeze(instrument, torch.tensor(prompt.ids))
         if not isinstance(units, str):
             local = with_dictionary(local, units)
             about = describe(local, units)
             if nodes is not None and off:
-                local = silenced(local, nodes)
+                local = silenced(local, nodes.to(local.device))
         asked = read_targets(instrument, local, targets, position, rule)
-        effects = _effects(local, asked, rule)
-        chosen = _sizes(effects).top(max_nodes) if nodes is None else _given(local, nodes)
+        groups = _groups(local, asked)
+        if nodes is None:
+            chosen, first = largest(local, groups, max_nodes, rule=rule)
+        else:
+            chosen = _given(local, nodes.to(local.device))
+            first = effects_at(local, groups[0], chosen, rule=rule)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, chosen, rule)
         edges, columns = direct_edges(local, rows, chosen, by_position=rest == "position")
-        activations, first = unit_values(local, chosen), effects[0].at(chosen)
+        activations, terms = unit_values(local, chosen), _terms(local, rows)
     infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
-        tuple(prompt.ids), tuple(prompt.tokens), infos, chosen, activations, first, edges, columns, rule,
-        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), dictionary=about,
-        terms=_terms(local, rows),
+        tuple(prompt.ids), tuple(prompt.tokens), infos, chosen.to("cpu"), activations.cpu(), first.cpu(), edges.cpu(), columns, rule,
+        local.parts.logit_softcap is not None, local.error, of_targets.to("cpu"), instrument.loaded.provenance.model_dump(), dictionary=about,
+        terms=terms.cpu(),
     ).require()  # fmt: skip
 
 
@@ -139,15 +143,13 @@ def _terms(local: LocalModel, rows: Rows) -> Tensor:
     return found
 
 
-def _effects(local: LocalModel, targets: Sequence[Target], rule: Rule) -> list[Relevance]:
-    """Total effects on each group's weighted sum of targets."""
+def _groups(local: LocalModel, targets: Sequence[Target]) -> list[tuple[Tensor, int, int | None]]:
+    """(direction, position, layer) of each group's weighted sum of targets."""
     found = []
     for group in sorted({t.group for t in targets}):
         members = [t for t in targets if t.group == group]
         direction: Tensor = sum((t.weight * t.direction for t in members[1:]), start=members[0].weight * members[0].direction)
-        layer = None if members[0].layer == len(local.layers) else members[0].layer
-        effects = relevance(local, direction, position=members[0].position, layer=layer, rule=rule)
-        found.append(replace(effects, slopes=()))  # as large as the effects, and not asked for here
+        found.append((direction, members[0].position, None if members[0].layer == len(local.layers) else members[0].layer))
     return found
 
 
@@ -156,17 +158,9 @@ def _given(local: LocalModel, units: Units) -> Units:
         inside = 0 <= i < len(local.layers) and 0 <= t < len(local)
         if inside and i in local.units:
             local.units[i].at(torch.tensor([t]), torch.tensor([n]))  # refuses a feature that is not active there
-        elif not (inside and 0 <= n < local.layers[i].gate.shape[1]):
+        elif not (inside and 0 <= n < local.layers[i].n_neurons):
             raise ConfigError(
                 f"There is no neuron {n} in layer {i} at position {t}.",
-                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].gate.shape[1] - 1}.",
+                todo=f"Layers 0 to {len(local.layers) - 1}, positions 0 to {len(local) - 1}, neurons 0 to {local.layers[0].n_neurons - 1}.",
             )
     return units
-
-
-def _sizes(effects: Sequence[Relevance]) -> Relevance:
-    """Effects summed over groups by their sizes; those of one group as they are."""
-    if len(effects) == 1:
-        return effects[0]
-    neurons = tuple(torch.stack([e.neurons[i].abs() for e in effects]).sum(0) for i in range(len(effects[0].neurons)))
-    return Relevance(neurons, torch.stack([e.embeddings.abs() for e in effects]).sum(0), cells=effects[0].cells)

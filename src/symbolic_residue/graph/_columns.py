@@ -14,6 +14,9 @@ from symbolic_residue.graph._units import layer_units
 
 __all__ = ["Columns", "Rows", "Sources", "Units", "buckets", "layer_sources", "make_columns", "unit_rows", "unit_values"]
 
+_ALIKE, _SMALL = 0.9, 512
+"""Numbers of one chunk need at least this share of its positions; unless it holds fewer number-positions than this, where products are slow for being small."""
+
 
 @dataclass(frozen=True, eq=False)
 class Units:
@@ -26,6 +29,10 @@ class Units:
 
     def __len__(self) -> int:
         return len(self.layer)
+
+    def to(self, device: torch.device | str) -> Units:
+        """The same on a device."""
+        return Units(self.layer.to(device), self.position.to(device), self.neuron.to(device))
 
     def at(self, layer: int) -> Tensor:
         """Which units lie in a layer, by number."""
@@ -59,6 +66,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.place)
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same on a device."""
+        return Rows(*(getattr(self, name).to(device) for name in ("direction", "constant", "place", "position")))
 
     def __add__(self, other: Rows) -> Rows:
         """These rows and then the others."""
@@ -164,7 +175,7 @@ def layer_sources(local: LocalModel, units: Units) -> list[Sources]:
 
 def unit_values(local: LocalModel, units: Units) -> Tensor:
     """Activations of the chosen units, ``[unit]``."""
-    found = torch.zeros(len(units), dtype=local.dtype)
+    found = torch.zeros(len(units), dtype=local.dtype, device=local.device)
     for i in range(len(local.layers)):
         at = units.at(i)
         if len(at):
@@ -173,21 +184,28 @@ def unit_values(local: LocalModel, units: Units) -> Tensor:
 
 
 def buckets(need: Tensor, order: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:
-    """Numbers in chunks of at most ``budget`` number-positions, each with the positions that its bucket carries.
+    """Numbers in chunks of at most ``budget`` number-positions (at least one number), each with the positions that the chunk carries.
+
+    A chunk holds numbers that need nearly as many positions, so that little is carried that nobody needs; where that would make it small, of half as many too.
 
     Args:
         need: ``[n]``: positions that each needs, at least 1.
-        order: ``[n]``: inside a bucket, smallest first.
+        order: ``[n]``: inside a chunk, smallest first; ties by number.
         budget: number-positions a chunk.
     """
-    width, below, most = 1, 0, int(need.max()) if len(need) else 0
-    while below < most:
-        width = min(width, most)
-        chosen = ((need > below) & (need <= width)).nonzero()[:, 0]
-        chosen = chosen[torch.argsort(order[chosen], stable=True)]
-        for chunk in chosen.split(max(1, budget // width)) if len(chosen) else ():
-            yield width, chunk
-        below, width = width, max(width + 1, width * 5 // 4)
+    by = torch.argsort(order, stable=True)
+    by = by[torch.argsort(need[by], descending=True, stable=True)]
+    needs = need[by].tolist()
+    first = 0
+    while first < len(needs):
+        width = needs[first]
+        stop = min(len(needs), first + max(1, budget // width))
+        last = first + 1
+        while last < stop and (needs[last] >= _ALIKE * width or ((last - first) * width < _SMALL and 2 * needs[last] >= width)):
+            last += 1
+        chunk = by[first:last].sort().values
+        yield width, chunk[torch.argsort(order[chunk], stable=True)]
+        first = last
 
 
 def make_columns(local: LocalModel, units: Units, by_position: bool) -> Columns:

@@ -150,19 +150,6 @@ class Graph:
         """Layers whose units are features of a dictionary; the others' are neurons."""
         return frozenset(one["layer"] for one in self.dictionary.get("layers", ()))
 
-    def require_neurons(self, what: str) -> None:
-        """Refuse what sets activations in the model, where units are features.
-
-        Raises:
-            ConfigError: the graph has features.
-        """
-        if self.feature_layers:
-            raise ConfigError(
-                f"{what} needs a graph of neurons; this one has features in layers {', '.join(map(str, sorted(self.feature_layers)))}.",
-                why="The model has no activation that is a feature.",
-                todo="Make the graph with units='neurons'.",
-            )
-
     def values(self) -> Tensor:
         """What each row must sum to, ``[row]``."""
         targets = torch.tensor([t.value for t in self.targets], dtype=torch.float64)
@@ -171,14 +158,14 @@ class Graph:
     def row_sizes(self) -> Tensor:
         """``[row]``: what gaps are measured by: the sum of the sizes of a row's edges; where it is more, that of the terms of its dot product with the stream,
         which is what its rounding grows with; and at least 1000 units of rounding of the largest row."""
-        size = self.edges.double().abs().sum(1)
+        size = self.edges.abs().sum(1, dtype=torch.float64)
         if self.terms is not None:
             size = torch.maximum(size, self.terms.double())
         return size.clamp(min=max(1e-30, _FLOOR * torch.finfo(self.edges.dtype).eps * float(size.max())))
 
     def check(self, tolerance: float = TOLERANCE) -> Check:
         """Every row's sum against its value."""
-        missing = self.edges.double().sum(1) - self.values()
+        missing = self.edges.sum(1, dtype=torch.float64) - self.values()
         relative = missing.abs() / self.row_sizes()
         return Check(missing, relative, float(relative.max()), tolerance)
 

@@ -14,13 +14,14 @@ Source: Ameisen et al. 2025 (Circuit Tracing) for the local replacement model; t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._mlp import find_mlp, NeuronMlp, Rule
 from symbolic_residue.graph._norm import FrozenNorm
 from symbolic_residue.instrument import AttentionRead, Instrument
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalLayer", "LocalModel", "freeze"]
 
-_PATTERNS = 128 * 2**20
-"""Bytes of attention patterns that are kept; more are computed when they are needed."""
+_PATTERNS, _NEURONS = 128 * 2**20, 32 * 2**20
+"""Bytes of attention patterns, and of neurons' pre-activations, that are kept; more are computed when they are needed."""
 _TOLERANCE = 1e-4
 """Of a rebuilt layer's write, relative to its largest entry: float32's rounding, with room for large cancelling writes; a forgotten gain is off by far more."""
 
@@ -46,7 +47,7 @@ class LocalLayer:
 
     Attributes:
         parts: the block's own.
-        call: its attention: queries, keys, and who sees whom.
+        call: its attention: queries, keys, and who sees whom; None where the whole pattern is kept.
         kept: the whole :meth:`pattern`, where it is short enough to be kept.
         norm_in, norm_out: before and after attention.
         attn_constant: ``[position, d_model]``: what attention adds whatever it reads.
@@ -54,8 +55,8 @@ class LocalLayer:
         mlp_in, mlp_out: norms before and after the MLP.
         mlp_scale: constant factor of what the MLP writes.
         mlp_constant: ``[position, d_model]`` or ``[1, d_model]``.
-        gate, up: the neurons' pre-activations, ``[position, neuron]`` (up None in plain MLPs).
-        route: the router's weight of each neuron, ``[position, neuron]``, of a mixture of experts.
+        wrote: ``[position, d_model]``: what all neurons write together; the constant is not in it.
+        kept_neurons: what :meth:`pre_activations` gives, where it is small enough to be kept.
         stream: ``[position, d_model]``: the residual stream that the MLP reads, before its norm.
         dtype: of all of it.
         skip: a dictionary's skip connection, around the MLP.
@@ -64,7 +65,7 @@ class LocalLayer:
     """
 
     parts: LayerParts
-    call: Call
+    call: Call | None
     kept: Tensor | None
     norm_in: FrozenNorm
     norm_out: FrozenNorm
@@ -74,9 +75,8 @@ class LocalLayer:
     mlp_out: FrozenNorm
     mlp_scale: float
     mlp_constant: Tensor
-    gate: Tensor
-    up: Tensor | None
-    route: Tensor | None
+    wrote: Tensor
+    kept_neurons: tuple[Tensor, Tensor | None, Tensor | None] | None
     stream: Tensor
     dtype: torch.dtype
     skip: LinearPath | None = None
@@ -84,18 +84,75 @@ class LocalLayer:
     unexplained: Tensor | None = None
 
     @property
+    def n_neurons(self) -> int:
+        """Neurons at a position."""
+        return self.mlp.gate.shape[1]
+
+    def _mlp_reads(self) -> Tensor:
+        """What the MLP reads after its norm, ``[position, d_model]``."""
+        x = self.mlp_in.linear(self.stream)
+        return x if self.mlp_in.bias is None else x + self.mlp_in.bias
+
+    def pre_activations(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gate, up (None in plain MLPs) and the router's weight of each neuron (None but in a mixture of experts), ``[position, neuron]`` each.
+
+        Of long prompts they are computed when they are needed.
+        """
+        if self.kept_neurons is not None:
+            return self.kept_neurons
+        x = self._mlp_reads()
+        return *self.mlp.read(x), None if self.mlp.route is None else self.mlp.route(x)
+
+    def pre_activations_of(self, neurons: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same of single neurons at positions, ``[unit]`` each."""
+        if self.kept_neurons is not None:
+            gate, up, route = (None if one is None else one[positions, neurons] for one in self.kept_neurons)
+            assert gate is not None
+            return gate, up, route
+        x = self._mlp_reads()
+        route = None
+        if self.mlp.route is not None:
+            where, back = positions.unique(return_inverse=True)
+            route = self.mlp.route(x[where])[back, neurons]
+        gate, up = self.mlp.read_some(x[positions], neurons)
+        return gate, up, route
+
+    @property
     def activations(self) -> Tensor:
         """The neurons' activations ``[position, neuron]``."""
-        return self.mlp.respond(self.gate, self.up, self.route)
+        return self.mlp.respond(*self.pre_activations())
 
-    def pattern(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Attention weights among positions ``start`` to ``stop``, ``[head, query, key]``, with the norms' scales at query and key and the block's constant
-        factor in them: what the frozen attention is."""
+    def activations_of(self, neurons: Tensor, positions: Tensor) -> Tensor:
+        """Of single neurons at positions, ``[unit]``."""
+        return self.mlp.respond(*self.pre_activations_of(neurons, positions))
+
+    def pattern(self, start: int = 0, stop: int | None = None, first_query: int | None = None) -> Tensor:
+        """Attention weights ``[head, query, key]`` with the norms' scales at query and key and the block's constant factor in them.
+
+        Args:
+            start, stop: the keys' positions.
+            first_query: queries from this position to ``stop``; None: from ``start``.
+        """
         stop = self.stream.shape[0] if stop is None else stop
+        first = start if first_query is None else first_query
         if self.kept is not None:
-            return self.kept[:, start:stop, start:stop]
-        own = row_weights(self.call, start, stop)[0, :, :, start:stop].to(self.dtype)
-        return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(start, stop))
+            return self.kept[:, first:stop, start:stop]
+        assert self.call is not None
+        own = row_weights(self.call, first, stop)[0, :, :, start:stop].to(self.dtype)
+        return _scaled(own, self.parts, self.norm_in, self.norm_out, slice(first, stop), slice(start, stop))
+
+    def weight(self, head: int, query: int, key: int) -> float:
+        """One attention weight, as the model has it."""
+        with_scales = self.pattern(0, query + 1, query)[head, 0, key]
+        for_one = _scaled(
+            torch.ones_like(with_scales)[None, None, None],
+            self.parts,
+            self.norm_in,
+            self.norm_out,
+            slice(query, query + 1),
+            slice(key, key + 1),
+        )
+        return float(with_scales / for_one[0, 0, 0])
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
         """``W_V [d_model, kv head · d_head]`` and ``W_O [head · d_head, d_model]`` with the gains of the norms around them folded in."""
@@ -127,14 +184,13 @@ class LocalLayer:
 
     def neurons_write(self) -> Tensor:
         """What all neurons of a position write together, ``[position, d_model]``; the constant is not in it."""
-        return self._out(self.activations @ self.mlp.down, slice(None))
+        return self.wrote
 
     def read_by(self, neurons: Tensor, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """The directions ``[unit, d_model]`` of the residual stream that single neurons read, and the constants ``[unit]``: a = x · direction + constant."""
-        up, route = (None if one is None else one[positions, neurons] for one in (self.up, self.route))
-        c_g, c_u = self.mlp.coefficients(self.gate[positions, neurons], up, route, rule)
-        direction = torch.zeros(len(neurons), self.mlp.gate.shape[0], dtype=self.dtype, device=self.gate.device)
-        constant = torch.zeros(len(neurons), dtype=self.dtype, device=self.gate.device)
+        c_g, c_u = self.mlp.coefficients(*self.pre_activations_of(neurons, positions), rule)
+        direction = torch.zeros(len(neurons), self.mlp.gate.shape[0], dtype=self.dtype, device=self.stream.device)
+        constant = torch.zeros(len(neurons), dtype=self.dtype, device=self.stream.device)
         for c, weight, added in ((c_g, self.mlp.gate, self.mlp.gate_bias), (c_u, self.mlp.up, self.mlp.up_bias)):
             if c is None or weight is None:
                 continue
@@ -148,7 +204,7 @@ class LocalLayer:
 
     def neurons_back(self, per_neuron: Tensor, rule: Rule) -> Tensor:
         """Directions on the activations ``[position, neuron]`` pulled back to the residual stream that the MLP reads, ``[position, d_model]``."""
-        c_g, c_u = self.mlp.coefficients(self.gate, self.up, self.route, rule)
+        c_g, c_u = self.mlp.coefficients(*self.pre_activations(), rule)
         into = torch.zeros(len(per_neuron), self.mlp.gate.shape[0], dtype=self.dtype, device=per_neuron.device)
         for c, weight in ((c_g, self.mlp.gate), (c_u, self.mlp.up)):
             if c is not None and weight is not None:
@@ -187,6 +243,11 @@ class LocalModel:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Of all tensors."""
+        return self.embedded.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -228,12 +289,12 @@ class LocalModel:
         """
         w = weights.to(self.dtype)
         folded = (w @ self.parts.w_u.to(self.dtype)) * self.parts.logit_scale
-        constant = torch.zeros((), dtype=self.dtype)
+        constant = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.norm.bias is not None:
             constant = constant + folded @ self.norm.bias
         if self.parts.b_u is not None:
             constant = constant + self.parts.logit_scale * (w @ self.parts.b_u.to(self.dtype))
-        at = torch.tensor([position % len(self)])
+        at = torch.tensor([position % len(self)], device=self.device)
         return self.norm.back(folded[None], at)[0], constant
 
 
@@ -245,7 +306,8 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         ids: ``[position]``.
 
     Raises:
-        UnsupportedModelError: half precision, a layer whose tokens are mixed by something else than softmax attention, or an MLP without single neurons.
+        UnsupportedModelError: half precision, several devices, a layer whose tokens are mixed by something else than softmax attention, or an MLP
+            without single neurons.
         VerificationError: the rebuilt layers are not the model's.
     """
     parts = instrument.parts
@@ -256,7 +318,19 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
                 f"Layer {layer.index} mixes tokens by {other}, which frozen patterns do not make linear.",
                 todo="Attribution graphs need softmax attention in every layer.",
             )
-    ids = torch.as_tensor(ids)
+    devices = {str(one.device) for one in instrument.model.parameters()}
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"The model lies on {len(devices)} devices ({', '.join(sorted(devices))}).",
+            why="A graph's edges are products of what all layers hold.",
+            todo="Load it onto one device.",
+        )
+    with on(instrument.device):
+        return _freeze(instrument, torch.as_tensor(ids).to(instrument.device))
+
+
+def _freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
+    parts = instrument.parts
     n = len(ids)
     dtype = next(instrument.model.parameters()).dtype
     if dtype not in (torch.float32, torch.float64):
@@ -267,6 +341,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         )
     mlps = [find_mlp(layer, dtype) for layer in parts.layers]
     keep_patterns = len(parts.layers) * parts.n_heads * n * n * dtype.itemsize <= _PATTERNS
+    keep_neurons = 3 * n * dtype.itemsize * sum(one.gate.shape[1] for one in mlps) <= _NEURONS
     took: dict[tuple[str, int], Tensor] = {}
     calls: dict[int, Call] = {}
     built: dict[int, tuple[LocalLayer, float]] = {}
@@ -280,7 +355,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         here = {kind for kind, layer in took if layer == point.layer}
         if point.layer in calls and wanted[point.layer] <= here and point.layer not in built:
             i = point.layer
-            built[i] = _layer(parts.layers[i], mlps[i], calls[i], keep_patterns, took, dtype)
+            built[i] = _layer(parts.layers[i], mlps[i], calls.pop(i), (keep_patterns, keep_neurons), took, dtype)
             for kind in wanted[i] - ({"resid_pre"} if i == 0 else set()):
                 del took[kind, i]
 
@@ -297,7 +372,7 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
 
 
 def _layer(
-    parts: LayerParts, mlp: NeuronMlp, call: Call, keep: bool, took: dict[tuple[str, int], Tensor], dtype: torch.dtype
+    parts: LayerParts, mlp: NeuronMlp, call: Call, keep: tuple[bool, bool], took: dict[tuple[str, int], Tensor], dtype: torch.dtype
 ) -> tuple[LocalLayer, float]:
     i = parts.index
     pre = took["resid_pre", i]
@@ -307,7 +382,7 @@ def _layer(
     raw = z @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
     norm_out = FrozenNorm.of(parts.post_attn_norm, raw, dtype)
     own = row_weights(call, 0, len(pre))[0].to(dtype)
-    kept = _scaled(own, parts, norm_in, norm_out, slice(None)) if keep else None
+    kept = _scaled(own, parts, norm_in, norm_out, slice(None), slice(None)) if keep[0] else None
     group = parts.n_heads // parts.n_kv_heads
     constant_v = []
     for kv in range(parts.n_kv_heads):
@@ -319,7 +394,7 @@ def _layer(
     values = torch.stack(constant_v).repeat_interleave(group, 0)  # [head, d_head]
     constant_z = own.sum(-1).T[:, :, None] * values  # [query, head, d_head]; rows sum to less than 1 where a sink took mass
     constant = constant_z.flatten(1) @ weight_in_out(parts.o_proj).to(dtype) + (0 if b_o is None else b_o.to(dtype))
-    constant = norm_out.linear(constant) * parts.attn_scale
+    constant = norm_out.linear(constant) * parts.attn_scale if bool(constant.any()) else torch.zeros_like(pre[:1]).expand_as(pre)
     if norm_out.bias is not None:
         constant = constant + parts.attn_scale * norm_out.bias
     mid = pre if parts.parallel else took["resid_mid", i]
@@ -327,17 +402,18 @@ def _layer(
     gate, up = mlp.read(took["mlp_in", i])
     route = None if mlp.route is None else mlp.route(took["mlp_in", i])
     activations = mlp.respond(gate, up, route)
-    down = activations @ mlp.down + (0 if mlp.down_bias is None else mlp.down_bias)
-    down = down * parts.mlp_down_scale
+    alone = activations @ mlp.down
+    down = (alone if mlp.down_bias is None else alone + mlp.down_bias) * parts.mlp_down_scale
     mlp_out = FrozenNorm.of(parts.post_mlp_norm, down, dtype)
     fixed = torch.zeros(1, pre.shape[1], dtype=dtype, device=pre.device)
     if mlp.down_bias is not None:
         fixed = mlp_out.linear((mlp.down_bias * parts.mlp_down_scale).expand_as(pre)) * parts.mlp_scale
     if mlp_out.bias is not None:
         fixed = fixed + parts.mlp_scale * mlp_out.bias
+    wrote = mlp_out.linear(alone * parts.mlp_down_scale) * parts.mlp_scale
     built = LocalLayer(
         parts,
-        call,
+        None if keep[0] else replace(call, v=call.v[:, :, :0]),  # patterns need queries and keys alone
         kept,
         norm_in,
         norm_out,
@@ -347,9 +423,8 @@ def _layer(
         mlp_out,
         parts.mlp_scale,
         fixed,
-        gate,
-        up,
-        route,
+        wrote,
+        (gate, up, route) if keep[1] else None,
         mid,
         dtype,
     )
@@ -361,7 +436,7 @@ def _layer(
         ),
         ("what its attention writes", _attended(built, pre, constant), took["attn_out", i]),
         ("its MLP's input", mlp_in.linear(mid) + (0 if mlp_in.bias is None else mlp_in.bias), took["mlp_in", i]),
-        ("what its MLP writes", built.neurons_write() + fixed, took["mlp_out", i]),
+        ("what its MLP writes", wrote + fixed, took["mlp_out", i]),
     ]
     if ("mlp_act", i) in took:
         checks.append(("its neurons' activations", activations, took["mlp_act", i]))
@@ -369,13 +444,13 @@ def _layer(
     return built, worst
 
 
-def _scaled(own: Tensor, parts: LayerParts, norm_in: FrozenNorm, norm_out: FrozenNorm, positions: slice) -> Tensor:
+def _scaled(own: Tensor, parts: LayerParts, norm_in: FrozenNorm, norm_out: FrozenNorm, queries: slice, keys: slice) -> Tensor:
     """Attention weights ``[head, query, key]`` with the norms' scales at query and key and the block's constant factor in them."""
     if parts.attn_scale != 1:
         own = own * parts.attn_scale
     if norm_in.scale is not None:
-        own = own * norm_in.scale[positions]
-    return own if norm_out.scale is None else own * norm_out.scale[positions, None]
+        own = own * norm_in.scale[keys]
+    return own if norm_out.scale is None else own * norm_out.scale[queries, None]
 
 
 def _agree(rebuilt: Tensor, model: Tensor, what: str, layer: int) -> float:

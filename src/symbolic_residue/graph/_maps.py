@@ -15,6 +15,9 @@ from symbolic_residue.graph._local import LocalLayer
 
 __all__ = ["attend", "attend_back", "relevance_step"]
 
+_QUERIES = 64
+"""Queries whose patterns are used together: keys after a block's last query are left out, which halves the work with patterns in long prompts."""
+
 
 def attend(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, start: int = 0) -> None:
     """``rows [row, position, d_model] += attention(rows)``, positions ``start`` on."""
@@ -23,9 +26,12 @@ def attend(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, star
     kv = layer.parts.n_kv_heads
     group = layer.parts.n_heads // kv
     v = (rows.reshape(n * p, d) @ w_v).view(n, p, kv, -1).permute(2, 1, 0, 3).reshape(kv, p, -1)
-    a = layer.pattern(start, start + p).reshape(kv, group * p, p)
-    z = torch.bmm(a, v).view(kv, group, p, n, -1).permute(3, 2, 0, 1, 4).reshape(n * p, -1)
-    rows.view(n * p, d).addmm_(z, w_o)
+    z = rows.new_empty(n, p, kv, group, v.shape[2] // n)
+    for low in range(0, p, _QUERIES):
+        high = min(low + _QUERIES, p)
+        a = layer.pattern(start, start + high, start + low).reshape(kv, group * (high - low), high)
+        z[:, low:high] = torch.bmm(a, v[:, :high]).view(kv, group, high - low, n, -1).permute(3, 2, 0, 1, 4)
+    rows.view(n * p, d).addmm_(z.view(n * p, -1), w_o)
 
 
 def attend_back(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor) -> None:
@@ -34,9 +40,13 @@ def attend_back(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor)
     n, p, d = rows.shape
     kv = layer.parts.n_kv_heads
     group = layer.parts.n_heads // kv
-    o = (rows.reshape(n * p, d) @ w_o.T).view(n, p, kv, group, -1).permute(2, 3, 1, 0, 4).reshape(kv, group * p, -1)
-    a = layer.pattern(0, p).reshape(kv, group, p, p).permute(0, 3, 1, 2).reshape(kv, p, group * p)
-    z = torch.bmm(a, o).view(kv, p, n, -1).permute(2, 1, 0, 3).reshape(n * p, -1)
+    o = (rows.reshape(n * p, d) @ w_o.T).view(n, p, kv, group, -1)
+    z = rows.new_zeros(kv, p, n * o.shape[-1])
+    for low in range(0, p, _QUERIES):
+        high = min(low + _QUERIES, p)
+        a = layer.pattern(0, high, low).reshape(kv, group * (high - low), high)
+        z[:, :high].baddbmm_(a.mT, o[:, low:high].permute(2, 3, 1, 0, 4).reshape(kv, group * (high - low), -1))
+    z = z.view(kv, p, n, -1).permute(2, 1, 0, 3).reshape(n * p, -1)
     rows.view(n * p, d).addmm_(z, w_v.T)
 
 

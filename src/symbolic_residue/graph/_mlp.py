@@ -65,6 +65,15 @@ class NeuronMlp:
             return g, None
         return g, x @ self.up if self.up_bias is None else x @ self.up + self.up_bias
 
+    def read_some(self, x: Tensor, neurons: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``g`` and ``u`` of single neurons, ``[unit]``, each from its own MLP input ``x [unit, d_model]``."""
+
+        def one(weight: Tensor, bias: Tensor | None) -> Tensor:
+            found = (x * weight[:, neurons].T).sum(-1)
+            return found if bias is None else found + bias[neurons]
+
+        return one(self.gate, self.gate_bias), None if self.up is None else one(self.up, self.up_bias)
+
     def respond(self, g: Tensor, u: Tensor | None, route: Tensor | None) -> Tensor:
         """The activations ``a``; ``route``: the router's weights, of a mixture of experts."""
         a = self.act(g) if u is None else self.act(g) * u

@@ -9,9 +9,8 @@ effect: what the column's write, carried by the residual stream and the frozen a
    layers below its own.
 3. ``up`` pushes every neuron's and every embedding's write up; a column of position t needs positions t …, and layers above its own. Rests and biases are
    spread over all positions, and cost a pass each: they are pushed layer by layer together only where that is asked (``rest="layer"``).
-4. Rows (columns) are packed into buckets of 1, 2, 3, … positions, each up to a quarter wider than the one before, so that none carries many more positions
-   than it needs; inside a bucket they are sorted by layer, so that those alive at a layer are a prefix; and they are cut into chunks of ``budget``
-   row-positions, so that memory depends on the budget and not on their number.
+4. Rows (columns) are packed into chunks of ``budget`` row-positions that need nearly as many positions each, so that memory depends on the budget and not on
+   their number; inside a chunk they are sorted by layer, so that those alive at a layer are a prefix.
 
 A parallel block's attention and MLP read the same stream; in a sequential one its MLP reads what its attention added. A dictionary's skip connection is
 one more linear map, beside the MLP (``_units.LinearPath``); a feature of a cross-layer transcoder goes on to write at later layers.
@@ -28,10 +27,14 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._maps import attend, attend_back
 
 __all__ = ["direct_edges", "sweep_down", "sweep_up", "work"]
+
+_BUDGET, _AT_LEAST = 2048, 16
+"""Row-positions held at a time: those of 2048 stay in the cache (a third faster than 16,384); rows that share a pattern which is computed for them."""
 
 Direction = Literal["auto", "down", "up"]
 Visit = Callable[[int, Tensor, Tensor], None]
@@ -54,7 +57,7 @@ def direct_edges(
     *,
     by_position: bool = True,
     direction: Direction = "auto",
-    budget: int = 8192,
+    budget: int | None = None,
 ) -> tuple[Tensor, Columns]:
     """Every edge, by whichever sweep is less work.
 
@@ -64,20 +67,22 @@ def direct_edges(
         units: the chosen neurons, as columns.
         by_position: a REST (and BIAS) a layer and position, or a layer.
         direction: ``down``, ``up``, or the one with less work.
-        budget: row-positions held at a time: ``budget · d_model`` numbers, a few times over.
+        budget: row-positions held at a time: ``budget · d_model`` numbers, a few times over; None: as many as stay in a processor's cache, and at least 16
+            rows where patterns are computed anew for every chunk.
 
     Returns:
         ``[row, column]`` and what the columns are.
     """
-    columns = make_columns(local, units, by_position)
-    if direction == "auto":
-        down, up = work(rows, units, columns)
-        direction = "down" if down <= up else "up"
-    return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
+    with on(local.device):
+        columns = make_columns(local, units, by_position)
+        if direction == "auto":
+            down, up = work(rows, units, columns)
+            direction = "down" if down <= up else "up"
+        return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
 
 
 def sweep_down(
-    local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192, visit: Visit | None = None
+    local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int | None = None, visit: Visit | None = None
 ) -> Tensor:
     """Every edge, pulled down from the rows, ``[row, column]``; arguments as of :func:`direct_edges`.
 
@@ -87,7 +92,7 @@ def sweep_down(
     n_layers = len(local.layers)
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
     sources = layer_sources(local, units)
-    for width, chunk in buckets(rows.position + 1, -rows.place, budget):
+    for width, chunk in buckets(rows.position + 1, -rows.place, _budget(local, budget)):
         g = torch.zeros(len(chunk), width, rows.direction.shape[1], dtype=local.dtype)
         part = torch.zeros(len(chunk), len(columns), dtype=local.dtype)
         place = rows.place[chunk]
@@ -146,23 +151,26 @@ def _read_spread(part: Tensor, g: Tensor, write: Tensor, block: slice, layer: in
         part[:, block.start + layer] += found.sum(1)
 
 
-def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int = 8192) -> Tensor:
+def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, budget: int | None = None) -> Tensor:
     """The same edges, pushed up from the columns, ``[row, column]``; arguments as of :func:`direct_edges`."""
     n, n_layers = len(local), len(local.layers)
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
     edges[:, columns.constant] = rows.constant
     sources = layer_sources(local, units)
-    readers = [_readers(rows, place) for place in range(2 * n_layers + 1)]
+    by_place = torch.argsort(rows.place * n + rows.position, stable=True)
+    directions = rows.direction[by_place]
+    runs = _runs(rows.place[by_place], rows.position[by_place], 2 * n_layers + 1)
     born_at, start = _births(units, columns)
-    for width, chunk in buckets(n - start, born_at, budget):
+    for width, chunk in buckets(n - start, born_at, _budget(local, budget)):
         first = n - width
         f = torch.zeros(len(chunk), width, local.embedded.shape[1], dtype=local.dtype)
+        part = torch.zeros(len(rows), len(chunk), dtype=local.dtype)
         born = born_at[chunk]
         alive = _begin(f, chunk, 0, int((born < 0).sum()), local.embedded, columns.embeddings, start, first, False)
         for i in range(max(0, int(born[0]) // 2), n_layers):
             layer, source = local.layers[i], sources[i]
             with_bias = int((born <= 2 * i).sum())
-            _read_rows(edges, f, alive, chunk, readers[2 * i], rows, first)
+            _read_rows(part, directions, f[:alive], runs[2 * i], first)
             skip, here = layer.skip, slice(first, n)
             skipped = skip.push(f[:alive], here) if skip is not None and layer.parallel and alive else None
             if alive:
@@ -170,7 +178,7 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
             before = alive
             if with_bias > alive:
                 alive = _begin(f, chunk, alive, with_bias, layer.attn_constant, columns.bias, start, first, not columns.by_position)
-            _read_rows(edges, f, alive, chunk, readers[2 * i + 1], rows, first)
+            _read_rows(part, directions, f[:alive], runs[2 * i + 1], first)
             if skip is not None and not layer.parallel and alive:
                 skipped = skip.push(f[:alive], here)
             if skipped is not None:
@@ -186,7 +194,8 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
             f[single, units.position[chunk[single]] - first] += source.write[slot[single]]
             _begin(f, chunk, spread, end, source.rest, columns.rest, start, first, not columns.by_position)
             alive = end
-        _read_rows(edges, f, alive, chunk, readers[2 * n_layers], rows, first)
+        _read_rows(part, directions, f[:alive], runs[2 * n_layers], first)
+        edges[by_place[:, None], chunk[None]] = part
     return edges
 
 
@@ -216,21 +225,29 @@ def _begin(
     return high
 
 
-def _readers(rows: Rows, place: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Rows that read at a place, in order of position, and (position, first, last + 1) of those that share one."""
-    at = (rows.place == place).nonzero()[:, 0]
-    at = at[torch.argsort(rows.position[at], stable=True)]
-    where, counts = torch.unique_consecutive(rows.position[at], return_counts=True)
-    ends = counts.cumsum(0).tolist()
-    return at, list(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else []
+def _runs(place: Tensor, position: Tensor, n_places: int) -> list[list[tuple[int, int, int]]]:
+    """For each place (position, first, last + 1) of the rows that read there at one position; rows are sorted by place, then position."""
+    found: list[list[tuple[int, int, int]]] = [[] for _ in range(n_places)]
+    both, counts = torch.unique_consecutive(torch.stack([place, position]), dim=1, return_counts=True)
+    first = 0
+    for at, where, count in zip(*both.tolist(), counts.tolist(), strict=True):
+        found[at].append((where, first, first + count))
+        first += count
+    return found
 
 
-def _read_rows(
-    edges: Tensor, f: Tensor, alive: int, chunk: Tensor, readers: tuple[Tensor, list[tuple[int, int, int]]], rows: Rows, first: int
-) -> None:
-    at, runs = readers
-    if not alive:
+def _read_rows(part: Tensor, directions: Tensor, f: Tensor, runs: list[tuple[int, int, int]], first: int) -> None:
+    """Rows that read here, off the columns ``f [column, position, d_model]``: into ``part [row, column]``."""
+    if not len(f):
         return
     for position, low, high in runs:
         if position >= first:
-            edges[at[low:high, None], chunk[None, :alive]] = rows.direction[at[low:high]] @ f[:alive, position - first].T
+            part[low:high, : len(f)] = directions[low:high] @ f[:, position - first].T
+
+
+def _budget(local: LocalModel, asked: int | None) -> int:
+    """Row-positions held at a time."""
+    if asked is not None:
+        return asked
+    kept = all(one.kept is not None for one in local.layers)
+    return _BUDGET if kept else max(_BUDGET, _AT_LEAST * len(local))

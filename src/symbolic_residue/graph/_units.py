@@ -90,7 +90,7 @@ class NeuronUnits:
 
     def at(self, positions: Tensor, numbers: Tensor) -> Tensor:
         """``[unit]``."""
-        return self.layer.activations[positions, numbers]
+        return self.layer.activations_of(numbers, positions)
 
     def read_by(self, numbers: Tensor, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """By the rule for gated neurons."""

@@ -89,7 +89,7 @@ def test_an_edge_is_what_the_frozen_model_does_when_the_write_is_taken_away(name
         for i, t, n in zip(units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), strict=True):
             layer = local.layers[i]
             moved = (plain[f"mlp_in.{i}"] - trace[f"mlp_in.{i}"])[0, t]
-            c_g, c_u = layer.mlp.coefficients(layer.gate[t, n], None if layer.up is None else layer.up[t, n], None, "half")
+            c_g, c_u = layer.mlp.coefficients(*layer.pre_activations_of(n, t), "half")
             value = c_g * (moved @ layer.mlp.gate[:, n]) if c_g is not None else 0
             lost.append(value + (c_u * (moved @ layer.mlp.up[:, n]) if c_u is not None else 0))
         return torch.stack([torch.as_tensor(x) for x in lost])
@@ -109,7 +109,7 @@ def test_an_edge_is_what_the_frozen_model_does_when_the_write_is_taken_away(name
 def test_any_choice_of_units_keeps_the_sums(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["llama", "gpt2", "gemma3", "mixtral"]))
     local = freeze(instrument_of(name, data.draw(st.integers(0, 3))), IDS[: data.draw(st.integers(1, 12))])
-    sizes = (len(local.layers), len(local), local.layers[0].gate.shape[1])
+    sizes = (len(local.layers), len(local), local.layers[0].n_neurons)
     cell = st.tuples(*(st.integers(0, size - 1) for size in sizes))
     chosen = data.draw(st.lists(cell, min_size=0, max_size=12, unique=True))
     units = Units.of(torch.tensor(chosen, dtype=torch.long).reshape(-1, 3))
@@ -137,7 +137,7 @@ def test_units_that_are_later_or_higher_have_no_edge_into_a_row() -> None:
 def test_direct_relevance_is_the_row_of_edges_and_total_relevance_adds_the_paths() -> None:
     """Solved as a graph: with every neuron a node, the total effect is the sum over all paths, (I − A)⁻¹."""
     local = freeze(instrument_of("gpt2"), IDS[:3])
-    n_layers, n, size = len(local.layers), 3, local.layers[0].gate.shape[1]
+    n_layers, n, size = len(local.layers), 3, local.layers[0].n_neurons
     every = torch.cartesian_prod(torch.arange(n_layers), torch.arange(n), torch.arange(size))
     units = Units.of(every)
     rows = with_logit(local, units, 7, 9)

@@ -17,12 +17,10 @@ from symbolic_residue.dictionaries import Activation, Transcoders
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph import (
     attribute_prompt,
-    Change,
     direct_edges,
     Feature,
     freeze,
     head_loadings,
-    intervene,
     load_graph,
     LocalModel,
     promoted_tokens,
@@ -188,7 +186,7 @@ def test_an_edge_is_what_the_frozen_model_does_when_the_write_is_taken_away(name
                 lost.append((plain[place(i)] - trace[place(i)])[0, t] @ dictionary.layers[i].encoder[n])
                 continue
             block, moved = local.layers[i], (plain[f"mlp_in.{i}"] - trace[f"mlp_in.{i}"])[0, t]
-            c_g, c_u = block.mlp.coefficients(block.gate[t, n], None if block.up is None else block.up[t, n], None, "half")
+            c_g, c_u = block.mlp.coefficients(*block.pre_activations_of(n, t), "half")
             value = c_g * (moved @ block.mlp.gate[:, n]) if c_g is not None else torch.zeros(())
             lost.append(value + (c_u * (moved @ block.mlp.up[:, n]) if c_u is not None else 0))
         return torch.stack(lost)
@@ -409,18 +407,6 @@ def test_dictionaries_that_do_not_fit_are_refused() -> None:
             attribute_prompt(instrument, prompt, targets=[asked], units=silent)
     with pytest.raises(ConfigError, match="no Feature"):
         attribute_prompt(instrument, prompt, targets=[Feature(0, 0, 0)])
-
-
-def test_what_sets_activations_in_the_model_is_refused_for_features() -> None:
-    instrument = instrument_of("llama")
-    graph = attribute_prompt(
-        instrument, build_prompt(instrument.loaded.tokenizer, TEXT), targets=[(7, 9)], max_nodes=20, units=made(only=(1,))
-    )
-    one = Change(int(graph.units.layer[0]), int(graph.units.position[0]), int(graph.units.neuron[0]))
-    with pytest.raises(ConfigError, match="features in layers 1"):
-        intervene(instrument, graph, [[one]], answer=7, wrong=9)
-    with pytest.raises(ConfigError, match="graph of neurons"):
-        graph.faithfulness(instrument, None)  # type: ignore[arg-type]
 
 
 def test_a_dictionary_works_in_float32_and_on_one_token() -> None:
