@@ -28,6 +28,7 @@ from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph._columns import layer_sources, unit_values, Units
 from symbolic_residue.graph._contexts import activating_contexts, Contexts
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph
 from symbolic_residue.graph._local import LocalModel
@@ -131,7 +132,12 @@ def label_supernodes(
     if draws < 1:
         raise ConfigError(f"{draws} random groups are no control.", todo="Give draws of 1 or more.")
     if texts is not None:
-        graph.require_neurons("A search for contexts in texts")
+        if graph.feature_layers:
+            raise ConfigError(
+                "Contexts in texts are looked for of neurons; this graph has features.",
+                why="A feature's activation is the dictionary's to compute, text by text.",
+                todo="Leave texts out: what features write and where they act in the prompt is said.",
+            )
     if not len(found):
         return found
     generator = torch.Generator().manual_seed(seed)
@@ -182,7 +188,7 @@ def _drawn(local: LocalModel, graph: Graph, group: Sequence[int], draws: int, ge
             found[:, m, 2] = torch.randint(local.layers[layer].activations.shape[1], (draws,), generator=generator)
         else:
             at = torch.randint(len(cells[0]), (draws,), generator=generator)
-            found[:, m, 1], found[:, m, 2] = cells[0][at], cells[1][at]
+            found[:, m, 1], found[:, m, 2] = (cell.cpu()[at] for cell in cells)
     return found
 
 
@@ -201,23 +207,26 @@ def _writes(local: LocalModel, groups: Sequence[Tensor]) -> list[tuple[list[int]
     the others, ``[group]``."""
     counts = [len(one.flatten(0, 1)) for one in groups]
     unique, inverse = torch.unique(torch.cat([one.flatten(0, 1) for one in groups]), dim=0, return_inverse=True)
-    units = Units.of(unique)
-    write = torch.zeros(len(units), local.embedded.shape[1], dtype=local.dtype)
-    for source in layer_sources(local, units):
-        write[source.at] += source.write
-    through, unembed = local.norm.linear(write, units.position), local.parts.w_u.to(local.dtype).T
     found = []
-    for one, rows in zip(groups, inverse.split(counts), strict=True):
-        logits = through[rows].view(*one.shape[:2], -1).sum(1) @ unembed
-        peaks = (logits.max(1).values - logits.mean(1)) / logits.std(1).clamp(min=1e-30)
-        found.append((logits[0].topk(min(_TOKENS, logits.shape[1])).indices.tolist(), peaks))
+    with on(local.device):
+        units = Units.of(unique).to(local.device)
+        write = torch.zeros(len(units), local.embedded.shape[1], dtype=local.dtype)
+        for source in layer_sources(local, units):
+            write[source.at] += source.write
+        through, unembed = local.norm.linear(write, units.position), local.parts.w_u.to(local.dtype).T
+        for one, rows in zip(groups, inverse.split(counts), strict=True):
+            logits = through[rows.to(local.device)].view(*one.shape[:2], -1).sum(1) @ unembed
+            peaks = (logits.max(1).values - logits.mean(1)) / logits.std(1).clamp(min=1e-30)
+            found.append((logits[0].topk(min(_TOKENS, logits.shape[1])).indices.tolist(), peaks.cpu()))
     return found
 
 
 def _signed(local: LocalModel, groups: Tensor) -> Tensor:
     """``[group, member, (layer, number, sign)]``: the neurons, in the direction in which they act at their positions."""
     unique, inverse = torch.unique(groups.flatten(0, 1), dim=0, return_inverse=True)
-    sign = torch.where(unit_values(local, Units.of(unique)) < 0, -1, 1)
+    with on(local.device):
+        values = unit_values(local, Units.of(unique).to(local.device)).cpu()
+    sign = torch.where(values < 0, -1, 1)
     return torch.stack([unique[:, 0], unique[:, 2], sign], 1)[inverse].view(groups.shape)
 
 
