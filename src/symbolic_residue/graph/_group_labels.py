@@ -131,13 +131,12 @@ def label_supernodes(
     """
     if draws < 1:
         raise ConfigError(f"{draws} random groups are no control.", todo="Give draws of 1 or more.")
-    if texts is not None:
-        if graph.feature_layers:
-            raise ConfigError(
-                "Contexts in texts are looked for of neurons; this graph has features.",
-                why="A feature's activation is the dictionary's to compute, text by text.",
-                todo="Leave texts out: what features write and where they act in the prompt is said.",
-            )
+    if texts is not None and graph.feature_layers:
+        raise ConfigError(
+            "Contexts in texts are looked for of neurons; this graph has features.",
+            why="A feature's activation is the dictionary's to compute, text by text.",
+            todo="Leave texts out: what features write and where they act in the prompt is said.",
+        )
     if not len(found):
         return found
     generator = torch.Generator().manual_seed(seed)
