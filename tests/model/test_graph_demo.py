@@ -80,9 +80,9 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
     kept = load_supernodes(load_graph(folder), folder)
     assert kept is not None and [one["label"] for one in labelled] == list(kept.labels)
     assert said["nodes"] == 100 and said["adds_up"]["worst"] < 1e-5 and said["targets"][0]["name"] == "' cold' − ' warm'"
-    kept = load_graph(folder)
-    assert kept.rule == "half"
-    nodes = kept.nodes()
+    again = load_graph(folder)
+    assert again.rule == "half"
+    nodes = again.nodes()
     first = nodes.filter(nodes["position"] == 0)
     assert said["first_position"]["units"] == len(first) > 0
     assert said["first_position"]["influence"] == pytest.approx(first["influence"].sum() / nodes["influence"].sum())
