@@ -14,6 +14,7 @@ from symbolic_residue.graph import (
     freeze,
     load_graph,
     load_heads,
+    load_supernodes,
     read_neuronpedia,
     relevance,
     Rows,
@@ -22,6 +23,8 @@ from symbolic_residue.graph import (
 )
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import counterfactual_pairs
+from symbolic_residue.shells import config_class, make_shell
+from symbolic_residue.shells.across import aim, explain_failure, failing_prompts, worst_of
 
 pytestmark = pytest.mark.model
 
@@ -68,21 +71,37 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
         str(folder),
         "--json",
     ]
-    assert main(line) == 0
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The opposite of hot is cold.\nThe opposite of big is small.\n", "utf-8")
+    assert main([*line, "--contexts", str(texts)]) == 0
     said = json.loads(capsys.readouterr().out)
+    labelled = said["supernodes"]["groups"]
+    assert len(labelled) > 1 and all(one["fires"]["n"] <= 2 * one["units"] for one in labelled)
+    kept = load_supernodes(load_graph(folder), folder)
+    assert kept is not None and [one["label"] for one in labelled] == list(kept.labels)
     assert said["nodes"] == 100 and said["adds_up"]["worst"] < 1e-5 and said["targets"][0]["name"] == "' cold' − ' warm'"
-    assert load_graph(folder).rule == "half"
+    again = load_graph(folder)
+    assert again.rule == "half"
+    nodes = again.nodes()
+    first = nodes.filter(nodes["position"] == 0)
+    assert said["first_position"]["units"] == len(first) > 0
+    assert said["first_position"]["influence"] == pytest.approx(first["influence"].sum() / nodes["influence"].sum())
+    assert said["most_influential"] == nodes.filter(nodes["position"] > 0).head(15).to_dicts()
     heads = load_heads(load_graph(folder), folder)
     assert heads is not None and len(heads) == said["heads"]["edges"] > 100 and len(heads.looks) == 2
     assert [look["head"] for look in said["heads"]["looks"]] == [look.head for look in heads.looks]
     assert main(["graph", "--show", str(folder)]) == 0
     shown = capsys.readouterr().out
+    assert "groups of neurons fed and read alike" in shown and "random neurons" in shown
     assert f"Head {heads.looks[0].layer}.{heads.looks[0].head} at" in shown
     assert main(["graph", "export", str(folder)]) == 0
-    links = read_neuronpedia(folder / "neuronpedia.json").plain()["links"]
+    exported = read_neuronpedia(folder / "neuronpedia.json").plain()
+    assert [group[0] for group in exported["qParams"]["supernodes"]] == list(kept.labels)
+    links = exported["links"]
     assert sum("residue_heads" in link for link in links) == len(heads)
     assert capsys.readouterr().out
     assert "Every row adds up" in shown and "most influential neurons" in shown
+    assert f"has {len(first)} of the 100 neurons" in " ".join(shown.split())
     assert main(line) == 5
     assert "holds a graph already" in capsys.readouterr().err
 
@@ -97,6 +116,8 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
         (["hot", "--against", " a"], 2, "--against"),
         (["hot", "--rule", "third"], 2, "half or gate"),
         (["hot", "--rest", "none"], 2, "not known"),
+        (["hot", "--contexts", "nowhere.txt"], 2, "cannot be read"),
+        (["hot", "--contexts", "packaged", "--dictionary", "d"], 2, "Leave one"),
         (["hot", "--position", "7"], 2, "no position"),
         (["hot", "--dtype", "bfloat16"], 3, "float32"),
         (["  "], 2, "whitespace"),
@@ -116,3 +137,19 @@ def test_the_packaged_pairs_hold_on_the_model_that_they_were_chosen_on(demo):
     found = validate_pairs(Instrument(demo), pairs)
     assert found["holds"].all() and len(found) == len(pairs) >= 120
     assert (found["corrupted"] < 0).all()  # both sides are answered
+
+
+def test_a_prompt_torn_between_two_words_is_explained_beside_the_one_that_settles_it(demo):
+    """One prompt, no interval: what is asked here is that the parts add up and that the control is the settled one."""
+    shell = make_shell("value-collapse", demo, config_class("value-collapse").quick(top_heads=0))
+    item = next(item for item in shell.items() if item.id == "witnesses-10")
+    prompts = [one for failure in shell.failures(item, "flatness") for one in failing_prompts(failure, "flatness", shell.name)]
+    (worst,) = worst_of(aim(shell.instrument, prompts)[0], 1)
+    found = explain_failure(shell.instrument, worst, nodes=30)
+    assert worst.kind == "collapse" and found.compared == "difference" and found.healthy and found.worst_row < 1e-5
+    assert abs(worst.value) < 1.9 < -found.control_value  # the criterion of flatness
+    for side, whole in (("value", worst.value), ("control_value", found.control_value)):
+        for split in ("span", "place", "layer", "kind"):
+            assert found.parts.filter(found.parts["split"] == split)[side].sum() == pytest.approx(whole, abs=2e-3)
+    words = {row["part"]: row for row in found.parts.filter(found.parts["split"] == "span").to_dicts()}
+    assert words["says another"]["value"] > 0 > words["says the right answer"]["value"]

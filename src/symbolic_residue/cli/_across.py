@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TYPE_CHECKING
 
@@ -63,30 +63,36 @@ def measure_together(
     each: Callable[[PromptItem, Callable[[str, float], None]], Any],
     together: Callable[[RunFolder, list[PromptItem], Callable[[str, float], None]], Any],
     provenance: dict[str, Any] | None = None,
+    after: Mapping[str, Callable[[RunFolder, Callable[[str, float], None]], Any]] | None = None,
 ) -> int:
-    """Every prompt with ``each``, and then the item ``together`` from the run folder and the prompts that were read.
+    """Every prompt with ``each``, then the item ``together`` from the run folder and the prompts that were read, then those of ``after``.
 
     Raises:
-        ConfigError: a prompt's id is ``together``.
+        ConfigError: a prompt's id is ``together``, or one of ``after``.
     """
     from symbolic_residue.prompts import PromptItem, PromptSet
     from symbolic_residue.store import RunFolder
 
-    if any(item.id == TOGETHER for item in prompts.items):
-        raise ConfigError(f"A prompt has the id {TOGETHER!r}.", why="The item of that name holds all prompts.", todo="Rename it.")
+    last = after or {}
+    for name in (TOGETHER, *last):
+        if any(item.id == name for item in prompts.items):
+            raise ConfigError(f"A prompt has the id {name!r}.", why="The item of that name holds all prompts.", todo="Rename it.")
     path = output or default_output(kind)
 
     def work(item: PromptItem, progress: Callable[[str, float], None]) -> Any:
+        if item.id in last:
+            return last[item.id](RunFolder.open(path), progress)
         if item.id != TOGETHER:
             return each(item, progress)
         run = RunFolder.open(path)
         done = set(run.done_items())
         return together(run, [one for one in prompts.items if one.id in done], progress)
 
+    pooled = [PromptItem(id=name, prompt=f"{len(prompts.items)} prompts") for name in (TOGETHER, *last)]
     return measure_items(
         kind=kind,
         loaded=loaded,
-        prompts=PromptSet([*prompts.items, PromptItem(id=TOGETHER, prompt=f"{len(prompts.items)} prompts")], prompts.bad),
+        prompts=PromptSet([*prompts.items, *pooled], prompts.bad),
         config={**config, "prompts_sha256": digest(prompts), "seed": seed},
         output=path,
         resume=resume,

@@ -1,4 +1,5 @@
-"""``residue graph``: a prompt given directly makes its graph; ``diff`` compares two; ``export`` gives a kept graph to other tools."""
+"""``residue graph``: a prompt given directly makes its graph; ``diff`` compares two; ``export`` gives a kept graph to other tools; ``failures`` explains a
+run's worst failures."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from symbolic_residue.cli._failure_graphs import failures
 from symbolic_residue.cli._graph import graph
 from symbolic_residue.cli._graph_diff import diff
 from symbolic_residue.cli._graph_export import export
@@ -44,3 +46,4 @@ def _group() -> None:
 graph_app.command(_DIRECT)(graph)
 graph_app.command("diff")(diff)
 graph_app.command("export")(export)
+graph_app.command("failures")(failures)

@@ -33,6 +33,7 @@ from symbolic_residue.cli._common import (
 from symbolic_residue.cli._compare import compare
 from symbolic_residue.cli._cross_run import cross_run_command
 from symbolic_residue.cli._disruption import disruption
+from symbolic_residue.cli._failure_graphs import graph_config, GraphNodes, Graphs, item_of, run_graphs
 from symbolic_residue.cli._integrate import integrate
 from symbolic_residue.cli._silence import silence
 from symbolic_residue.cli._view import attention
@@ -105,6 +106,8 @@ def run_command(
     across: Annotated[
         bool, typer.Option("--across", help="Also silence and attention disruption, on each item's own prompt and control.")
     ] = False,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     adapter: Adapter = None,
     output: Output = None,
     seed: Seed = 0,
@@ -128,6 +131,8 @@ def run_command(
         full=full,
         attribution=not no_attribution,
         across=across,
+        graphs=graphs,
+        graph_nodes=graph_nodes,
         model=model,
         adapter=adapter,
         output=output,
@@ -160,6 +165,8 @@ def run_suite(
     report: bool,
     as_json: bool,
     across: bool = False,
+    graphs: int = 0,
+    graph_nodes: int = 200,
     reuse: Path | None = None,
 ) -> int:
     """Items of the benchmarks of several shells into one run folder; returns the exit code."""
@@ -171,6 +178,7 @@ def run_suite(
     names = list(dict.fromkeys(names))
     output = output or default_output(kind)
     pooled = {f"across.{name}": name for name in names} if across else {}
+    explained = {item_of(name): name for name in names} if graphs else {}
     chosen = {item_name(name, item): (name, item) for name in names for item in choose_items(name, n, split=split)}
     options = {} if attribution else {"top_heads": 0}
     configs = {name: (config_class(name).make if full else config_class(name).quick)(**options) for name in names}
@@ -190,12 +198,18 @@ def run_suite(
                 seed=seed,
                 progress=progress,
             )
+        if asked.id in explained:
+            shell = shells[explained[asked.id]]
+            return run_graphs(
+                shell, RunFolder.open(output), item=asked.id, top=graphs, nodes=graph_nodes, seed=seed, progress=progress
+            )
         name, item = chosen[asked.id]
         result = suite_item(shells[name], item, seed=seed, progress=progress)
         return add_across(shells[name], result) if across else result
 
     items = [PromptItem(id=key, prompt=item.shown) for key, (_, item) in chosen.items()]
     items += [PromptItem(id=key, prompt=f"items of {name}") for key, name in pooled.items()]
+    items += [PromptItem(id=key, prompt=f"failures of {name}") for key, name in explained.items()]
 
     return measure_items(
         kind=kind,
@@ -207,6 +221,7 @@ def run_suite(
             "items_each": n,
             "seed": seed,
             **({"across": True} if across else {}),
+            **graph_config(graphs, graph_nodes),
         },
         output=output,
         resume=resume,

@@ -10,6 +10,7 @@ from symbolic_residue.cli._across import gather_texts, measure_together, Texts, 
 from symbolic_residue.cli._common import (
     Adapter,
     Chat,
+    default_output,
     Device,
     Dtype,
     File,
@@ -22,6 +23,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._failure_graphs import graph_config, GraphNodes, Graphs, item_of, silence_graphs
 from symbolic_residue.errors import ConfigError
 
 __all__ = ["silence"]
@@ -36,6 +38,8 @@ def silence(
     ] = None,
     top: Annotated[int, typer.Option("--top", min=0, help="Heads, and MLPs, to ablate.")] = 8,
     random_heads: Annotated[int, typer.Option("--random-heads", min=0, help="Heads of the control.")] = 24,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,
@@ -82,12 +86,18 @@ def silence(
             progress=progress,
         )
 
+    path = output or default_output("silence")
+
+    def graphs_of(run: Any, progress: Any) -> Any:
+        return silence_graphs(instrument, run, top=graphs, nodes=graph_nodes, ends=ends, seed=seed, progress=progress)
+
     code = measure_together(
         kind="silence",
         loaded=loaded,
         prompts=prompts,
-        config={"end": ends, "top": top, "random_heads": random_heads, "chat": chat},
-        output=output,
+        config={"end": ends, "top": top, "random_heads": random_heads, "chat": chat} | graph_config(graphs, graph_nodes),
+        after={item_of("silence"): graphs_of} if graphs else None,
+        output=path,
         resume=resume,
         seed=seed,
         report=not no_report,

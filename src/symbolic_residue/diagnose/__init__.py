@@ -13,6 +13,7 @@ from symbolic_residue.diagnose._across import (
 )
 from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, items_row, shell_item
 from symbolic_residue.diagnose._failures import benchmark_groups, HealingGroup, make_failures, run_groups
+from symbolic_residue.diagnose._graphs import GRAPHS, graphs_item, Shelf, silent_prompts, suite_failures, suite_graphs
 from symbolic_residue.diagnose._heal import heal_item
 from symbolic_residue.diagnose._read import read_item
 from symbolic_residue.diagnose._silence import silence_item, silence_together
@@ -20,8 +21,10 @@ from symbolic_residue.diagnose._suite import choose_items, item_name, suite_item
 from symbolic_residue.diagnose._suite_across import add_across, suite_across
 
 __all__ = [
+    "GRAPHS",
     "HealingGroup",
     "ItemResult",
+    "Shelf",
     "across_row",
     "add_across",
     "attention_item",
@@ -36,6 +39,7 @@ __all__ = [
     "errors_item",
     "errors_together",
     "failed_item",
+    "graphs_item",
     "heal_item",
     "item_name",
     "items_row",
@@ -45,6 +49,9 @@ __all__ = [
     "shell_item",
     "silence_item",
     "silence_together",
+    "silent_prompts",
     "suite_across",
+    "suite_failures",
+    "suite_graphs",
     "suite_item",
 ]

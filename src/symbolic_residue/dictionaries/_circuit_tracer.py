@@ -1,7 +1,8 @@
 """Folders of circuit-tracer: ``config.yaml`` and transcoders a layer, or a cross-layer transcoder.
 
 1. ``config.yaml``: ``model_kind`` (``transcoder_set`` or ``cross_layer_transcoder``), ``model_name``, ``scan``, ``feature_input_hook``,
-   ``feature_output_hook``, ``activation`` (``relu`` or ``topk``), ``k``, and perhaps ``transcoders``: the files, layer by layer.
+   ``feature_output_hook``, ``activation`` (``relu`` or ``topk``), ``k``, and perhaps ``transcoders``: the files, layer by layer, by
+   their path here or as ``hf://org/repo/path?revision=…`` (from the hub's cache, or fetched into it).
 2. A set has ``layer_{i}.safetensors``: ``W_enc [feature, d_model]``, ``b_enc``, ``W_dec [feature, d_model]``, ``b_dec``; with
    ``activation_function.threshold`` it is JumpReLU; ``W_skip`` acts as ``x @ W_skip.T``; ``k`` is that of TopK.
 3. A CLT has ``W_enc_{i}.safetensors`` (``W_enc_{i}``, ``b_enc_{i}``, ``b_dec_{i}``, perhaps ``threshold_{i}``) and ``W_dec_{i}.safetensors``
@@ -11,7 +12,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from torch import Tensor
 
@@ -20,14 +23,20 @@ from symbolic_residue.dictionaries._files import read_tensors, read_yaml, Settin
 from symbolic_residue.dictionaries._gemma_scope import gemma_scope_2_layer, npz_layer
 from symbolic_residue.dictionaries._places import predicts_from, reads_from
 from symbolic_residue.errors import DictionaryError
+from symbolic_residue.models import hub_files
 
 __all__ = ["read_circuit_tracer"]
 
+Progress = Callable[[str], None] | None
 _HARMLESS = ("repo_id", "revision", "subfolder", "scan_name")
 
 
 def read_circuit_tracer(
-    folder: Path, reads: Reads | None = None, predicts: Predicts | None = None, k: int | None = None
+    folder: Path,
+    reads: Reads | None = None,
+    predicts: Predicts | None = None,
+    k: int | None = None,
+    progress: Progress = None,
 ) -> Transcoders:
     """A dictionary in circuit-tracer's format.
 
@@ -35,10 +44,12 @@ def read_circuit_tracer(
         folder: with ``config.yaml``.
         reads, predicts: where the config names places that are not known.
         k: of TopK, where the config does not say it.
+        progress: called with a line before something is downloaded.
 
     Raises:
         DictionaryError: entries, tensors, activations or shapes that are not as the format has them.
         DamagedFileError: a file that cannot be read.
+        OfflineError, UnknownModelError, ModelError, WriteError: files of the hub, see ``hub_files``.
     """
     config = read_yaml(folder / "config.yaml")
     kind = config.take("model_kind")
@@ -47,7 +58,7 @@ def read_circuit_tracer(
     predicts = predicts_from(config.take("feature_output_hook"), predicts, where)
     source = {"format": "circuit-tracer", "model": config.take("model_name"), "scan": config.take("scan")}
     if kind == "transcoder_set":
-        layers = _set(folder, config, reads, predicts, k)
+        layers = _set(folder, config, reads, predicts, k, progress)
     elif kind == "cross_layer_transcoder":
         layers = _clt(folder, config, reads, predicts)
     else:
@@ -56,7 +67,9 @@ def read_circuit_tracer(
     return Transcoders(by_layer(layers), source)
 
 
-def _set(folder: Path, config: Settings, reads: Reads, predicts: Predicts, k: int | None) -> list[LayerDictionary]:
+def _set(
+    folder: Path, config: Settings, reads: Reads, predicts: Predicts, k: int | None, progress: Progress
+) -> list[LayerDictionary]:
     activation, stated = config.take("activation"), config.take("k")
     if activation not in (None, "relu", "topk"):
         raise DictionaryError(
@@ -65,10 +78,11 @@ def _set(folder: Path, config: Settings, reads: Reads, predicts: Predicts, k: in
     if stated is not None and k is not None and stated != k:
         raise DictionaryError(f"{config.path} says k = {stated}; k = {k} was given.")
     k = stated if k is None else k
-    return [_layer(i, path, activation, k, reads, predicts) for i, path in enumerate(_paths(folder, config.take("transcoders")))]
+    paths = _paths(folder, config.take("transcoders"), progress)
+    return [_layer(i, path, activation, k, reads, predicts) for i, path in enumerate(paths)]
 
 
-def _paths(folder: Path, named: object) -> list[Path]:
+def _paths(folder: Path, named: object, progress: Progress) -> list[Path]:
     if named is None:
         found = {path.stem.removeprefix("layer_"): path for path in folder.glob("layer_*.safetensors")}
         wanted = [str(i) for i in range(len(found))]
@@ -78,12 +92,39 @@ def _paths(folder: Path, named: object) -> list[Path]:
         return [found[i] for i in wanted]
     if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
         raise DictionaryError(f"{folder / 'config.yaml'} has transcoders that are no list of files.")
-    if remote := [one for one in named if "://" in one]:
+    remote = {one: _uri(one, folder / "config.yaml") for one in named if "://" in one}
+    there: dict[str, Path] = {}
+    for repo, revision in dict.fromkeys((repo, revision) for repo, _, revision in remote.values()):
+        mine = {one: name for one, (of, name, at) in remote.items() if (of, at) == (repo, revision)}
+        paths = hub_files(repo, list(mine.values()), revision=revision, progress=progress)
+        there |= dict(zip(mine, paths, strict=True))
+    return [there[one] if one in there else folder / one for one in named]
+
+
+def _uri(text: str, where: Path) -> tuple[str, str, str | None]:
+    """Repository, file and revision of ``hf://org/repo/path?revision=…``.
+
+    Raises:
+        DictionaryError: another form.
+    """
+    parts = urlsplit(text)
+    repo, _, name = parts.path.lstrip("/").partition("/")
+    asked = parse_qs(parts.query, keep_blank_values=True)
+    revision = asked.pop("revision", [None])
+    if (
+        parts.scheme != "hf"
+        or not (parts.netloc and repo and name)
+        or asked
+        or parts.fragment
+        or len(revision) != 1
+        or revision[0] == ""
+    ):
         raise DictionaryError(
-            f"{folder / 'config.yaml'} names files that are elsewhere, {remote[0]!r} among them.",
-            todo="Download them, and write their paths, relative to this folder, into a copy of the config.",
+            f"{where} names a file by {text!r}, which is not known.", todo="Known: hf://org/repo/path, with ?revision=… or without."
         )
-    return [folder / one for one in named]
+    if ".." in name.split("/") or name.endswith("/"):
+        raise DictionaryError(f"{where} names a file by {text!r}, which is no file of a repository.")
+    return f"{parts.netloc}/{repo}", name, revision[0]
 
 
 def _layer(layer: int, path: Path, activation: str | None, k: int | None, reads: Reads, predicts: Predicts) -> LayerDictionary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from symbolic_residue.dictionaries._circuit_tracer import read_circuit_tracer
@@ -17,7 +17,12 @@ __all__ = ["open_dictionary"]
 
 
 def open_dictionary(
-    path: Path | str | Sequence[Path | str], *, reads: Reads | None = None, predicts: Predicts | None = None, k: int | None = None
+    path: Path | str | Sequence[Path | str],
+    *,
+    reads: Reads | None = None,
+    predicts: Predicts | None = None,
+    k: int | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Transcoders:
     """A dictionary from files on disk.
 
@@ -37,11 +42,13 @@ def open_dictionary(
         reads: ``resid_mid``, ``mlp_in`` or ``normalized``: needed only where the files do not say it.
         predicts: ``mlp_out`` or ``mlp``; the same.
         k: of TopK, where the files do not say it.
+        progress: called with a line, size included, before files that a config names on the hub (``hf://``) are downloaded.
 
     Raises:
         DictionaryError: no known format, more than one, two dictionaries for one layer, or a dictionary that cannot be used.
         DamagedFileError: a truncated file, or one that holds something else.
         NonFiniteWeightsError: NaN or infinity.
+        OfflineError, UnknownModelError, ModelError, WriteError: files of the hub that cannot be had.
     """
     roots = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
     if not roots or not all(root.exists() for root in roots):
@@ -52,7 +59,7 @@ def open_dictionary(
             if not (roots[0] / name).exists():
                 continue
             if reader is not None:
-                return reader(roots[0], reads, predicts, k)
+                return reader(roots[0], reads, predicts, k, progress)
             _unused(reads=reads, predicts=predicts, k=k)
             return read_own(roots[0])
         if (roots[0] / "params_layer_0.safetensors").exists():

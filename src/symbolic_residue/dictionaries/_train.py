@@ -73,7 +73,7 @@ def train_dictionary(
     plan: TrainingPlan,
     *,
     anew: bool = False,
-    keep_activations: bool = False,
+    activations: Path | str | None = None,
     save_every: int = 100,
     file_bytes: int = 256 << 20,
     progress: Progress | None = None,
@@ -86,7 +86,8 @@ def train_dictionary(
         folder: of the dictionary; made where it is missing.
         plan: what is trained, and how.
         anew: throw away what the folder holds of another training.
-        keep_activations: leave the collected activations there when it is done.
+        activations: a folder for the collected activations, which stay there and serve other plans of the same texts, context, stored and seed with no layers
+            that these lack; None: inside ``folder``, taken away when it is done.
         save_every: steps between two kept states.
         file_bytes: about the size of a file of activations.
         progress: called with what is done (``activations``, in pieces of text, or ``training``, in steps), how much of it, and of how much.
@@ -105,17 +106,18 @@ def train_dictionary(
     plan = _with_layers(plan, loaded)
     pieces = cut_pieces(loaded.tokenizer, texts, plan.context)
     record = loaded.provenance
-    settings = {
+    of = {
         "model": record.model, "weights_sha256": record.weights_sha256, "adapter_sha256": record.adapter.sha256 if record.adapter else None,
-        "dtype": record.dtype, "texts_sha256": _pieces_sha256(pieces), "plan": plan.settings(),
+        "dtype": record.dtype, "texts_sha256": _pieces_sha256(pieces),
     }  # fmt: skip
+    settings = of | {"plan": plan.settings()}
     with _held(folder):
         head = _begin(folder, settings, texts, anew)
         if head["finished"]:
             return _finished(folder, head)
         instrument = Instrument(loaded)
         rows = collect_rows(
-            instrument, pieces, plan, folder / "activations", file_bytes=file_bytes,
+            instrument, pieces, plan, Path(activations or folder / "activations"), of=of, file_bytes=file_bytes,
             progress=lambda done, total: tell("activations", done, total),
         )  # fmt: skip
         fit = _Fit(plan, rows, loaded.parts.d_model, instrument.device, folder / "state.safetensors")
@@ -128,8 +130,7 @@ def train_dictionary(
         }  # fmt: skip
         write_json(folder / "training.json", head)
         (folder / "state.safetensors").unlink(missing_ok=True)
-        if not keep_activations:
-            shutil.rmtree(folder / "activations", ignore_errors=True)
+        shutil.rmtree(folder / "activations", ignore_errors=True)
         return _finished(folder, head)
 
 
@@ -210,7 +211,6 @@ def _begin(folder: Path, settings: dict[str, Any], texts: Sequence[str], anew: b
         shutil.rmtree(folder / "activations", ignore_errors=True)
     head = {"format": _FORMAT, "settings": settings, "texts": sorted({text_sha256(text) for text in texts}), "finished": False}
     write_json(path, head)
-    (folder / "activations").mkdir(exist_ok=True)
     return head
 
 

@@ -13,9 +13,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -24,15 +23,15 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.dictionaries._coder import Scales
-from symbolic_residue.dictionaries._files import read_tensors, write_tensors
+from symbolic_residue.dictionaries._files import read_json, read_tensors, write_json, write_tensors
 from symbolic_residue.dictionaries._plan import TrainingPlan
-from symbolic_residue.errors import DamagedFileError, NonFiniteWeightsError, PromptError, WriteError
+from symbolic_residue.errors import DamagedFileError, NonFiniteWeightsError, PromptError, RunExistsError, WriteError
 from symbolic_residue.instrument import collate, Instrument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Rows", "collect_rows", "cut_pieces", "disk_bytes"]
+__all__ = ["Piece", "Rows", "collect_rows", "cut_pieces"]
 
 _FORWARD = 8
 """Pieces a forward. Another number would change the rows by rounding."""
@@ -76,17 +75,6 @@ def cut_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context
         cut = [Piece((*lead, *ids[start : start + size]), len(lead)) for start in range(0, len(ids), size)]
         pieces += [piece for piece in cut if piece.rows > 0]
     return pieces
-
-
-def disk_bytes(pieces: Sequence[Piece], plan: TrainingPlan, d_model: int) -> int:
-    """What the rows will take on disk."""
-    assert plan.layers is not None
-    return sum(piece.rows for piece in pieces) * _row_bytes(plan, d_model)
-
-
-def _row_bytes(plan: TrainingPlan, d_model: int) -> int:
-    assert plan.layers is not None
-    return 2 * len(plan.layers) * d_model * (2 if plan.stored == "float16" else 4)
 
 
 class Rows:
@@ -189,36 +177,43 @@ def collect_rows(
     plan: TrainingPlan,
     folder: Path,
     *,
+    of: Mapping[str, Any],
     file_bytes: int,
     progress: Callable[[int, int], None],
 ) -> Rows:
-    """Run the pieces that no file holds yet, and open all files.
+    """Run the pieces that no file holds yet, and open all files. Files that hold more layers than the plan's serve too.
 
     Args:
         instrument: the model.
         pieces: what it reads.
         plan: with its layers named.
-        folder: of the files.
-        file_bytes: about the size of a file; one holds at least a piece.
+        folder: of the files; made where it is missing.
+        of: whose rows they are: plain data that must be the same to go on.
+        file_bytes: about the size of a file; one holds at least a piece. Files that are there keep theirs.
         progress: called with (pieces done, all pieces).
 
     Raises:
         PromptError: fewer rows than a batch.
+        RunExistsError: the folder holds rows of another model, other texts or settings, or lacks layers.
         NonFiniteWeightsError: activations that are not finite, or too large for the dtype.
         DamagedFileError: a file that is cut short, or holds something else.
         WriteError: the disk is full, or would be.
     """
     assert plan.layers is not None
-    layers, d_model = sorted(plan.layers), instrument.parts.d_model
     n = sum(piece.rows for piece in pieces)
     if n < plan.batch:
         raise PromptError(
             f"The texts have {n} positions to train on (the first of every piece is left out); a batch is {plan.batch}.",
             todo="Give more text, or a smaller batch.",
         )
+    wanted = sorted(plan.layers)
+    layers, file_bytes = _whose(
+        folder, {**of, "context": plan.context, "stored": plan.stored, "seed": plan.seed}, wanted, file_bytes
+    )
+    each = 2 * len(layers) * instrument.parts.d_model * (2 if plan.stored == "float16" else 4)
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(plan.seed)).tolist()
     groups: list[list[int]] = [[]]
-    most, held = max(1, file_bytes // _row_bytes(plan, d_model)), 0
+    most, held = max(1, file_bytes // each), 0
     for i in order:
         if groups[-1] and held + pieces[i].rows > most:
             groups.append([])
@@ -226,11 +221,7 @@ def collect_rows(
         groups[-1].append(i)
         held += pieces[i].rows
     paths = [folder / f"rows-{number:05d}.safetensors" for number in range(len(groups))]
-    _room(
-        folder,
-        sum(pieces[i].rows for group, path in zip(groups, paths, strict=True) if not path.exists() for i in group)
-        * _row_bytes(plan, d_model),
-    )
+    _room(folder, each * sum(pieces[i].rows for group, path in zip(groups, paths, strict=True) if not path.exists() for i in group))
     done = 0
     for group, path in zip(groups, paths, strict=True):
         progress(done, len(pieces))
@@ -242,10 +233,27 @@ def collect_rows(
             for start in range(0, len(inside), _FORWARD):
                 _run(instrument, [pieces[i] for i in inside[start : start + _FORWARD]], gathered)
                 progress(done + min(start + _FORWARD, len(inside)), len(pieces))
-            write_tensors(path, gathered.tensors(), {"layers": json.dumps(layers)})
+            write_tensors(path, gathered.tensors())
         done += len(group)
     progress(done, len(pieces))
-    return Rows(paths, layers)
+    return Rows(paths, wanted)
+
+
+def _whose(folder: Path, of: dict[str, Any], wanted: list[int], file_bytes: int) -> tuple[list[int], int]:
+    """The layers and the size of the files in the folder, which says whose they are."""
+    path = folder / "rows.json"
+    if not path.exists():
+        write_json(path, {"of": of, "layers": wanted, "file_bytes": file_bytes})
+        return wanted, file_bytes
+    record = read_json(path)
+    its, layers = record.need("of", dict), record.need("layers", list)
+    if differs := sorted(key for key in {*of, *its} if of.get(key) != its.get(key)):
+        raise RunExistsError(
+            f"{folder} holds activations of others ({', '.join(differs)} differ).", todo="Choose another folder, or remove it."
+        )
+    if missing := sorted({*wanted} - {*layers}):
+        raise RunExistsError(f"The activations in {folder} lack layer {missing[0]}.", todo="Choose another folder, or remove it.")
+    return layers, record.need("file_bytes", int)
 
 
 class _Gathered:

@@ -52,7 +52,9 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Silence:
-    """End of text against the best content token."""
+    """End of text against the best content token; ``ends`` are the end tokens, the model's own where none are given."""
+
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def failure_contrast(instrument: Instrument, ids: Sequence[int], logits: Tensor,
     """
     reader = _Reader(instrument, ids, logits)
     if isinstance(asked, Silence):
-        return reader.silence()
+        return reader.silence(asked.ends)
     if isinstance(asked, Repeat):
         return reader.repeat(asked.at_least)
     if isinstance(asked, Collapse):
@@ -160,8 +162,8 @@ class _Reader:
         self.instrument, self.ids, self.logits = instrument, list(ids), logits
         self.tokenizer: Any = instrument.loaded.tokenizer
 
-    def silence(self) -> Contrast:
-        ends = sorted(stop_ids_of(self.instrument))
+    def silence(self, given: Sequence[int]) -> Contrast:
+        ends = sorted(stop_ids_of(self.instrument, list(given) or None))
         if not ends:
             raise ConfigError("The model has no end token.", why="Silence is end-of-text before any content.")
         end = max(ends, key=lambda t: float(self.logits[t]))

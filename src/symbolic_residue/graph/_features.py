@@ -24,9 +24,10 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads
+from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads, require_model
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph._columns import Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._norm import FrozenNorm
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from symbolic_residue.graph._graph import Graph
     from symbolic_residue.instrument import Instrument
 
-__all__ = ["FeatureUnits", "describe", "local_of", "silenced", "with_dictionary"]
+__all__ = ["FeatureUnits", "describe", "local_of", "require_dictionary", "silenced", "with_dictionary"]
 
 _BLOCK = 4096
 """Rows of a decoder that are held at a time."""
@@ -192,14 +193,7 @@ def with_dictionary(local: LocalModel, dictionary: Dictionary) -> LocalModel:
     Raises:
         DictionaryError: another width, layers that the model does not have, or no feature that is active on this prompt.
     """
-    n_layers, width = len(local.layers), local.embedded.shape[1]
-    for i, one in dictionary.layers.items():
-        if i >= n_layers or one.d_model != width:
-            raise DictionaryError(
-                f"The dictionary has layer {i} of width {one.d_model}; the model has layers 0 to {n_layers - 1} of width {width}.",
-                why="It was trained on another model.",
-                todo="Give a dictionary of this model, or name the model that it is of.",
-            )
+    require_model(dictionary, local.parts)
     writers = {j: _writer(local.layers[j], one) for j, one in dictionary.layers.items()}
     units: dict[int, FeatureUnits] = {}
     for i, one in dictionary.layers.items():
@@ -254,29 +248,44 @@ def describe(local: LocalModel, dictionary: Dictionary) -> dict[str, Any]:
     return {"sha256": dictionary.sha256, "source": dict(dictionary.source), "layers": found}
 
 
-def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dictionary: Dictionary | None) -> LocalModel:
-    """The replacement model that a graph was made in: the one given, or made again.
+def require_dictionary(graph: Graph, dictionary: Dictionary | None) -> None:
+    """Whether this is the dictionary that a graph was made with (None: none).
 
     Raises:
-        ConfigError: the graph has a dictionary, and neither it nor a replacement model with its layers is given; or another one is.
+        ConfigError: it is not.
     """
     wanted = graph.dictionary.get("sha256")
+    if wanted and dictionary is None:
+        raise ConfigError(
+            "The graph's units are features of a dictionary, which is not given.",
+            why="A graph keeps their numbers, not their weights.",
+            todo="Give dictionary=, the one that attribute() was given.",
+        )
     if dictionary is not None and dictionary.sha256 != wanted:
         raise ConfigError(
             "The dictionary is not the graph's." if wanted else "The graph was made without a dictionary.",
             why="Its units would be taken for others.",
             todo="Give the dictionary that attribute() was given." if wanted else "Leave dictionary out.",
         )
+
+
+def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dictionary: Dictionary | None) -> LocalModel:
+    """The replacement model that a graph was made in: the one given, or made again.
+
+    Raises:
+        ConfigError: the graph has a dictionary, and neither it nor a replacement model with its layers is given; or another one is.
+    """
+    if local is None or dictionary is not None:
+        require_dictionary(graph, dictionary)
     if local is None:
-        if wanted and dictionary is None:
-            raise ConfigError("The graph's units are features of a dictionary, which is not given.", todo="Give dictionary=.")
         with torch.no_grad():
-            local = freeze(instrument, torch.tensor(graph.ids))
+            local = freeze(instrument, torch.tensor(graph.ids, device=instrument.device))
             if dictionary is None:
                 return local
             off = (graph.activations == 0).nonzero()[:, 0]
-            units = Units(*(one[off] for one in (graph.units.layer, graph.units.position, graph.units.neuron)))
-            return silenced(with_dictionary(local, dictionary), units)
+            units = Units(*(one[off] for one in (graph.units.layer, graph.units.position, graph.units.neuron))).to(local.device)
+            with on(local.device):
+                return silenced(with_dictionary(local, dictionary), units)
     if set(local.units) != graph.feature_layers:
         raise ConfigError(
             "The replacement model that is given has other units than the graph.", todo="Leave local out, and give dictionary=."
@@ -287,10 +296,10 @@ def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dic
 def _replaced(layer: LocalLayer, one: LayerDictionary, writer: Writer, units: Mapping[int, FeatureUnits]) -> LocalLayer:
     """A layer with the decoder's bias as its constant, the skip as a path, and what remains as what its units and the error write together."""
     dtype, j = layer.dtype, one.layer
-    fixed = one.bias.to(dtype)
+    fixed = one.bias.to(layer.stream.device, dtype)
     skip, reader = None, _reader(layer, one.reads)
     if one.skip is not None:
-        matrix = one.skip.to(dtype)
+        matrix = one.skip.to(layer.stream.device, dtype)
         skip = LinearPath(reader, matrix, writer.norm, writer.factor)
         if reader.bias is not None:
             fixed = fixed + reader.bias @ matrix

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TYPE_CHECKING
 
@@ -150,19 +150,6 @@ class Graph:
         """Layers whose units are features of a dictionary; the others' are neurons."""
         return frozenset(one["layer"] for one in self.dictionary.get("layers", ()))
 
-    def require_neurons(self, what: str) -> None:
-        """Refuse what sets activations in the model, where units are features.
-
-        Raises:
-            ConfigError: the graph has features.
-        """
-        if self.feature_layers:
-            raise ConfigError(
-                f"{what} needs a graph of neurons; this one has features in layers {', '.join(map(str, sorted(self.feature_layers)))}.",
-                why="The model has no activation that is a feature.",
-                todo="Make the graph with units='neurons'.",
-            )
-
     def values(self) -> Tensor:
         """What each row must sum to, ``[row]``."""
         targets = torch.tensor([t.value for t in self.targets], dtype=torch.float64)
@@ -285,11 +272,22 @@ class Graph:
 
         return ghosts(instrument, self, **options)
 
-    def supernodes(self, **options: Any) -> Supernodes:
-        """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``."""
+    def supernodes(self, instrument: Instrument | None = None, *, texts: Iterable[str] | None = None, **options: Any) -> Supernodes:
+        """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``.
+
+        With the model they are labelled by what they write and where they act, in the prompt and in ``texts``: ``_group_labels.label_supernodes``,
+        which has more options.
+
+        Raises:
+            ConfigError: texts without the model.
+        """
+        from symbolic_residue.graph._group_labels import label_supernodes
         from symbolic_residue.graph._supernodes import supernodes
 
-        return supernodes(self, **options)
+        if texts is not None and instrument is None:
+            raise ConfigError("Texts say nothing without the model.", todo="Give the instrument too.")
+        found = supernodes(self, **options)
+        return found if instrument is None else label_supernodes(instrument, self, found, texts=texts)
 
     def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
         """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""

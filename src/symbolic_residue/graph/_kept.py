@@ -17,7 +17,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
 from symbolic_residue.graph._pairs import TokenPair
-from symbolic_residue.instrument import collate, Instrument, Prefix, Replace, Trace
+from symbolic_residue.instrument import collate, Edit, Instrument, Prefix, Replace, Trace
 from symbolic_residue.types import Point
 
 __all__ = ["KeepUnits", "PairRun", "check_ends", "ranks", "run_pair"]
@@ -85,17 +85,21 @@ class PairRun:
         found = []
         for start in range(0, len(counts), step):
             part = torch.tensor(list(counts[start : start + step]))
-            edits = [
-                KeepUnits(f"mlp_act.{i}", value=value, rank=order, counts=part)
-                for i, (value, order) in enumerate(zip(self.corrupted, rank, strict=True))
-            ]
+            edits = self.edits(rank, part)
             if prefix is None:
                 trace: Trace = self.instrument.run(ids.repeat(len(part), 1), edits=edits, keep_logits=1)
             else:
                 trace = prefix.run(ids[:, first:], edits=edits, copies=len(part), keep_logits=1)
             assert trace.logits is not None
-            found.append(self.difference(trace.logits[:, -1]))
+            found.append(self.difference(trace.logits[:, -1]).cpu())
         return torch.cat(found)
+
+    def edits(self, rank: Sequence[Tensor], counts: Tensor) -> list[Edit]:
+        """What keeps the first ``counts [sequence]`` in rank live, and sets all others."""
+        return [
+            KeepUnits(f"mlp_act.{i}", value=value, rank=order, counts=counts)
+            for i, (value, order) in enumerate(zip(self.corrupted, rank, strict=True))
+        ]
 
 
 def run_pair(instrument: Instrument, pair: TokenPair) -> PairRun:
@@ -143,7 +147,7 @@ def ranks(scores: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Rank of every neuron, 0 for the largest score, in the scores' shapes; ties go to the earlier layer, position, neuron."""
     flat = torch.cat([one.flatten() for one in scores])
     order = flat.argsort(descending=True, stable=True)
-    rank = torch.empty(len(flat), dtype=torch.int32)
-    rank[order] = torch.arange(len(flat), dtype=torch.int32)
+    rank = torch.empty(len(flat), dtype=torch.int32, device=flat.device)
+    rank[order] = torch.arange(len(flat), dtype=torch.int32, device=flat.device)
     parts = rank.split([one.numel() for one in scores])
     return tuple(part.view(one.shape) for part, one in zip(parts, scores, strict=True))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from symbolic_residue.models._cache import cache_dir, CacheEntry
     from symbolic_residue.models._families import FAMILIES, FamilySpec
     from symbolic_residue.models._hub import hub_entries
+    from symbolic_residue.models._hub_files import hub_files
     from symbolic_residue.models._load import cached, fetch, load_model, LoadedModel, wrap
     from symbolic_residue.models._parts import LayerParts, Norm, Parts
     from symbolic_residue.models._provenance import AdapterRecord, Provenance
@@ -42,6 +43,7 @@ __all__ = [
     "cached",
     "fetch",
     "hub_entries",
+    "hub_files",
     "linear_bias",
     "load_model",
     "weight_in_out",
@@ -53,6 +55,7 @@ _HOMES = {
     "_cache": ("CacheEntry", "cache_dir"),
     "_families": ("FAMILIES", "FamilySpec"),
     "_hub": ("hub_entries",),
+    "_hub_files": ("hub_files",),
     "_load": ("LoadedModel", "cached", "fetch", "load_model", "wrap"),
     "_parts": ("LayerParts", "Norm", "Parts"),
     "_provenance": ("AdapterRecord", "Provenance"),

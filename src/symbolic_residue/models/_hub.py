@@ -22,7 +22,7 @@ from symbolic_residue.models._families import FAMILIES
 from symbolic_residue.models._quiet import quiet
 from symbolic_residue.models._refs import HubRef
 
-__all__ = ["fetch_hub", "find_hub", "hub_entries", "is_offline"]
+__all__ = ["fetch_hub", "find_hub", "hub_entries", "hub_failure", "is_offline"]
 
 _PATTERNS = [
     "config.json",
@@ -77,7 +77,6 @@ def fetch_hub(ref: HubRef, progress: Callable[[str], None]) -> Path:
         WriteError: the hub's cache cannot be written.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     folder = find_hub(ref)
     if folder is not None:
@@ -99,31 +98,32 @@ def fetch_hub(ref: HubRef, progress: Callable[[str], None]) -> Path:
                     ref.repo, revision=ref.revision, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED, etag_timeout=_TIMEOUT_S
                 )
             )
-    except GatedRepoError as error:
-        raise ModelError(
-            f"Access to {ref} is restricted.",
-            why="Its owner asks users to accept terms first.",
-            todo=f"Accept them at https://huggingface.co/{ref.repo}, then log in with `hf auth login`.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UnknownModelError(
-            f"{ref.repo} has no revision {ref.revision!r}.", todo="Use a branch, tag or commit it has."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UnknownModelError(
-            f"The hub has no model {ref.repo!r}, or it is private.", todo="Check the name; for a private model run `hf auth login`."
-        ) from error
-    except ModelError:
-        raise
     except Exception as error:
-        raise _network_error(ref, error) from error
+        raise hub_failure(ref.repo, ref.revision, error) from error
     if not _is_complete(folder):
         raise ModelFolderError(f"The repository {ref} lacks config.json or some of its safetensors.")
     return folder
 
 
-def _network_error(ref: HubRef, error: Exception) -> Exception:
+def hub_failure(repo: str, revision: str | None, error: Exception) -> Exception:
     """The hub client's, its HTTP library's or the system's error as one of ours; anything else comes back as it is."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    ref = repo if revision is None else f"{repo}@{revision}"
+    if isinstance(error, ModelError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return ModelError(
+            f"Access to {ref} is restricted.",
+            why="Its owner asks users to accept terms first.",
+            todo=f"Accept them at https://huggingface.co/{repo}, then log in with `hf auth login`.",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return UnknownModelError(f"{repo} has no revision {revision!r}.", todo="Use a branch, tag or commit it has.")
+    if isinstance(error, RepositoryNotFoundError):
+        return UnknownModelError(
+            f"The hub has no model {repo!r}, or it is private.", todo="Check the name; for a private model run `hf auth login`."
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return WriteError(
             f"{ref} cannot be written to the hub's cache.", why=str(error.strerror), todo="Free space, or set HF_HOME."
@@ -132,7 +132,7 @@ def _network_error(ref: HubRef, error: Exception) -> Exception:
     if not from_network and not isinstance(error, OSError):
         return error
     reason = str(error).strip().splitlines()
-    return offline_error(str(ref), f"The hub cannot be reached ({type(error).__name__}: {reason[0][:200] if reason else ''}).")
+    return offline_error(ref, f"The hub cannot be reached ({type(error).__name__}: {reason[0][:200] if reason else ''}).")
 
 
 def offline_error(ref: str, why: str) -> OfflineError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from symbolic_residue.figures import interval_text, number
+from symbolic_residue.report._failure_graphs import failure_tables
 from symbolic_residue.report._load import Run
 
 __all__ = ["MEASURES", "across_sections"]
@@ -213,6 +214,7 @@ def _attention(held: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 MEASURES: dict[str, _Measure] = {
     "silence": _Measure("Silence: why nothing comes, and who is overruled", ("endings", "overruled"), "silence_", _silence),
     "ghosts": _Measure("Ghosts: active without effect", ("ghosts",), "", _ghosts),
+    "graphs": _Measure("Graphs of the worst failures", ("failure_graphs", "failure_parts", "failure_units"), "", failure_tables),
     "disruption": _Measure("Attention against the control", ("disruption",), "disruption_", _disruption),
     "errors": _Measure("Errors that accumulate", ("curves",), "curve_", lambda held: []),
     "cross-run": _Measure("Success against failure", ("cross_run",), "", _cross),

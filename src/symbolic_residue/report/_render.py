@@ -151,6 +151,7 @@ def _suite(run: Run) -> dict[str, Any] | None:
                 "shell": shell,
                 "rows": [row for row in rows if row["shell"] == shell],
                 "heads": [row for row in heads if row["shell"] == shell][:8],
+                "graphs": next((f"item-{i + 1}-graphs" for i, item in enumerate(run.shown) if item == f"graphs.{shell}"), None),
             }
             for shell in dict.fromkeys(row["shell"] for row in rows)
         ],

@@ -40,6 +40,7 @@ OWN_SECTION = frozenset(
             "shell_items",
         ),
         *("sensitivity", "ov", "changes"),
+        *("failure_graphs", "failure_parts", "failure_units"),
         *("across", "endings", "overruled", "ghosts", "disruption", "cross_run", "attention_rows", "ov_keys", "ov_heads"),
     )
 )

@@ -33,7 +33,8 @@ class Ask:
         ids: the tokens that the model reads.
         answer: the right next token; None where only the program knows what is right.
         wrong: the token that it stands against; None stands for the best other one.
-        evidence: positions that say the answer, empty where none are known; ``distractor`` positions that say something else.
+        evidence: positions that say the answer, empty where none are known; ``distractor`` positions that say something else; ``padding`` those
+            that were put between.
         control: a matched prompt that the model answers rightly, for steering; None where there is none.
         check: says whether a greedy answer is right; None judges the next token.
         given: tokens between the prompt and ``answer``, where the right answer and a wrong one begin alike; only with ``check``.
@@ -47,6 +48,7 @@ class Ask:
     control: tuple[int, ...] | None = None
     check: Callable[[str], bool] | None = None
     given: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

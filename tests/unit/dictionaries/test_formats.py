@@ -179,7 +179,7 @@ def rewrite(path: Path, **changes: Any) -> None:
         ({"feature_input_hook": "hook_mlp_in"}, "not known"),
         ({"feature_output_hook": ...}, "does not say"),
         ({"scale_inputs": True}, "not known: scale_inputs"),
-        ({"transcoders": ["hf://org/model/x.safetensors"]}, "elsewhere"),
+        ({"transcoders": ["https://example.org/x.safetensors"]}, "not known"),
         ({"transcoders": ["nowhere.safetensors"]}, "no file"),
         ({"transcoders": "all"}, "no list"),
     ],

@@ -58,7 +58,7 @@ def loaded() -> LoadedModel:
 def rows_of(loaded: LoadedModel, folder: Path, **plan: Any) -> tuple[Rows, list[Any]]:
     made = TrainingPlan(**PLAN | {"layers": (0, 1), "stored": "float32"} | plan)
     pieces = cut_pieces(loaded.tokenizer, TEXTS, made.context)
-    rows = collect_rows(Instrument(loaded), pieces, made, folder, file_bytes=30_000, progress=lambda done, total: None)
+    rows = collect_rows(Instrument(loaded), pieces, made, folder, of={}, file_bytes=30_000, progress=lambda done, total: None)
     return rows, pieces
 
 
@@ -388,21 +388,42 @@ def test_ctrl_c_keeps_what_was_done(loaded: LoadedModel, tmp_path: Path, what: s
 
     plan = TrainingPlan(**PLAN)
     # one piece a file, so that each is kept
-    call: dict[str, Any] = {"file_bytes": 1, "keep_activations": True}
+    call: dict[str, Any] = {"file_bytes": 1, "activations": tmp_path / "rows"}
     with pytest.raises(KeyboardInterrupt):
         train_dictionary(loaded, TEXTS, tmp_path / "a", plan, progress=stop, **call)
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a" / "activations").iterdir()}
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("rows-*")}
     first: dict[str, int] = {}
     resumed = train_dictionary(
         loaded, TEXTS, tmp_path / "a", plan, progress=lambda name, done, total: first.setdefault(name, done) and None, **call
     )
     assert (
         len(kept) >= 4
-        and kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a" / "activations").iterdir()}.items()
+        and kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("rows-*")}.items()
     )
     if what == "training":
         assert first["training"] == 13
-    assert same(resumed, train_dictionary(loaded, TEXTS, tmp_path / "b", plan, **call))
+    assert same(resumed, train_dictionary(loaded, TEXTS, tmp_path / "b", plan, file_bytes=1))
+
+
+def test_collected_activations_serve_other_plans_of_the_same_texts_alone(loaded: LoadedModel, tmp_path: Path) -> None:
+    shared = tmp_path / "rows"
+    train_dictionary(loaded, TEXTS, tmp_path / "both", TrainingPlan(**PLAN), activations=shared, file_bytes=30_000)
+    made = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
+    one = TrainingPlan(**PLAN | {"k": 2, "layers": (1,)})
+    served = train_dictionary(loaded, TEXTS, tmp_path / "one", one, activations=shared)
+    assert made == {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
+    own = train_dictionary(loaded, TEXTS, tmp_path / "own", one, file_bytes=15_000)  # half the layers: the same rows a file
+    assert same(served, own)
+    for texts, plan, named in (
+        (TEXTS[:-1], one, "texts_sha256 differ"),
+        (TEXTS, TrainingPlan(**PLAN | {"seed": 3}), "seed differ"),
+    ):
+        with pytest.raises(RunExistsError, match=named):
+            train_dictionary(loaded, texts, tmp_path / "no", plan, activations=shared, anew=True)
+    alone = tmp_path / "alone"
+    train_dictionary(loaded, TEXTS, tmp_path / "first", one, activations=alone)
+    with pytest.raises(RunExistsError, match="lack layer 0"):
+        train_dictionary(loaded, TEXTS, tmp_path / "second", TrainingPlan(**PLAN), activations=alone)
 
 
 def test_a_finished_training_is_opened_and_another_one_refused(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -492,7 +513,7 @@ def test_files_that_are_cut_short_are_refused_by_name(loaded: LoadedModel, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         train_dictionary(loaded, TEXTS, tmp_path, plan, progress=stop, **call)  # type: ignore[arg-type]
-    for path in (tmp_path / "state.safetensors", sorted((tmp_path / "activations").iterdir())[0]):
+    for path in (tmp_path / "state.safetensors", sorted((tmp_path / "activations").glob("rows-*"))[0]):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(DamagedFileError, match=path.name):

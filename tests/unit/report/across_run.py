@@ -21,7 +21,7 @@ def across_tables() -> dict[str, pl.DataFrame]:
         ("ghosts", True, N, "silent prompts", None, "What ghosts are.", None, "no silent prompt has a control."),
         *(
             (name, True, N, "pairs", "the controls", f"What {name} is.", "Found.", None)
-            for name in ("disruption", "errors", "cross-run", "attention")
+            for name in ("graphs", "disruption", "errors", "cross-run", "attention")
         ),
     ]
     cells = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
@@ -44,6 +44,37 @@ def across_tables() -> dict[str, pl.DataFrame]:
     ]
     cross = [(layer, f"head {head}", 1.0, 1.5, 0.5, 0.1, 0.9, 1.1, 0.03, 0.2, N) for layer, head in cells]
     rows = [(3, 1, q, k, 1.0 / (q + 1)) for q in range(N) for k in range(q + 1)]
+    graphs = [
+        (
+            f"p{i}",
+            "flatness",
+            "collapse",
+            "a − b",
+            2.0 + i,
+            -1.0,
+            "difference",
+            i < 2,
+            5,
+            5,
+            3,
+            1e-7,
+            f"graphs/value-collapse/0{i + 1}",
+            None,
+        )
+        for i in range(3)
+    ]
+    graphs.append(("p3", "flatness", "wrong", "c − d", 9.0, *(None,) * 3, 900, *(None,) * 4, "The prompt has <900> tokens."))
+    parts = [
+        (f"p{i}", "collapse", split, part, value + i * (part == "x"), abs(value) / 3, control, 0.5)
+        for i in range(3)
+        for split in ("span", "place", "kind", "layer")
+        for part, value, control in (("x", 1.5, -0.5), ("y", 0.5, -0.5))
+    ]
+    units = [
+        (f"p{i}", "collapse", side, 1, 3, 4, " w", neuron, 1.0, effect, None, "a b")
+        for i in range(3)
+        for side, neuron, effect in (("failing", 7, 1.0 + i), ("failing", 90 + i, 3.0), ("control", 7 if i == 0 else 8, 1.0))
+    ]
     tokens = [(i, i, f" w{i}", "sink" if i == 0 else "text", i, i + 1, None, None) for i in range(N)]
     made: dict[str, list[Any]] = {
         "across": measured,
@@ -51,6 +82,9 @@ def across_tables() -> dict[str, pl.DataFrame]:
         "overruled": overruled,
         "endings": [("prompt", "<end>", " a", 1.5, 0.5, 0.1, 1, True), ("control", "<end>", " b", -2.0, 0.01, 0.5, 9, False)],
         "curves": curves,
+        "failure_graphs": graphs,
+        "failure_parts": parts,
+        "failure_units": units,
         "cross_run": cross,
         "attention_rows": rows,
         "ov_keys": [(3, 1, k, " a − b", 0.1 * k) for k in range(N)],

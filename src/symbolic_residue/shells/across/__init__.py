@@ -11,6 +11,8 @@ from symbolic_residue.shells.across._disruption import (
     METRICS,
 )
 from symbolic_residue.shells.across._errors_by_layer import error_accumulation, ErrorAccumulation
+from symbolic_residue.shells.across._failing import aim, Aimed, failing_prompts, FailingPrompt, prompt_of, worst_of
+from symbolic_residue.shells.across._failure_graphs import explain_failure, FailureGraphs, LONGEST
 from symbolic_residue.shells.across._frame import frame_of
 from symbolic_residue.shells.across._ghosts import ghost_units, GhostUnits
 from symbolic_residue.shells.across._integrate import IntegratedAttribution, IntegratedRun, ShellIntegrator
@@ -29,13 +31,17 @@ from symbolic_residue.shells.across._view import attention_view, AttentionView, 
 
 __all__ = [
     "FEWEST_PAIRS",
+    "LONGEST",
     "METRICS",
+    "Aimed",
     "AttentionDisruption",
     "AttentionView",
     "Blame",
     "CrossRun",
     "Ending",
     "ErrorAccumulation",
+    "FailingPrompt",
+    "FailureGraphs",
     "GhostUnits",
     "IntegratedAttribution",
     "IntegratedRun",
@@ -47,6 +53,7 @@ __all__ = [
     "NullAttribution",
     "Overlap",
     "ShellIntegrator",
+    "aim",
     "attention_disruption",
     "attention_metrics",
     "attention_view",
@@ -58,6 +65,8 @@ __all__ = [
     "end_tokens",
     "endings",
     "error_accumulation",
+    "explain_failure",
+    "failing_prompts",
     "feature_names",
     "frame_of",
     "ghost_units",
@@ -67,6 +76,8 @@ __all__ = [
     "overlap_of_leaders",
     "overlap_of_several",
     "overlap_within_layers",
+    "prompt_of",
     "run_features",
     "stressed",
+    "worst_of",
 ]

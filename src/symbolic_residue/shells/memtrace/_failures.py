@@ -63,9 +63,10 @@ def fact_failures(tokenizer: Any, asked: Asked, mode: str, id: str, frame: str |
             rival = () if asked.rival is None else _tokens_of(tokenizer, ids, asked.rival)
             fact = tuple(p for p in here.at(here.fact, asked.distance) if p not in rival)
             same = not collision and asked.distance == 0
-            asks.append(
-                Ask(ids, field.token, field.rival if collision else None, fact, rival, None if same else _until(there, control, k))
-            )
+            beside = None if same else _until(there, control, k)
+            start = len(here.head)
+            between = tuple(range(start, start + asked.distance))
+            asks.append(Ask(ids, field.token, field.rival if collision else None, fact, rival, beside, padding=between))
         name = id if len(fields) == 1 else f"{id} field {k + 1}"
         out.append(Failure(name, frame or id, tuple(asks)))
     return out
