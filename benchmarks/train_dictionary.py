@@ -96,7 +96,7 @@ def run(folder: Path, records: Path) -> None:
             )
             last = one.records.tail(20)
             return {
-                "collecting": began["training"] - began["activations"], "tokens": one.tokens, "documents": len(training),
+                "collecting": began["training"] - began["activations"], "tokens": one.tokens, "left_out": one.left_out, "documents": len(training),
                 "trained": last["unexplained"].mean(), "active": last["active"].mean(), "dead": last["dead"][-1], "layers": one.layers.to_dicts(),
             }  # fmt: skip
 
@@ -148,7 +148,7 @@ def report(records: Path) -> str:
     lines = [
         "## Dictionaries: trained in minutes on the demo model (`train_dictionary.py`)", "",
         f"{machine(torch.get_num_threads())}; {total / 60:.1f} minutes of one core in all, of which {first['collecting']:.0f} s for the activations of "
-        f"{first['tokens']} positions ({first['documents']} documents of Python's documentation, the first position of every piece left out).", "",
+        f"{first['tokens']} positions ({first['documents']} documents of Python's documentation, the first position of every piece left out, and {first['left_out']} second sinks).", "",
         "Held-out documents. A row a layer; KL in nats; 95 % intervals over documents (n). `KL, mean` has the mean write in the MLP's place: a dictionary above it is worse "
         "than none. `KL up to here`: this layer and all of the dictionary's before it replaced together.", "",
         "| dictionary | layer | n | FVU | L0 | KL | KL, mean | KL up to here |", "|---|---|---|---|---|---|---|---|",
