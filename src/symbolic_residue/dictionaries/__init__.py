@@ -5,21 +5,27 @@ from symbolic_residue.dictionaries._evaluate import evaluate_dictionary
 from symbolic_residue.dictionaries._open import open_dictionary
 from symbolic_residue.dictionaries._own import save_dictionary
 from symbolic_residue.dictionaries._plan import TrainingPlan
+from symbolic_residue.dictionaries._stand_in import FrozenScales, require_model, stand_in, Standing, standing
 from symbolic_residue.dictionaries._train import text_sha256, train_dictionary, trained_texts, TrainedDictionary
 from symbolic_residue.dictionaries._train_sparsify import train_with_sparsify
 
 __all__ = [
     "Activation",
     "Dictionary",
+    "FrozenScales",
     "LayerDictionary",
     "Predicts",
     "Reads",
+    "Standing",
     "TrainedDictionary",
     "TrainingPlan",
     "Transcoders",
     "evaluate_dictionary",
     "open_dictionary",
+    "require_model",
     "save_dictionary",
+    "stand_in",
+    "standing",
     "text_sha256",
     "train_dictionary",
     "train_with_sparsify",

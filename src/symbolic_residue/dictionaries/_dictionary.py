@@ -24,7 +24,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import DictionaryError, NonFiniteWeightsError
 
-__all__ = ["Activation", "Dictionary", "LayerDictionary", "Predicts", "Reads", "Transcoders", "by_layer"]
+__all__ = ["Activation", "Dictionary", "LayerDictionary", "Predicts", "Reads", "Transcoders", "by_layer", "predicted"]
 
 Reads = Literal["resid_mid", "mlp_in", "normalized"]
 Predicts = Literal["mlp_out", "mlp"]
@@ -287,14 +287,19 @@ class Transcoders:
             acts: features ``[position, feature]`` of it and of all layers below that write into it.
             x: what the layer reads, ``[position, d_model]``.
         """
-        one = self.layers[layer]
-        y = one.bias.to(x).expand_as(x)
-        if one.skip is not None:
-            y = y + x @ one.skip.to(x)
-        for i, other in self.layers.items():
-            if layer in other.decoders:
-                y = y + acts[i] @ other.decoders[layer].to(x)
-        return y
+        return predicted(self, layer, acts, x)
+
+
+def predicted(dictionary: Dictionary, layer: int, acts: Mapping[int, Tensor], x: Tensor) -> Tensor:
+    """A layer's predicted MLP output ``[..., d_model]`` from features ``[..., feature]`` and what it reads; see :meth:`Transcoders.predict_layer`."""
+    one = dictionary.layers[layer]
+    y = one.bias.to(x).expand_as(x)
+    if one.skip is not None:
+        y = y + x @ one.skip.to(x)
+    for i, other in dictionary.layers.items():
+        if layer in other.decoders:
+            y = y + acts[i] @ other.decoders[layer].to(x)
+    return y
 
 
 def by_layer(layers: Iterable[LayerDictionary]) -> dict[int, LayerDictionary]:

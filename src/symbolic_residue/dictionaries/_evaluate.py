@@ -6,6 +6,7 @@
 3. ``kl``: KL(model ‖ model with this layer's MLP replaced by the prediction) of the next token, in nats, mean over positions. ``kl_mean`` is its
    control: the same with the mean write in the MLP's place; a prediction that does no better has explained nothing that matters.
 4. ``kl_up_to``: the same with this layer and all of the dictionary's below it replaced at once, each reading what those below left: how errors add up.
+   ``kl_mean_up_to`` is its control: the same layers' mean writes in their place.
 5. The first position is left as the model has it and enters no mean: it holds the attention sink. Intervals: bootstrap over prompts (``n`` of them), not
    over positions.
 """
@@ -20,7 +21,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from symbolic_residue.errors import DictionaryError, PromptError
+from symbolic_residue.dictionaries._stand_in import require_model
+from symbolic_residue.errors import PromptError
 from symbolic_residue.instrument import Replace
 from symbolic_residue.stats import bootstrap_columns, bootstrap_ratio, bound
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument, Trace
     from symbolic_residue.models import LayerParts
 
-__all__ = ["evaluate_dictionary"]
+__all__ = ["EVALUATED", "evaluate_dictionary"]
+
+EVALUATED = ("fvu", "l0", "kl", "kl_mean", "kl_up_to", "kl_mean_up_to")
+"""What a dictionary is measured by, a layer."""
 
 _LEAST = 3
 """Tokens of a prompt: the first is left out, and a variance needs two."""
@@ -47,7 +52,7 @@ def evaluate_dictionary(
         seed: of the bootstrap.
 
     Returns:
-        One row a layer of the dictionary: ``layer n``, and ``fvu l0 kl kl_mean kl_up_to``, each with ``_low`` and ``_high`` (95 %; null where
+        One row a layer of the dictionary: ``layer n``, and ``fvu l0 kl kl_mean kl_up_to kl_mean_up_to``, each with ``_low`` and ``_high`` (95 %; null where
         there are too few prompts for an interval).
 
     Raises:
@@ -55,10 +60,7 @@ def evaluate_dictionary(
         PromptError: no prompts, or one of fewer than 3 tokens.
     """
     parts = instrument.parts
-    if dictionary.d_model != parts.d_model or max(dictionary.layers) >= parts.n_layers:
-        raise DictionaryError(
-            f"The dictionary has layers up to {max(dictionary.layers)} of width {dictionary.d_model}; the model has {parts.n_layers} of {parts.d_model}."
-        )
+    require_model(dictionary, parts)
     if not prompts or any(len(ids) < _LEAST for ids in prompts):
         raise PromptError("A prompt is missing, or has fewer than 3 tokens.", todo="Give prompts of 3 tokens and more.")
     layers = sorted(dictionary.layers)
@@ -75,21 +77,21 @@ def evaluate_dictionary(
     for i in layers:
         table = torch.tensor(
             [one[i] for one in found], dtype=torch.float64
-        ).numpy()  # [prompt, (error, spread, l0, kl, kl_mean, kl_up_to)]
+        ).numpy()  # [prompt, (error, spread, l0, kl, kl_mean, kl_up_to, kl_mean_up_to)]
         _, low, high = bootstrap_ratio(table[:, :1], table[:, 1], seed=seed)
         spread = float(table[:, 1].sum())
         fvu = (float(table[:, 0].sum()) / spread if spread else math.nan, low[0], high[0])
         others = bootstrap_columns(table[:, 2:], seed=seed)
         row: dict[str, float | int | None] = {"layer": i, "n": len(prompts)}
-        for name, numbers in zip(("fvu", "l0", "kl", "kl_mean", "kl_up_to"), [fvu, *zip(*others, strict=True)], strict=True):
+        for name, numbers in zip(EVALUATED, [fvu, *zip(*others, strict=True)], strict=True):
             row |= {name + end: bound(x, least=0) for end, x in zip(("", "_low", "_high"), numbers, strict=True)}
         rows.append(row)
-    floats = {f"{name}{end}": pl.Float64 for name in ("fvu", "l0", "kl", "kl_mean", "kl_up_to") for end in ("", "_low", "_high")}
+    floats = {f"{name}{end}": pl.Float64 for name in EVALUATED for end in ("", "_low", "_high")}
     return pl.DataFrame(rows, schema={"layer": pl.Int64, "n": pl.Int64, **floats})
 
 
 def _prompt(instrument: Instrument, dictionary: Transcoders, ids: Tensor, means: Mapping[int, Tensor]) -> dict[int, list[float]]:
-    """Of one prompt, a layer: squared error and spread summed over positions, and the means of l0 and the three KLs."""
+    """Of one prompt, a layer: squared error and spread summed over positions, and the means of l0 and the four KLs."""
     parts, layers, n = instrument.parts, sorted(dictionary.layers), len(ids)
     rows = tuple(range(1 - n, 0))
     reads = {i: _point(parts.layers[i], dictionary.layers[i]) for i in layers}
@@ -97,6 +99,7 @@ def _prompt(instrument: Instrument, dictionary: Transcoders, ids: Tensor, means:
     acts: dict[int, Tensor] = {}
     live: dict[int, Tensor] = {}
     below: list[Replace] = []
+    means_below: list[Replace] = []
     found: dict[int, list[float]] = {}
     before: Trace = plain
     for step, i in enumerate(layers):
@@ -108,13 +111,15 @@ def _prompt(instrument: Instrument, dictionary: Transcoders, ids: Tensor, means:
         below.append(
             Replace(f"mlp_out.{i}", value=_write(layer, one, dictionary.predict_layer(i, live, x_live))[1:], rows=rows, batch=(2,))
         )
+        means_below.append(Replace(f"mlp_out.{i}", value=means[i].to(predicted), rows=rows, batch=(3,)))
         edits = [
             Replace(f"mlp_out.{i}", value=predicted, rows=rows, batch=(0,)),
             Replace(f"mlp_out.{i}", value=means[i].to(predicted), rows=rows, batch=(1,)),
             *below,
+            *means_below,
         ]
         following = [reads[layers[step + 1]]] if step + 1 < len(layers) else []
-        before = instrument.run(ids[None].repeat(3, 1), reads=following, edits=edits)
+        before = instrument.run(ids[None].repeat(4, 1), reads=following, edits=edits)
         error = float((wrote - predicted).double().square().sum())
         spread = float((wrote.double() - means[i]).square().sum())
         assert plain.logits is not None and before.logits is not None

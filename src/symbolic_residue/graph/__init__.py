@@ -26,6 +26,7 @@ from symbolic_residue.graph._faithfulness import (
     graph_faithfulness,
     log_counts,
 )
+from symbolic_residue.graph._feature_scores import FeatureScores
 from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._ghosts import Ghosts, ghosts
@@ -34,6 +35,7 @@ from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest
 from symbolic_residue.graph._heads_file import load_heads, save_heads
 from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
 from symbolic_residue.graph._kept import KeepUnits, PairRun, ranks, run_pair
+from symbolic_residue.graph._kept_features import Errors, FeaturePairRun, run_feature_pair
 from symbolic_residue.graph._labels import promoted_tokens
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
@@ -65,9 +67,12 @@ __all__ = [
     "Contrast",
     "Difference",
     "Direction",
+    "Errors",
     "FailureTarget",
     "Faithfulness",
     "Feature",
+    "FeaturePairRun",
+    "FeatureScores",
     "FeatureUnits",
     "Ghosts",
     "Graph",
@@ -133,6 +138,7 @@ __all__ = [
     "read_targets",
     "relevance",
     "repeated",
+    "run_feature_pair",
     "run_pair",
     "save_graph",
     "save_heads",

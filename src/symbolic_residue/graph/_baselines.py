@@ -31,10 +31,21 @@ from symbolic_residue.graph._kept import PairRun, ranks
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import find_mlp
 from symbolic_residue.graph._relevance import relevance
-from symbolic_residue.instrument import Add, Instrument, Replace
+from symbolic_residue.instrument import Add, Edit, Instrument, Replace
 from symbolic_residue.types import Point
 
-__all__ = ["MIXED_AT", "SCORES", "PairScores", "ScoreName", "gradients_at", "midpoints", "mixed_at"]
+__all__ = [
+    "MIXED_AT",
+    "SCORES",
+    "Layers",
+    "Mixture",
+    "PairScores",
+    "ScoreName",
+    "gradients_at",
+    "midpoints",
+    "mixed_at",
+    "path_gradients",
+]
 
 MIXED_AT = (0.1, 0.7)
 """Chosen on 18 pairs of one half of the packaged set among twelve sets of one or two points, for area and n80; reported on the other half."""
@@ -75,7 +86,7 @@ class PairScores:
             "relp": lambda: self._times_change(self._slopes(0)),
             "relp ends": lambda: self._times_change(_mean([self._slopes(0), self._slopes(1)])),
             "ig gauss": lambda: self._times_change(self._at((0.5 - 12**-0.5, 0.5 + 12**-0.5))),
-            "mixed": lambda: mixed_at(self.run, MIXED_AT),
+            "mixed": self._mixed,
         }
         if name not in makers:
             raise ConfigError(f"{name!r} is no score.", todo=f"Use one of: {', '.join(SCORES)}.")
@@ -91,9 +102,14 @@ class PairScores:
             raise ConfigError(f"{count} neurons cannot be chosen.")
         cells = []
         for layer, rank in enumerate(ranks(self.score(name))):
-            row, neuron = (rank < count).nonzero(as_tuple=True)
+            row, neuron = self._cells(layer, rank, count)
             cells.append(torch.stack([torch.full_like(row, layer), row + self.run.pair.first, neuron], 1))
         return Units.of(torch.cat(cells))
+
+    def _cells(self, layer: int, rank: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Rows and numbers of a layer's first ``count``."""
+        row, neuron = (rank < count).nonzero(as_tuple=True)
+        return row, neuron
 
     def _times_change(self, slopes: Layers) -> Layers:
         return tuple(s * (a - b) for s, a, b in zip(slopes, self.run.clean, self.run.corrupted, strict=True))
@@ -126,10 +142,21 @@ class PairScores:
             weights = torch.zeros(local.vocab_size, dtype=local.dtype)
             weights[self.run.pair.answer], weights[self.run.pair.wrong] = 1.0, -1.0
             direction, _ = local.logit_direction(weights)
-            return tuple(one[self.run.pair.first :] for one in relevance(local, direction, total=total).slopes)
+            found = relevance(local, direction, total=total).slopes
+            return tuple(self._slope(local, i, one) for i, one in enumerate(found))
+
+    def _slope(self, local: LocalModel, layer: int, slopes: Tensor) -> Tensor:
+        """Of what is in play in a layer."""
+        return slopes[self.run.pair.first :]
 
     def _at(self, points: Sequence[float]) -> Layers:
         return gradients_at(self.run, points)
+
+    def _mixed(self) -> Layers:
+        return mixed_at(self.run, MIXED_AT)
+
+    def _gradients(self, leaves: Sequence[Tensor], edits: Sequence[Edit], points: Sequence[float]) -> Layers:
+        return path_gradients(self.run, leaves, edits, points)
 
 
 def midpoints(steps: int) -> tuple[float, ...]:
@@ -147,25 +174,29 @@ def gradients_at(run: PairRun, points: Sequence[float]) -> Layers:
     Returns:
         Layer by layer ``[row, neuron]``.
     """
-    instrument, first = run.instrument, run.pair.first
+    shape = (len(points), run.pair.ids.shape[1])
+    leaves = [torch.zeros(*shape, one.shape[1], dtype=one.dtype, device=one.device, requires_grad=True) for one in run.clean]
+    edits = [Add(f"mlp_act.{i}", value=leaf) for i, leaf in enumerate(leaves)]
+    return tuple(one[:, run.pair.first :].mean(0) for one in path_gradients(run, leaves, edits, points))
+
+
+def path_gradients(run: PairRun, leaves: Sequence[Tensor], edits: Sequence[Edit], points: Sequence[float]) -> Layers:
+    """Gradients of the logit difference in leaves ``[point, …]`` that edits put into runs of embeddings between both prompts, 1 being the clean one's."""
+    instrument = run.instrument
     ids = run.pair.ids.to(instrument.device)
     embed = instrument.model.get_input_embeddings()  # type: ignore[operator]
     with torch.no_grad():
         clean, corrupted = embed(ids)
         at = torch.tensor(list(points), dtype=clean.dtype, device=clean.device).view(-1, 1, 1)
         path = at * clean + (1 - at) * corrupted
-    shape = (len(points), ids.shape[1])
-    leaves = [torch.zeros(*shape, one.shape[1], dtype=one.dtype, device=one.device, requires_grad=True) for one in run.clean]
-    edits = [Add(f"mlp_act.{i}", value=leaf) for i, leaf in enumerate(leaves)]
     with torch.enable_grad(), instrument.attached(edits=edits):
         logits = _last_logits(instrument, inputs_embeds=path)
         value = logits[:, run.pair.answer] - logits[:, run.pair.wrong]
-        found = torch.autograd.grad(value.sum(), leaves)
-    return tuple(one[:, first:].mean(0) for one in found)
+        return torch.autograd.grad(value.sum(), list(leaves))
 
 
 @dataclass(frozen=True, eq=False)
-class _Mixture(Replace):
+class Mixture(Replace):
     """At ``mlp_act``: ``z · live + (1 − z) · value``, plus a leaf whose gradient is that of the mixture; the live values are kept."""
 
     z: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -193,7 +224,7 @@ def mixed_at(run: PairRun, points: Sequence[float]) -> Layers:
     rows = tuple(range(first, ids.shape[1]))
     z = torch.tensor(list(points), dtype=torch.float64)
     edits = [
-        _Mixture(f"mlp_act.{i}", rows=rows, value=value, z=z, leaf=value.new_zeros(len(z), *value.shape).requires_grad_())
+        Mixture(f"mlp_act.{i}", rows=rows, value=value, z=z, leaf=value.new_zeros(len(z), *value.shape).requires_grad_())
         for i, value in enumerate(run.corrupted)
     ]
     with torch.enable_grad(), instrument.attached(edits=edits):

@@ -1,9 +1,10 @@
-"""Faithfulness: how few neurons, all others at their values in the corrupted run, bring back the clean run's answer.
+"""Faithfulness: how few neurons (or features), all others at their values in the corrupted run, bring back the clean run's answer.
 
-1. A score ranks the neurons in play (``_baselines``), largest first: layer × position × neuron, from the first position on at which the prompts differ.
+1. A score ranks the units in play (``_baselines``), largest first: layer × position × neuron, from the first position on at which the prompts differ.
 2. The first n stay live, all others get the corrupted run's value (``_kept``); the metric is ``logit(answer) − logit(wrong)``.
 3. ``recovered(n) = (metric(n) − metric(0)) / (metric(all) − metric(0))``: 0 with none kept, 1 with all, by measurement. It may leave 0 to 1: helpful
-   neurons kept without the harmful ones overshoot.
+   neurons kept without the harmful ones overshoot. Of features with errors at the corrupted run's values (the default, see ``_kept_features``) 1 is the clean
+   run, which all features together may miss: the rest is in the errors.
 4. ``area``: recovered, cut to 0 … 1, over log2 n from n = 1 to all in play, by trapezoids between the measured n, divided by the length of that axis: 1 if
    one neuron were enough, 0 if all were needed. ``miss``: ``|1 − recovered|``, not cut, over the same axis: it counts an overshoot as an error.
    ``n80``, ``n90``: the n at which recovered first reaches 0.8 and 0.9, linear in log2 n between measured n.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph._baselines import PairScores, ScoreName, SCORES
+from symbolic_residue.graph._feature_scores import FeatureScores
+from symbolic_residue.graph._features import require_dictionary
 from symbolic_residue.graph._kept import check_ends, PairRun, ranks, run_pair
+from symbolic_residue.graph._kept_features import Errors, FeaturePairRun, run_feature_pair
 from symbolic_residue.graph._pairs import token_pair, TokenPair
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import CounterfactualPair
@@ -83,6 +88,8 @@ class Faithfulness:
         none_kept: of the clean prompt with the corrupted run's MLPs.
         curves: one row a score, draw and n: ``score draw n difference recovered``.
         reason: why there is nothing to recover; None where there is.
+        all_kept: with all in play kept.
+        errors: whose values the errors of a dictionary had; None of neurons.
     """
 
     pair: TokenPair
@@ -92,6 +99,8 @@ class Faithfulness:
     none_kept: float
     curves: pl.DataFrame
     reason: str | None
+    all_kept: float = math.nan
+    errors: Errors | None = None
 
     def summary(self) -> pl.DataFrame:
         """One row a score (means over its draws; n80 and n90 as logarithms): ``pair category frame score in_play area miss n80 n90 reason``."""
@@ -154,6 +163,8 @@ def faithfulness(
     instrument: Instrument,
     pair: CounterfactualPair | TokenPair,
     *,
+    units: Literal["neurons"] | Dictionary = "neurons",
+    errors: Errors = "corrupted",
     scores: Sequence[ScoreName] = SCORES,
     points: int = 24,
     draws: int = 3,
@@ -166,6 +177,8 @@ def faithfulness(
     Args:
         instrument: the model.
         pair: packaged or yours.
+        units: ``neurons``, or a dictionary: its features, and the neurons of layers that it lacks.
+        errors: of a dictionary: whose values they have; see ``_kept_features``.
         scores: see ``_baselines``.
         points: n of a curve, see :func:`log_counts`.
         draws: of ``random``.
@@ -176,21 +189,25 @@ def faithfulness(
     Raises:
         ConfigError: an unknown score, or an option out of range.
         PromptError: a pair that does not fit the tokenizer.
+        DictionaryError: a dictionary of another model.
         UnsupportedModelError: neurons that are no single vector.
-        VerificationError: keeping all neurons is not the clean run.
+        VerificationError: keeping all units is not the clean run.
     """
     if not scores or draws < 1 or not floor > 0:
         raise ConfigError("Give at least one score, one draw and a floor above 0.")
     unknown = [one for one in scores if one not in SCORES]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is no score.", todo=f"Use one of: {', '.join(SCORES)}.")
-    run = run_pair(instrument, pair if isinstance(pair, TokenPair) else token_pair(instrument, pair))
+    run = _run(instrument, pair, None if isinstance(units, str) else units, errors)
+    if isinstance(units, str) and units != "neurons":
+        raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
     counts = log_counts(run.in_play, points)
     named: list[tuple[str, int, tuple[Tensor, ...]]] = []
-    makers = PairScores(run, steps=steps, seed=seed)
+    kind = FeatureScores if isinstance(run, FeaturePairRun) else PairScores
+    makers = kind(run, steps=steps, seed=seed)
     for name in dict.fromkeys(scores):
         for draw in range(draws if name == "random" else 1):
-            made = PairScores(run, seed=seed + draw) if name == "random" else makers
+            made = kind(run, seed=seed + draw) if name == "random" else makers
             named.append((name, draw, made.score(name)))
     return _curves(run, named, counts, floor)
 
@@ -200,6 +217,8 @@ def graph_faithfulness(
     instrument: Instrument,
     pair: CounterfactualPair | TokenPair,
     *,
+    dictionary: Dictionary | None = None,
+    errors: Errors = "corrupted",
     points: int = 16,
     draws: int = 3,
     seed: int = 0,
@@ -208,61 +227,78 @@ def graph_faithfulness(
     """How much of a pair's difference a graph's own units bring back, its most influential first, beside as many drawn at random.
 
     The curve runs up to the graph's units that are in play (those before the first difference of the prompts are the same in both runs); its last point is
-    what the graph holds. ``random`` draws as many neurons from all that are in play.
+    what the graph holds. ``random`` draws as many units from all that are in play.
 
     Args:
         graph: of the pair's clean prompt.
         instrument: of its model.
+        dictionary: the graph's, where it has one.
         pair: see :func:`faithfulness`, as are the other arguments.
 
     Raises:
-        ConfigError: the graph is of another prompt, or of features, or none of its units is in play.
+        ConfigError: the graph is of another prompt, none of its units is in play, or the dictionary is missing or not the graph's.
         PromptError, UnsupportedModelError, VerificationError: as in :func:`faithfulness`.
     """
-    graph.require_neurons("Faithfulness")
-    run = run_pair(instrument, pair if isinstance(pair, TokenPair) else token_pair(instrument, pair))
+    require_dictionary(graph, dictionary)
+    run = _run(instrument, pair, dictionary, errors)
     if tuple(run.pair.clean.ids) != graph.ids:
         raise ConfigError(
             "The graph is not of the pair's clean prompt.", todo="Make it with attribute_prompt(instrument, token_pair.clean)."
         )
-    influence = graph.influence()[: len(graph)].double()
-    scores = [torch.full(one.shape, -1.0, dtype=torch.float64) for one in run.clean]
-    first, held = run.pair.first, 0
-    units = graph.units
-    for layer, position, neuron, value in zip(
-        units.layer.tolist(), units.position.tolist(), units.neuron.tolist(), influence.tolist(), strict=True
-    ):
-        if position >= first:
-            scores[layer][position - first, neuron] = value
-            held += 1
+    scores, held = _placed(graph, run)
     if held < 2:
         raise ConfigError(f"{held} of the graph's units are in play.", todo="Make a graph of more nodes.")
     counts = [*log_counts(held, points), run.in_play]
-    named: list[tuple[str, int, tuple[Tensor, ...]]] = [("graph", 0, tuple(scores))]
+    named: list[tuple[str, int, tuple[Tensor, ...]]] = [("graph", 0, scores)]
     named += [("random", draw, PairScores(run, seed=seed + draw).score("random")) for draw in range(draws)]
     found = _curves(run, named, counts, floor)
-    return Faithfulness(
-        found.pair,
-        found.in_play,
-        found.clean,
-        found.corrupted,
-        found.none_kept,
-        found.curves.filter(pl.col("n") <= held),
-        found.reason,
-    )
+    return replace(found, curves=found.curves.filter(pl.col("n") <= held))
+
+
+def _run(instrument: Instrument, pair: CounterfactualPair | TokenPair, dictionary: Dictionary | None, errors: Errors) -> PairRun:
+    local = pair if isinstance(pair, TokenPair) else token_pair(instrument, pair)
+    return run_pair(instrument, local) if dictionary is None else run_feature_pair(instrument, local, dictionary, errors)
+
+
+def _placed(graph: Graph, run: PairRun) -> tuple[tuple[Tensor, ...], int]:
+    """The influence of a graph's units where they stand in the run, −1 for all others, and how many are in play."""
+    influence = graph.influence()[: len(graph)].double()
+    scores = [torch.full(one.shape, -1.0, dtype=torch.float64) for one in run.clean]
+    held = 0
+    for i, one in enumerate(scores):
+        at = graph.units.at(i)
+        at = at[graph.units.position[at] >= run.pair.first]
+        row, number = graph.units.position[at] - run.pair.first, graph.units.neuron[at]
+        cells = run.cells[i] if isinstance(run, FeaturePairRun) else None
+        if cells is None:
+            one[row, number] = influence[at]
+        elif len(cells[0]):
+            count = int(torch.cat([cells[1], number]).max()) + 1
+            keys, wanted = cells[0] * count + cells[1], row * count + number
+            place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            there = keys[place] == wanted
+            one[place[there]], at = influence[at[there]], at[there]
+        else:
+            at = at[:0]
+        held += len(at)
+    return tuple(scores), held
 
 
 def _curves(run: PairRun, named: Sequence[tuple[str, int, Sequence[Tensor]]], counts: Sequence[int], floor: float) -> Faithfulness:
     """Curves over the counts, the first of which is 0 and the last all; both ends run once, for no order matters to them."""
     none: float | None = None
-    every = math.nan
+    every = whole = math.nan
     rows: list[tuple[str, int, int, float, float | None]] = []
     for name, draw, scores in named:
         order = ranks(scores)
         if none is None:
             found = run.kept(order, counts)
             none, every = float(found[0]), float(found[-1])
-            check_ends(run, every)
+            if isinstance(run, FeaturePairRun):  # checked when it was made
+                whole = run.whole
+            else:
+                check_ends(run, every)
+                whole = every
         else:
             found = torch.cat(
                 [
@@ -271,15 +307,16 @@ def _curves(run: PairRun, named: Sequence[tuple[str, int, Sequence[Tensor]]], co
                     torch.tensor([every], dtype=torch.float64),
                 ]
             )
-        gap = every - none
+        gap = whole - none
         for n, value in zip(counts, found.tolist(), strict=True):
             rows.append((name, draw, n, value, (value - none) / gap if gap >= floor else None))
     assert none is not None
     reason = None
-    if every - none < floor:
-        reason = f"nothing to recover: the difference is {every:.2f} with all kept and {none:.2f} with none, not {floor:g} more"
+    if whole - none < floor:
+        reason = f"nothing to recover: the difference is {whole:.2f} with all kept and {none:.2f} with none, not {floor:g} more"
     curves = pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
-    return Faithfulness(run.pair, run.in_play, run.clean_difference, run.corrupted_difference, none, curves, reason)
+    errors = run.errors if isinstance(run, FeaturePairRun) else None
+    return Faithfulness(run.pair, run.in_play, run.clean_difference, run.corrupted_difference, none, curves, reason, every, errors)
 
 
 def compare_scores(

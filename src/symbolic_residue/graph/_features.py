@@ -24,7 +24,7 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads
+from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads, require_model
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph._columns import Units
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from symbolic_residue.graph._graph import Graph
     from symbolic_residue.instrument import Instrument
 
-__all__ = ["FeatureUnits", "describe", "local_of", "silenced", "with_dictionary"]
+__all__ = ["FeatureUnits", "describe", "local_of", "require_dictionary", "silenced", "with_dictionary"]
 
 _BLOCK = 4096
 """Rows of a decoder that are held at a time."""
@@ -192,14 +192,7 @@ def with_dictionary(local: LocalModel, dictionary: Dictionary) -> LocalModel:
     Raises:
         DictionaryError: another width, layers that the model does not have, or no feature that is active on this prompt.
     """
-    n_layers, width = len(local.layers), local.embedded.shape[1]
-    for i, one in dictionary.layers.items():
-        if i >= n_layers or one.d_model != width:
-            raise DictionaryError(
-                f"The dictionary has layer {i} of width {one.d_model}; the model has layers 0 to {n_layers - 1} of width {width}.",
-                why="It was trained on another model.",
-                todo="Give a dictionary of this model, or name the model that it is of.",
-            )
+    require_model(dictionary, local.parts)
     writers = {j: _writer(local.layers[j], one) for j, one in dictionary.layers.items()}
     units: dict[int, FeatureUnits] = {}
     for i, one in dictionary.layers.items():
@@ -254,22 +247,36 @@ def describe(local: LocalModel, dictionary: Dictionary) -> dict[str, Any]:
     return {"sha256": dictionary.sha256, "source": dict(dictionary.source), "layers": found}
 
 
-def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dictionary: Dictionary | None) -> LocalModel:
-    """The replacement model that a graph was made in: the one given, or made again.
+def require_dictionary(graph: Graph, dictionary: Dictionary | None) -> None:
+    """Whether this is the dictionary that a graph was made with (None: none).
 
     Raises:
-        ConfigError: the graph has a dictionary, and neither it nor a replacement model with its layers is given; or another one is.
+        ConfigError: it is not.
     """
     wanted = graph.dictionary.get("sha256")
+    if wanted and dictionary is None:
+        raise ConfigError(
+            "The graph's units are features of a dictionary, which is not given.",
+            why="A graph keeps their numbers, not their weights.",
+            todo="Give dictionary=, the one that attribute() was given.",
+        )
     if dictionary is not None and dictionary.sha256 != wanted:
         raise ConfigError(
             "The dictionary is not the graph's." if wanted else "The graph was made without a dictionary.",
             why="Its units would be taken for others.",
             todo="Give the dictionary that attribute() was given." if wanted else "Leave dictionary out.",
         )
+
+
+def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dictionary: Dictionary | None) -> LocalModel:
+    """The replacement model that a graph was made in: the one given, or made again.
+
+    Raises:
+        ConfigError: the graph has a dictionary, and neither it nor a replacement model with its layers is given; or another one is.
+    """
+    if local is None or dictionary is not None:
+        require_dictionary(graph, dictionary)
     if local is None:
-        if wanted and dictionary is None:
-            raise ConfigError("The graph's units are features of a dictionary, which is not given.", todo="Give dictionary=.")
         with torch.no_grad():
             local = freeze(instrument, torch.tensor(graph.ids))
             if dictionary is None:

@@ -150,19 +150,6 @@ class Graph:
         """Layers whose units are features of a dictionary; the others' are neurons."""
         return frozenset(one["layer"] for one in self.dictionary.get("layers", ()))
 
-    def require_neurons(self, what: str) -> None:
-        """Refuse what sets activations in the model, where units are features.
-
-        Raises:
-            ConfigError: the graph has features.
-        """
-        if self.feature_layers:
-            raise ConfigError(
-                f"{what} needs a graph of neurons; this one has features in layers {', '.join(map(str, sorted(self.feature_layers)))}.",
-                why="The model has no activation that is a feature.",
-                todo="Make the graph with units='neurons'.",
-            )
-
     def values(self) -> Tensor:
         """What each row must sum to, ``[row]``."""
         targets = torch.tensor([t.value for t in self.targets], dtype=torch.float64)

@@ -1,11 +1,15 @@
-"""Interventions on a graph's neurons: what its edges predict, and what the model does.
+"""Interventions on a graph's units: what its edges predict, and what the model does.
 
-1. A :class:`Change` sets one neuron at one position: to a value, or to a factor of its value on the prompt (0 ablates it). It stays there, whatever it reads.
+1. A :class:`Change` sets one neuron or feature at one position: to a value, or to a factor of its value on the prompt (0 ablates it). It stays there, whatever
+   it reads. A feature of a cross-layer transcoder changes what it writes into all its layers.
 2. **Predicted.** An edge from a unit is its slope times its activation. ``direct``: Σ slope · change over the changed units. ``paths``: unchanged units answer,
    layer by layer, by their own rows: Δ_v = Σ_c slope[v, c] Δ_c; the targets' rows then sum all changes. What is not a unit of the graph (REST) does not answer.
 3. **Observed.** The prompt is run again with the neurons set (the instrument's edit at ``mlp_act``), holding ``nothing``; the ``attention`` patterns; or
-   ``all``: patterns, norms and every other neuron, where ``direct`` is exact.
-4. **Agreement** inside each prompt, then over prompts (the unit): Pearson's correlation, share of equal signs, and
+   ``all``: patterns, norms and every other unit, where ``direct`` is exact.
+4. **Features** are set in the model with the dictionary in the place of its layers' MLPs and the errors held at the prompt's (``dictionaries.stand_in``):
+   unchanged, that is the model on this prompt, exactly; changed, the other features answer by their encoders, and the skip connection by what is read. With
+   ``mlps="model"`` the model's own MLPs answer, and decoder row × (new − live activation) is added to their outputs: what the change does to the model itself.
+5. **Agreement** inside each prompt, then over prompts (the unit): Pearson's correlation, share of equal signs, and
    ``error = Σ|predicted − observed| / Σ|observed|`` (0 is exact, 1 is what predicting no change gets), each beside the same with the predictions shuffled
    among the prompt's interventions.
 """
@@ -21,7 +25,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary, FrozenScales, stand_in, Standing, standing
 from symbolic_residue.errors import ConfigError, UnsupportedModelError
+from symbolic_residue.graph._features import require_dictionary
 from symbolic_residue.instrument import AttentionRead, Edit, FreezeNorm, Instrument, norm_scales, PatternReplace, Replace
 from symbolic_residue.stats import bootstrap_mean
 from symbolic_residue.types import Point
@@ -58,7 +64,7 @@ _SAME = 1e-3
 
 @dataclass(frozen=True)
 class Change:
-    """Set one neuron to ``value``, or where that is None to ``factor`` times its value on the prompt."""
+    """Set one neuron (or feature, by its number) to ``value``, or where that is None to ``factor`` times its value on the prompt."""
 
     layer: int
     position: int
@@ -142,9 +148,11 @@ def intervene(
     wrong: int,
     target: int = 0,
     hold: Hold = "nothing",
+    dictionary: Dictionary | None = None,
+    mlps: Literal["dictionary", "model"] = "dictionary",
     max_tokens: int = 1024,
 ) -> pl.DataFrame:
-    """Run the prompt with sets of neurons changed, beside what the graph predicts.
+    """Run the prompt with sets of units changed, beside what the graph predicts.
 
     Args:
         instrument: the graph's model.
@@ -153,18 +161,26 @@ def intervene(
         answer, wrong: token ids.
         target: which of the graph's targets that is.
         hold: what is held as it was on the prompt.
+        dictionary: the graph's, where it has one.
+        mlps: what answers in the dictionary's layers; see the module.
         max_tokens: rows run together.
 
     Returns:
-        One row a set: ``set changed before observed direct paths``: the number of neurons, the logit difference before, and its change as observed and
+        One row a set: ``set changed before observed direct paths``: the number of units, the logit difference before, and its change as observed and
         as predicted.
 
     Raises:
-        ConfigError: no sets, an unknown ``hold``, a target that is another one, a graph of features; as in :func:`predicted_change`.
-        UnsupportedModelError: neurons that are no single vector.
+        ConfigError: no sets, an unknown ``hold`` or ``mlps``, a target that is another one, a dictionary that is missing or not the graph's; as in
+            :func:`predicted_change`.
+        UnsupportedModelError: neurons that are no single vector, in a layer that has neurons.
     """
-    graph.require_neurons("An intervention")
-    graph.require_neurons("An intervention")
+    require_dictionary(graph, dictionary)
+    if mlps not in ("dictionary", "model") or (mlps == "model" and hold == "all"):
+        raise ConfigError(
+            f"mlps={mlps!r} with hold={hold!r} is not defined.",
+            why="Held MLPs answer to nothing." if mlps == "model" else "",
+            todo="Use mlps='dictionary'; 'model' goes with hold='nothing' or 'attention'.",
+        )
     if hold not in get_args(Hold):
         raise ConfigError(f"hold={hold!r} is not known.", todo=f"Use one of: {', '.join(get_args(Hold))}.")
     if not sets:
@@ -174,11 +190,15 @@ def intervene(
     parts = instrument.parts
     for layer in parts.layers:
         absent = layer.absent("mlp_act")
-        if absent is not None:
-            raise UnsupportedModelError(absent, why="A neuron that is set must be an entry of one vector.")
+        if absent is not None and layer.index not in graph.feature_layers:
+            raise UnsupportedModelError(
+                absent,
+                why="A neuron that is set must be an entry of one vector.",
+                todo="Use a model without experts, or a dictionary of these layers.",
+            )
     ids = torch.tensor(graph.ids)[None]
     predicted = [(predicted_change(graph, one, paths=False)[target], predicted_change(graph, one)[target]) for one in sets]
-    held, before = _held(instrument, ids, hold, answer, wrong)
+    held, before, scales = _held(instrument, graph, ids, hold, answer, wrong)
     value = graph.targets[target].value
     if not abs(before - value) <= _SAME * max(1.0, abs(value)):
         raise ConfigError(
@@ -186,10 +206,15 @@ def intervene(
             todo="Name the tokens of that target, at the last position.",
         )
     resolved = [_resolved(graph, one) for one in sets]
+    on_prompt = None if dictionary is None else standing(instrument, dictionary, ids, attention=_patterns(ids, hold))
     step, observed = max(1, max_tokens // ids.shape[1]), []
     for start in range(0, len(sets), step):
         part = resolved[start : start + step]
         edits = [*held, *_setting(graph, part)]
+        if dictionary is not None and on_prompt is not None:
+            change = _FeaturesSet(graph, part, on_prompt if hold == "all" else None)
+            errors = None if mlps == "model" else on_prompt.errors
+            edits += stand_in(parts, dictionary, errors, change, scales=scales)
         logits = instrument.run(ids.repeat(len(part), 1), edits=edits, keep_logits=1).logits
         assert logits is not None
         observed += (_difference(instrument, logits[:, -1], answer, wrong) - before).tolist()
@@ -202,15 +227,38 @@ def intervene(
 
 def _setting(graph: Graph, part: Sequence[Sequence[tuple[int, float]]]) -> list[Edit]:
     """The edits that set every sequence's neurons."""
-    flat = [(sequence, unit, new) for sequence, changes in enumerate(part) for unit, new in changes]
-    sequence, unit = (torch.tensor([row[i] for row in flat]) for i in (0, 1))
-    new = torch.tensor([row[2] for row in flat], dtype=torch.float64)
     edits: list[Edit] = []
-    for layer in sorted(set(graph.units.layer[unit].tolist())):
-        here = (graph.units.layer[unit] == layer).nonzero()[:, 0]
-        at = (sequence[here], graph.units.position[unit[here]], graph.units.neuron[unit[here]])
-        edits.append(_SetUnits(f"mlp_act.{layer}", value=new[here], at=at))
+    for layer in sorted(set(graph.units.layer.tolist()) - graph.feature_layers):
+        at, new = _entries(graph, part, layer)
+        if len(new):
+            edits.append(_SetUnits(f"mlp_act.{layer}", value=new, at=at))
     return edits
+
+
+def _entries(graph: Graph, part: Sequence[Sequence[tuple[int, float]]], layer: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """(sequence, row, number) and the new value of what is set in a layer, ``[n]`` each."""
+    units = graph.units
+    flat = [
+        (sequence, unit, new) for sequence, changes in enumerate(part) for unit, new in changes if int(units.layer[unit]) == layer
+    ]
+    sequence, unit = (torch.tensor([row[i] for row in flat], dtype=torch.long) for i in (0, 1))
+    new = torch.tensor([row[2] for row in flat], dtype=torch.float64)
+    return (sequence, units.position[unit], units.neuron[unit]), new
+
+
+@dataclass(frozen=True, eq=False)
+class _FeaturesSet:
+    """Features of single sequences are set; the others are live, or as they were on the prompt."""
+
+    graph: Graph
+    part: Sequence[Sequence[tuple[int, float]]]
+    held: Standing | None
+
+    def __call__(self, layer: int, live: Tensor) -> Tensor:
+        out = (live if self.held is None else self.held.features[layer].expand_as(live)).clone()
+        at, new = _entries(self.graph, self.part, layer)
+        out[at] = new.to(out)
+        return out
 
 
 def _difference(instrument: Instrument, logits: Tensor, answer: int, wrong: int) -> Tensor:
@@ -221,26 +269,44 @@ def _difference(instrument: Instrument, logits: Tensor, answer: int, wrong: int)
     return both[:, 0] - both[:, 1]
 
 
-def _held(instrument: Instrument, ids: Tensor, hold: Hold, answer: int, wrong: int) -> tuple[list[Edit], float]:
-    """What keeps the run as the prompt has it, and the prompt's logit difference."""
-    parts = instrument.parts
+def _patterns(ids: Tensor, hold: Hold) -> AttentionRead | None:
+    """The whole attention patterns, where they are held."""
+    return None if hold == "nothing" else AttentionRead(stats=(), rows=tuple(range(-ids.shape[1], 0)), weights=True)
+
+
+def _held(
+    instrument: Instrument, graph: Graph, ids: Tensor, hold: Hold, answer: int, wrong: int
+) -> tuple[list[Edit], float, FrozenScales | None]:
+    """What keeps the run as the prompt has it, the prompt's logit difference, and the norms' scales of the layers of a dictionary."""
+    parts, features = instrument.parts, graph.feature_layers
     layers = range(parts.n_layers)
     reads: list[str] = []
     if hold == "all":
         kinds = ("resid_pre", "resid_mid", "z", "mlp_act")
         reads = [f"{kind}.{i}" for i in layers for kind in kinds if parts.layers[i].absent(kind) is None]
         reads.append(f"resid_post.{parts.n_layers - 1}")
-    read = None if hold == "nothing" else AttentionRead(stats=(), rows=tuple(range(-ids.shape[1], 0)), weights=True)
-    trace = instrument.run(ids, reads=reads, attention=read)
+    trace = instrument.run(ids, reads=reads, attention=_patterns(ids, hold))
     assert trace.logits is not None
     edits: list[Edit] = []
+    scales = None
     if trace.attention is not None:
         edits = [PatternReplace(trace.attention["weights"][i], None, (i,)) for i in parts.attention_layers]
     if hold == "all":
         names = [f"{name}.{i}" for i in layers for name in _NORMS if getattr(parts.layers[i], name) is not None]
-        edits += [FreezeNorm(name, norm_scales(trace, name, parts)) for name in (*names, "final_norm")]
-        edits += [Replace(f"mlp_act.{i}", value=trace[f"mlp_act.{i}"]) for i in layers]
-    return edits, float(_difference(instrument, trace.logits[:, -1], answer, wrong)[0])
+        found = {
+            name: norm_scales(trace, name, parts)
+            for name in (*names, "final_norm")
+            if not name.startswith("post_mlp_norm.") or parts.layers[int(name.partition(".")[2])].mlp_down is not None
+        }
+        edits += [FreezeNorm(name, scale) for name, scale in found.items()]
+        edits += [Replace(f"mlp_act.{i}", value=trace[f"mlp_act.{i}"]) for i in layers if i not in features]
+        scales = FrozenScales(
+            *(
+                {i: found[f"{kind}.{i}"][0] for i in features if f"{kind}.{i}" in found}
+                for kind in ("pre_mlp_norm", "post_mlp_norm")
+            )
+        )
+    return edits, float(_difference(instrument, trace.logits[:, -1], answer, wrong)[0]), scales
 
 
 def intervention_agreement(frames: Sequence[pl.DataFrame], *, seed: int = 0, level: float = 0.95) -> pl.DataFrame:

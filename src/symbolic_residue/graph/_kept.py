@@ -17,7 +17,7 @@ from torch import Tensor
 
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
 from symbolic_residue.graph._pairs import TokenPair
-from symbolic_residue.instrument import collate, Instrument, Prefix, Replace, Trace
+from symbolic_residue.instrument import collate, Edit, Instrument, Prefix, Replace, Trace
 from symbolic_residue.types import Point
 
 __all__ = ["KeepUnits", "PairRun", "check_ends", "ranks", "run_pair"]
@@ -85,10 +85,7 @@ class PairRun:
         found = []
         for start in range(0, len(counts), step):
             part = torch.tensor(list(counts[start : start + step]))
-            edits = [
-                KeepUnits(f"mlp_act.{i}", value=value, rank=order, counts=part)
-                for i, (value, order) in enumerate(zip(self.corrupted, rank, strict=True))
-            ]
+            edits = self.edits(rank, part)
             if prefix is None:
                 trace: Trace = self.instrument.run(ids.repeat(len(part), 1), edits=edits, keep_logits=1)
             else:
@@ -96,6 +93,13 @@ class PairRun:
             assert trace.logits is not None
             found.append(self.difference(trace.logits[:, -1]))
         return torch.cat(found)
+
+    def edits(self, rank: Sequence[Tensor], counts: Tensor) -> list[Edit]:
+        """What keeps the first ``counts [sequence]`` in rank live, and sets all others."""
+        return [
+            KeepUnits(f"mlp_act.{i}", value=value, rank=order, counts=counts)
+            for i, (value, order) in enumerate(zip(self.corrupted, rank, strict=True))
+        ]
 
 
 def run_pair(instrument: Instrument, pair: TokenPair) -> PairRun:

@@ -16,8 +16,10 @@ from symbolic_residue.instrument import Instrument
 PROMPTS = [list(range(5, 12)), list(range(30, 42)), [7, 300, 20, 111, 4]]
 
 
-def swapped_kl(instrument: Instrument, dictionary: Transcoders, only: set[int]) -> list[float]:
-    """KL a prompt, in plain torch: in these layers' MLP modules every position but the first gives the prediction from what the module gets."""
+def swapped_kl(
+    instrument: Instrument, dictionary: Transcoders, only: set[int], means: dict[int, torch.Tensor] | None = None
+) -> list[float]:
+    """KL a prompt, in plain torch: in these layers' MLP modules every position but the first gives the prediction from what the module gets, or a mean."""
     found = []
     for ids in PROMPTS:
         logits = []
@@ -36,6 +38,7 @@ def swapped_kl(instrument: Instrument, dictionary: Transcoders, only: set[int]) 
                         acts[k] @ dictionary.layers[k].decoders[i] for k in dictionary.layers if i in dictionary.layers[k].decoders
                     )
                     y = y + args[0][0] @ one.skip if one.skip is not None else y
+                    y = y if means is None else means[i].expand_as(y)
                     return torch.cat([out[:, :1], y[None, 1:]], 1) if i in swap else out
 
                 handles.append(module.register_forward_hook(hook))
@@ -59,8 +62,16 @@ def test_kl_is_that_of_the_model_with_its_mlps_swapped(name: str, how: dict[str,
         alone, together = swapped_kl(instrument, dictionary, {i}), swapped_kl(instrument, dictionary, set(range(i + 1)))
         assert table["kl"][i] == pytest.approx(sum(alone) / 3, rel=1e-5)
         assert table["kl_up_to"][i] == pytest.approx(sum(together) / 3, rel=1e-5)
+    if name != "gemma2":  # a norm follows its MLP: the mean is of what comes after it
+        writes = [instrument.run(torch.tensor([ids]), reads=["mlp_out.*"]) for ids in PROMPTS]
+        means = {i: torch.cat([w[f"mlp_out.{i}"][0, 1:] for w in writes]).mean(0) for i in (0, 1)}
+        for i in (0, 1):
+            alone, together = (swapped_kl(instrument, dictionary, those, means) for those in ({i}, set(range(i + 1))))
+            assert table["kl_mean"][i] == pytest.approx(sum(alone) / 3, rel=1e-5)
+            assert table["kl_mean_up_to"][i] == pytest.approx(sum(together) / 3, rel=1e-5)
+        assert table["kl_mean_up_to"][1] != pytest.approx(table["kl_mean"][1], rel=1e-3)
     assert table["kl"][1] != pytest.approx(table["kl_up_to"][1], rel=1e-3)
-    for name in ("fvu", "l0", "kl", "kl_mean", "kl_up_to"):
+    for name in ("fvu", "l0", "kl", "kl_mean", "kl_up_to", "kl_mean_up_to"):
         for low, value, high in zip(*(table[name + end] for end in ("_low", "", "_high")), strict=True):
             assert (name == "fvu" and low is None) or 0 <= low <= value <= high  # a ratio of three prompts may have no interval
 
@@ -109,7 +120,7 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     instrument = instrument_of("llama")
     with pytest.raises(DictionaryError, match="width 32"):
         evaluate_dictionary(instrument, random_dictionary(2, d_model=32), PROMPTS)
-    with pytest.raises(DictionaryError, match="layers up to 2"):
+    with pytest.raises(DictionaryError, match="has layer 2"):
         evaluate_dictionary(instrument, random_dictionary(3, d_model=64), PROMPTS)
     for prompts in ([], [[5, 6]]):
         with pytest.raises(PromptError):

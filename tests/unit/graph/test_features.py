@@ -17,12 +17,10 @@ from symbolic_residue.dictionaries import Activation, Transcoders
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph import (
     attribute_prompt,
-    Change,
     direct_edges,
     Feature,
     freeze,
     head_loadings,
-    intervene,
     load_graph,
     LocalModel,
     promoted_tokens,
@@ -409,18 +407,6 @@ def test_dictionaries_that_do_not_fit_are_refused() -> None:
             attribute_prompt(instrument, prompt, targets=[asked], units=silent)
     with pytest.raises(ConfigError, match="no Feature"):
         attribute_prompt(instrument, prompt, targets=[Feature(0, 0, 0)])
-
-
-def test_what_sets_activations_in_the_model_is_refused_for_features() -> None:
-    instrument = instrument_of("llama")
-    graph = attribute_prompt(
-        instrument, build_prompt(instrument.loaded.tokenizer, TEXT), targets=[(7, 9)], max_nodes=20, units=made(only=(1,))
-    )
-    one = Change(int(graph.units.layer[0]), int(graph.units.position[0]), int(graph.units.neuron[0]))
-    with pytest.raises(ConfigError, match="features in layers 1"):
-        intervene(instrument, graph, [[one]], answer=7, wrong=9)
-    with pytest.raises(ConfigError, match="graph of neurons"):
-        graph.faithfulness(instrument, None)  # type: ignore[arg-type]
 
 
 def test_a_dictionary_works_in_float32_and_on_one_token() -> None:
