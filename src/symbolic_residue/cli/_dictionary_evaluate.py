@@ -43,8 +43,8 @@ def evaluate_command(
 ) -> None:
     """Measure a dictionary: unexplained share, active features, and what the model loses when features stand in for MLPs.
 
-    Documents that the dictionary is known to have been trained on are left out. n counts documents, and intervals are over them. KL, mean is the control: the mean
-    write in the MLP's place.
+    Documents that the dictionary is known to have been trained on are left out. n counts documents, and intervals are over them. The columns of means are the
+    control: the mean write in the MLP's place.
     """
     from symbolic_residue.dictionaries import evaluate_dictionary, open_dictionary, read_documents, text_sha256, trained_texts
 
@@ -88,17 +88,17 @@ def _show(about: dict[str, Any]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for name in ("layer", "FVU", "L0", "KL", "KL, mean", "KL up to here", "largest"):
+    for name in ("layer", "FVU", "L0", "KL", "of means", "KL up to here", "of means", "largest"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in about["layers"]:
         table.add_row(
-            str(row["layer"]), _cell(row, "fvu"), f"{row['l0']:.1f}", *(_cell(row, name) for name in ("kl", "kl_mean", "kl_up_to")),
+            str(row["layer"]), _cell(row, "fvu"), f"{row['l0']:.1f}", *(_cell(row, name) for name in ("kl", "kl_mean", "kl_up_to", "kl_mean_up_to")),
             f"{100 * row['largest']:.0f} %",
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"n = {about['documents']} documents, 95 % intervals over them; the first position is left as it is. KL in nats, of the model with MLPs replaced; mean: by "
-        "their mean write. largest: share of the variance that one position holds",
+        f"n = {about['documents']} documents, 95 % intervals over them; the first position is left as it is. KL in nats, of the model with MLPs replaced by "
+        "features, or by their mean write (control). largest: share of the variance that one position holds",
         markup=False,
     )
     if about["trained_on"]:

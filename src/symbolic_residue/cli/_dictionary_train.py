@@ -68,8 +68,8 @@ def train_command(
 ) -> None:
     """Train features that stand in for a model's MLPs. Stopped, the same command goes on.
 
-    The first position of every piece of text holds the attention sink and is left out. A dictionary trained in minutes on a little text is a poor one: see how poor
-    with `residue dictionary evaluate`.
+    The first position of every piece of text holds the attention sink and is left out. A dictionary trained in minutes on a little text is a poor one: see how
+    poor with: residue dictionary evaluate
     """
     from symbolic_residue.dictionaries import hold_out, read_documents, train_dictionary, TrainingPlan
 

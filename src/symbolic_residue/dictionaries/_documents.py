@@ -1,7 +1,7 @@
 """Documents to train on and to measure with: where they come from, and which are held out.
 
-1. A folder of ``.txt`` files (anywhere below), a document each; one ``.txt`` file; or JSON lines with ``text`` (and ``id``, or not). ``python-docs`` is what every
-   Python brings along: the topics of its own documentation (``pydoc_data.topics``), in the words of the version that runs.
+1. A folder of ``.txt`` files (anywhere below), a document each; one ``.txt`` file; or JSON lines with ``text`` (and other entries, or not). ``python-docs`` is
+   what every Python brings along: the topics of its own documentation (``pydoc_data.topics``), in the words of the version that runs.
 2. Whether a document is held out depends on its text alone: on the first 8 hexadecimal digits of its SHA-256. Order, other documents and seeds change nothing.
 """
 

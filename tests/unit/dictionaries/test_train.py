@@ -101,7 +101,7 @@ def test_rows_are_what_mlps_read_and_write_but_for_the_first_position(name: str,
     )
 
 
-@pytest.mark.parametrize("factor, gone", [(40.0, 1), (10.0, 0)])  # in length: 1600 and 100 times in squared norm
+@pytest.mark.parametrize("factor, gone", [(150.0, 1), (50.0, 0)])  # in length: 22,500 and 2500 times in squared norm
 def test_a_second_sink_is_left_out_of_all_layers(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, gone: int
 ) -> None:
