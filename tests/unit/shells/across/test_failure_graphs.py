@@ -158,7 +158,7 @@ def test_every_division_adds_up_and_is_what_the_edges_say(name: str) -> None:
         if name != "gemma2":  # whose logits are capped
             assert graph.targets[0].value == pytest.approx(target, rel=1e-7)
         sums = found.parts.group_by("split").agg(pl.col(value).sum(), pl.col(value.replace("value", "share")).sum().alias("shares"))
-        assert set(sums["split"]) == {"kind", "layer", "place", "span"}
+        assert set(sums["split"]) == {"kind", "layer", "place", "span", "token"}
         for row in sums.iter_rows(named=True):
             assert row[value] == pytest.approx(graph.targets[0].value, abs=1e-4 * float(graph.row_sizes()[0]))
             assert row["shares"] == pytest.approx(1.0, abs=2e-5)
@@ -166,6 +166,8 @@ def test_every_division_adds_up_and_is_what_the_edges_say(name: str) -> None:
         paths, n = by_paths(graph), len(ids)
         where = {"first token": [0], "last token": [n - 1], "says another": [1, 2], "elsewhere": list(range(3, n - 1))}
         names = graph.column_names()
+        for t, token in enumerate(graph.tokens):
+            assert parts["token", f"{t} {token}"] == pytest.approx(float(paths[t]), rel=1e-6, abs=1e-9)
         for span, places in where.items():
             assert parts["span", span] == pytest.approx(float(paths[places].sum()), rel=1e-6, abs=1e-9)
             ends = tuple(f"@{p}" for p in places)
