@@ -80,7 +80,13 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
     kept = load_supernodes(load_graph(folder), folder)
     assert kept is not None and [one["label"] for one in labelled] == list(kept.labels)
     assert said["nodes"] == 100 and said["adds_up"]["worst"] < 1e-5 and said["targets"][0]["name"] == "' cold' − ' warm'"
-    assert load_graph(folder).rule == "half"
+    again = load_graph(folder)
+    assert again.rule == "half"
+    nodes = again.nodes()
+    first = nodes.filter(nodes["position"] == 0)
+    assert said["first_position"]["units"] == len(first) > 0
+    assert said["first_position"]["influence"] == pytest.approx(first["influence"].sum() / nodes["influence"].sum())
+    assert said["most_influential"] == nodes.filter(nodes["position"] > 0).head(15).to_dicts()
     heads = load_heads(load_graph(folder), folder)
     assert heads is not None and len(heads) == said["heads"]["edges"] > 100 and len(heads.looks) == 2
     assert [look["head"] for look in said["heads"]["looks"]] == [look.head for look in heads.looks]
@@ -95,6 +101,7 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
     assert sum("residue_heads" in link for link in links) == len(heads)
     assert capsys.readouterr().out
     assert "Every row adds up" in shown and "most influential neurons" in shown
+    assert f"has {len(first)} of the 100 neurons" in " ".join(shown.split())
     assert main(line) == 5
     assert "holds a graph already" in capsys.readouterr().err
 

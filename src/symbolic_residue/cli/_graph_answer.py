@@ -8,6 +8,8 @@ from typing import Any, TYPE_CHECKING
 from symbolic_residue.cli._common import echo_json
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from symbolic_residue.graph import Graph, GraphHeads, GroupLabel, Hint, Look, Supernodes
 
 __all__ = ["answer", "unit_words"]
@@ -20,7 +22,8 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
     """Print what a graph says, as tables or as JSON."""
     from symbolic_residue.graph import graph_scores
 
-    check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
+    check, accounted, kept = graph.check(), graph.accounted(), graph.prune()
+    nodes, first, first_share = _apart(graph)
     scores, errors = graph_scores(graph), graph.errors()
     if as_json:
         echo_json(
@@ -36,6 +39,7 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
                 "most_influential": nodes.head(_SHOWN).to_dicts(),
+                "first_position": {"units": len(first), "influence": first_share, "most_influential": first.head(3).to_dicts()},
                 "heads": None if heads is None else _heads_json(graph, heads),
                 "supernodes": None if groups is None else _groups_json(groups),
             }
@@ -96,9 +100,14 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
         )
     console.print(table)
     console.print(
-        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint). "
-        "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
+        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint).[/]"
     )
+    if len(first):
+        console.print(
+            f"Listed apart: position 0 ({escape(visible(graph.tokens[0], spaces='ends'))}) has {len(first)} of the {len(graph)} {unit_words(graph)} and "
+            f"{first_share:.0%} of their influence. In most models it holds an attention sink, the same for most prompts: a difference of two prompts "
+            "(residue graph diff) cancels it."
+        )
     if groups is not None and groups.labels:
         told = sum(any(h is not None and h.tells for h in (one.fires, one.acts, one.writes)) for one in groups.about)
         said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (1 in 20 would by chance):"
@@ -129,6 +138,16 @@ def _groups_json(groups: Supernodes) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in numbers.items()} | {
         "groups": [row | said(one) for row, one in zip(rows, groups.about, strict=True)] if groups.about else rows
     }
+
+
+def _apart(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame, float]:
+    """The units by influence, those of the first position apart (none where there is no other), and the share of all units' influence that those have."""
+    nodes = graph.nodes()
+    at_first = nodes["position"] == 0
+    if len(graph.tokens) == 1:
+        at_first = at_first & False
+    first, total = nodes.filter(at_first), float(nodes["influence"].sum())
+    return nodes.filter(~at_first), first, float(first["influence"].sum()) / total if total else 0.0
 
 
 def _heads_json(graph: Graph, heads: GraphHeads) -> dict[str, Any]:
