@@ -179,7 +179,7 @@ def test_a_supernode_is_its_members_with_their_links_summed(visit: Any) -> None:
     for link in data["links"]:
         if link["target"] in inside and link["source"] not in inside:
             sums[link["source"]] = sums.get(link["source"], 0.0) + link["weight"]
-    first = page.locator("#chosen ol .w").first.inner_text()
+    first = page.locator("#chosen ol:not(.contexts) .w").first.inner_text()
     assert float(first.replace("−", "-")) == pytest.approx(max(sums.values(), key=abs), rel=6e-3)
     assert page.locator("#groups button[aria-pressed=true]").count() == 1
 
@@ -257,3 +257,20 @@ def test_1000_nodes_are_painted_and_told_fast(visit: Any) -> None:
     })"""
     assert painted < 3000 and sorted(page.evaluate(click))[10] < 500
     assert page.locator("#chosen h3").inner_text().startswith("L")
+
+
+@pytest.mark.parametrize("name", ["small", "nasty"])
+def test_a_supernode_says_what_is_known_of_it(visit: Any, name: str) -> None:
+    """The kinds of evidence beside random neurons, and the places in texts, as text; a place leads to its node."""
+    page = visit(name)
+    page.locator("#groups button").first.click()
+    said = page.locator("#chosen .said")
+    assert said.count() == 3 and page.locator("#chosen .weak").count() == 1
+    assert "random neurons: 11% on average, 25% at most" in said.first.inner_text()
+    assert "no more than chance" in page.locator("#chosen .weak").inner_text()
+    place = page.locator("#chosen .contexts button")
+    token = DATA[name]["metadata"]["residue"]["supernodes"][0]["examples"][0]["token"]
+    assert place.count() == 1 and place.locator("b").inner_text().strip() == token.strip() and place.locator("img").count() == 0
+    place.click()
+    assert page.locator(".stage path.chosen").get_attribute("data-node") == "0" and page.evaluate("window.pwned") is None
+    assert page.messages == []

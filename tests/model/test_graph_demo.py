@@ -14,6 +14,7 @@ from symbolic_residue.graph import (
     freeze,
     load_graph,
     load_heads,
+    load_supernodes,
     read_neuronpedia,
     relevance,
     Rows,
@@ -70,21 +71,37 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
         str(folder),
         "--json",
     ]
-    assert main(line) == 0
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The opposite of hot is cold.\nThe opposite of big is small.\n", "utf-8")
+    assert main([*line, "--contexts", str(texts)]) == 0
     said = json.loads(capsys.readouterr().out)
+    labelled = said["supernodes"]["groups"]
+    assert len(labelled) > 1 and all(one["fires"]["n"] <= 2 * one["units"] for one in labelled)
+    kept = load_supernodes(load_graph(folder), folder)
+    assert kept is not None and [one["label"] for one in labelled] == list(kept.labels)
     assert said["nodes"] == 100 and said["adds_up"]["worst"] < 1e-5 and said["targets"][0]["name"] == "' cold' − ' warm'"
-    assert load_graph(folder).rule == "half"
+    again = load_graph(folder)
+    assert again.rule == "half"
+    nodes = again.nodes()
+    first = nodes.filter(nodes["position"] == 0)
+    assert said["first_position"]["units"] == len(first) > 0
+    assert said["first_position"]["influence"] == pytest.approx(first["influence"].sum() / nodes["influence"].sum())
+    assert said["most_influential"] == nodes.filter(nodes["position"] > 0).head(15).to_dicts()
     heads = load_heads(load_graph(folder), folder)
     assert heads is not None and len(heads) == said["heads"]["edges"] > 100 and len(heads.looks) == 2
     assert [look["head"] for look in said["heads"]["looks"]] == [look.head for look in heads.looks]
     assert main(["graph", "--show", str(folder)]) == 0
     shown = capsys.readouterr().out
+    assert "groups of neurons fed and read alike" in shown and "random neurons" in shown
     assert f"Head {heads.looks[0].layer}.{heads.looks[0].head} at" in shown
     assert main(["graph", "export", str(folder)]) == 0
-    links = read_neuronpedia(folder / "neuronpedia.json").plain()["links"]
+    exported = read_neuronpedia(folder / "neuronpedia.json").plain()
+    assert [group[0] for group in exported["qParams"]["supernodes"]] == list(kept.labels)
+    links = exported["links"]
     assert sum("residue_heads" in link for link in links) == len(heads)
     assert capsys.readouterr().out
     assert "Every row adds up" in shown and "most influential neurons" in shown
+    assert f"has {len(first)} of the 100 neurons" in " ".join(shown.split())
     assert main(line) == 5
     assert "holds a graph already" in capsys.readouterr().err
 
@@ -99,6 +116,8 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
         (["hot", "--against", " a"], 2, "--against"),
         (["hot", "--rule", "third"], 2, "half or gate"),
         (["hot", "--rest", "none"], 2, "not known"),
+        (["hot", "--contexts", "nowhere.txt"], 2, "cannot be read"),
+        (["hot", "--contexts", "packaged", "--dictionary", "d"], 2, "Leave one"),
         (["hot", "--position", "7"], 2, "no position"),
         (["hot", "--dtype", "bfloat16"], 3, "float32"),
         (["  "], 2, "whitespace"),

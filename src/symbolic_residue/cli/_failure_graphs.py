@@ -32,7 +32,7 @@ Graphs = Annotated[
 ]
 GraphNodes = Annotated[int, typer.Option("--graph-nodes", min=1, help="Neurons that each of these graphs chooses.")]
 
-_TABLES = ("shell_items", "verdicts", "endings")
+_TABLES = ("shell_items", "verdicts")
 
 
 def item_of(shell: str) -> str:
@@ -108,12 +108,12 @@ def run_graphs(shell: Any, run: RunFolder, *, item: str, top: int, nodes: int, s
 
 
 def silence_graphs(
-    instrument: Instrument, run: RunFolder, *, top: int, nodes: int, ends: list[int], chat: bool, seed: int, progress: Any
+    instrument: Instrument, run: RunFolder, *, top: int, nodes: int, ends: list[int], seed: int, progress: Any
 ) -> Any:
     """The item of the graphs of silent prompts in a run of ``residue shells silence``."""
     from symbolic_residue.diagnose import graphs_item, silent_prompts
 
-    found = silent_prompts(instrument, *(run.table(name) for name in ("endings", "tokens", "across")), chat=chat)
+    found = silent_prompts(run.table("endings"), run.table("tokens"), run.tensors("across_control"))
     shelf = _Shelf(run.path, instrument.loaded.provenance.weights_sha256)
     return graphs_item(
         instrument,
@@ -192,7 +192,6 @@ def failures(
                     top=top,
                     nodes=nodes,
                     ends=config["end"],
-                    chat=config["chat"],
                     seed=seed,
                     progress=told,
                 )
@@ -231,6 +230,27 @@ def _answer(results: list[Any], run: Path, page: Path | None, as_json: bool) -> 
     console = Console()
     for result in results:
         console.print(f"[bold]{escape(result.item)}[/]: {escape(visible(result.summary))}", soft_wrap=True)
+        if "failure_parts" in result.tables:
+            _show(console, result)
     console.print(f"graphs: {escape(str(run / 'graphs'))}", soft_wrap=True)
     if page is not None:
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
+
+
+def _show(console: Any, result: Any) -> None:
+    """What carries the failures, by span."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from symbolic_residue.figures import visible
+    from symbolic_residue.report import failure_tables
+
+    held = {name: result.tables[name].to_dicts() for name in ("failure_graphs", "failure_parts", "failure_units")}
+    for one in failure_tables(held, splits=("span",)):
+        console.print(f"[dim]{escape(visible(one['caption']))}[/]", soft_wrap=True)
+        table = Table(box=None, pad_edge=False)
+        for name, numeric in one["columns"]:
+            table.add_column(escape(name), justify="right" if numeric else "left", header_style="dim")
+        for cells, _ in one["rows"]:
+            table.add_row(*map(escape, cells))
+        console.print(table)

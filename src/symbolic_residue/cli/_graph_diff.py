@@ -27,9 +27,9 @@ from symbolic_residue.cli._graph import (
     Candidate,
     ComplianceOpening,
     RefusalOpening,
-    unit_words,
     write_page,
 )
+from symbolic_residue.cli._graph_answer import unit_words
 from symbolic_residue.errors import ConfigError, RunExistsError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,16 +28,18 @@ def export(
     ] = True,
     json: Json = False,
 ) -> None:
-    """Write a kept graph, pruned, as Neuronpedia's graph JSON, with the heads that were kept with it."""
-    from symbolic_residue.graph import load_graph, load_heads, write_neuronpedia
+    """Write a kept graph, pruned, as Neuronpedia's graph JSON, with the heads and labelled groups that were kept with it (groups: at the same thresholds)."""
+    from symbolic_residue.graph import load_graph, load_heads, load_supernodes, write_neuronpedia
 
     path = output or run / "neuronpedia.json"
     if path.exists():
         raise RunExistsError(f"{path} exists already.", todo="Name another --output.")
     graph = load_graph(run)
-    kept = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
-    groups = graph.supernodes(**kept).rows(graph) if supernodes else []
-    data = graph.to_neuronpedia(slug=slug, scan=scan, supernodes=groups, heads=load_heads(graph, run), **kept)
+    kept: dict[str, Any] = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
+    groups = load_supernodes(graph, run) if supernodes else None
+    if supernodes and (groups is None or (groups.node_threshold, groups.edge_threshold) != (node_threshold, edge_threshold)):
+        groups = graph.supernodes(**kept)
+    data = graph.to_neuronpedia(slug=slug, scan=scan, supernodes=groups or [], heads=load_heads(graph, run), **kept)
     write_neuronpedia(data, path)
     said = {"file": str(path), "nodes": len(data["nodes"]), "links": len(data["links"]), "slug": data["metadata"]["slug"]}
     if json:

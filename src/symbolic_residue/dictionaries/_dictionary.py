@@ -190,12 +190,14 @@ class LayerDictionary:
         return tuple(torch.cat([one[i] for one in found]) for i in range(3))  # type: ignore[return-value]
 
     def encoder_rows(self, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rows ``[n, d_model]`` and biases ``[n]`` of some features."""
-        return self.encoder[features].to(dtype), self.encoder_bias[features].to(dtype)
+        """Rows ``[n, d_model]`` and biases ``[n]`` of some features, on the features' device."""
+        at = features.to(self.encoder.device)
+        return self.encoder[at].to(features.device, dtype), self.encoder_bias[at].to(features.device, dtype)
 
     def decoder_rows(self, features: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
-        """What some features write, per unit of activation, into the prediction of a layer's MLP output, ``[n, d_model]``."""
-        return self.decoders[layer][features].to(dtype)
+        """What some features write, per unit of activation, into the prediction of a layer's MLP output, ``[n, d_model]``, on the features' device."""
+        decoder = self.decoders[layer]
+        return decoder[features.to(decoder.device)].to(features.device, dtype)
 
 
 class Dictionary(Protocol):

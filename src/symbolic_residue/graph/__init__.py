@@ -4,6 +4,7 @@ from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
 from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._contexts import activating_contexts, Contexts
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
 from symbolic_residue.graph._error_nodes import error_influence
 from symbolic_residue.graph._failure_targets import (
@@ -32,6 +33,8 @@ from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
 from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
+from symbolic_residue.graph._group_labels import Example, GroupLabel, Hint, label_supernodes
+from symbolic_residue.graph._groups_file import load_supernodes, save_supernodes
 from symbolic_residue.graph._heads import head_loadings, HeadLoadings, strongest_edges
 from symbolic_residue.graph._heads_file import load_heads, save_heads
 from symbolic_residue.graph._interventions import Change, Hold, intervene, intervention_agreement, predicted_change
@@ -65,10 +68,12 @@ __all__ = [
     "Check",
     "Collapse",
     "Columns",
+    "Contexts",
     "Contrast",
     "Difference",
     "Direction",
     "Errors",
+    "Example",
     "FailureTarget",
     "Faithfulness",
     "Feature",
@@ -78,7 +83,9 @@ __all__ = [
     "Ghosts",
     "Graph",
     "GraphHeads",
+    "GroupLabel",
     "HeadLoadings",
+    "Hint",
     "Hold",
     "KeepUnits",
     "LayerUnits",
@@ -106,6 +113,7 @@ __all__ = [
     "TargetInfo",
     "TokenPair",
     "Units",
+    "activating_contexts",
     "attribute",
     "attribute_pair",
     "attribute_prompt",
@@ -128,8 +136,10 @@ __all__ = [
     "influential_edges",
     "intervene",
     "intervention_agreement",
+    "label_supernodes",
     "load_graph",
     "load_heads",
+    "load_supernodes",
     "log_counts",
     "mixed_at",
     "predicted_change",
@@ -144,6 +154,7 @@ __all__ = [
     "run_pair",
     "save_graph",
     "save_heads",
+    "save_supernodes",
     "strongest_edges",
     "supernodes",
     "target_rows",

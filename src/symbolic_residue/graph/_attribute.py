@@ -17,6 +17,7 @@ from torch import Tensor
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.graph._columns import Rows, unit_rows, unit_values, Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import describe, silenced, with_dictionary
 from symbolic_residue.graph._graph import Graph, TargetInfo
 from symbolic_residue.graph._local import freeze, LocalModel
@@ -106,29 +107,29 @@ def attribute_prompt(
     if not len(prompt.ids):
         raise PromptError("The prompt is empty.", todo="Give some text.")
     about: dict[str, Any] = {}
-    with torch.no_grad():
+    with torch.no_grad(), on(instrument.device):
         local = freeze(instrument, torch.tensor(prompt.ids))
         if not isinstance(units, str):
             local = with_dictionary(local, units)
             about = describe(local, units)
             if nodes is not None and off:
-                local = silenced(local, nodes)
+                local = silenced(local, nodes.to(local.device))
         asked = read_targets(instrument, local, targets, position, rule)
         groups = _groups(local, asked)
         if nodes is None:
             chosen, first = largest(local, groups, max_nodes, rule=rule)
         else:
-            chosen = _given(local, nodes)
+            chosen = _given(local, nodes.to(local.device))
             first = effects_at(local, groups[0], chosen, rule=rule)
         of_targets = target_rows(local, asked)
         rows = of_targets + unit_rows(local, chosen, rule)
         edges, columns = direct_edges(local, rows, chosen, by_position=rest == "position")
-        activations = unit_values(local, chosen)
+        activations, terms = unit_values(local, chosen), _terms(local, rows)
     infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
-        tuple(prompt.ids), tuple(prompt.tokens), infos, chosen, activations, first, edges, columns, rule,
-        local.parts.logit_softcap is not None, local.error, of_targets, instrument.loaded.provenance.model_dump(), dictionary=about,
-        terms=_terms(local, rows),
+        tuple(prompt.ids), tuple(prompt.tokens), infos, chosen.to("cpu"), activations.cpu(), first.cpu(), edges.cpu(), columns, rule,
+        local.parts.logit_softcap is not None, local.error, of_targets.to("cpu"), instrument.loaded.provenance.model_dump(), dictionary=about,
+        terms=terms.cpu(),
     ).require()  # fmt: skip
 
 

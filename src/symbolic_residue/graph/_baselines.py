@@ -139,7 +139,7 @@ class PairScores:
     def _slopes(self, side: int, *, total: bool = True) -> Layers:
         local = self._clean_local if side == 0 else self._corrupted_local
         with torch.no_grad():
-            weights = torch.zeros(local.vocab_size, dtype=local.dtype)
+            weights = torch.zeros(local.vocab_size, dtype=local.dtype, device=local.device)
             weights[self.run.pair.answer], weights[self.run.pair.wrong] = 1.0, -1.0
             direction, _ = local.logit_direction(weights)
             found = relevance(local, direction, total=total).slopes

@@ -30,6 +30,10 @@ class Units:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def to(self, device: torch.device | str) -> Units:
+        """The same on a device."""
+        return Units(self.layer.to(device), self.position.to(device), self.neuron.to(device))
+
     def at(self, layer: int) -> Tensor:
         """Which units lie in a layer, by number."""
         return (self.layer == layer).nonzero()[:, 0]
@@ -62,6 +66,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.place)
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same on a device."""
+        return Rows(*(getattr(self, name).to(device) for name in ("direction", "constant", "place", "position")))
 
     def __add__(self, other: Rows) -> Rows:
         """These rows and then the others."""
@@ -167,7 +175,7 @@ def layer_sources(local: LocalModel, units: Units) -> list[Sources]:
 
 def unit_values(local: LocalModel, units: Units) -> Tensor:
     """Activations of the chosen units, ``[unit]``."""
-    found = torch.zeros(len(units), dtype=local.dtype)
+    found = torch.zeros(len(units), dtype=local.dtype, device=local.device)
     for i in range(len(local.layers)):
         at = units.at(i)
         if len(at):

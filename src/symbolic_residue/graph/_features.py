@@ -27,6 +27,7 @@ from torch import Tensor
 from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads, require_model
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph._columns import Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._norm import FrozenNorm
@@ -278,12 +279,13 @@ def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dic
         require_dictionary(graph, dictionary)
     if local is None:
         with torch.no_grad():
-            local = freeze(instrument, torch.tensor(graph.ids))
+            local = freeze(instrument, torch.tensor(graph.ids, device=instrument.device))
             if dictionary is None:
                 return local
             off = (graph.activations == 0).nonzero()[:, 0]
-            units = Units(*(one[off] for one in (graph.units.layer, graph.units.position, graph.units.neuron)))
-            return silenced(with_dictionary(local, dictionary), units)
+            units = Units(*(one[off] for one in (graph.units.layer, graph.units.position, graph.units.neuron))).to(local.device)
+            with on(local.device):
+                return silenced(with_dictionary(local, dictionary), units)
     if set(local.units) != graph.feature_layers:
         raise ConfigError(
             "The replacement model that is given has other units than the graph.", todo="Leave local out, and give dictionary=."
@@ -294,10 +296,10 @@ def local_of(instrument: Instrument, graph: Graph, local: LocalModel | None, dic
 def _replaced(layer: LocalLayer, one: LayerDictionary, writer: Writer, units: Mapping[int, FeatureUnits]) -> LocalLayer:
     """A layer with the decoder's bias as its constant, the skip as a path, and what remains as what its units and the error write together."""
     dtype, j = layer.dtype, one.layer
-    fixed = one.bias.to(dtype)
+    fixed = one.bias.to(layer.stream.device, dtype)
     skip, reader = None, _reader(layer, one.reads)
     if one.skip is not None:
-        matrix = one.skip.to(dtype)
+        matrix = one.skip.to(layer.stream.device, dtype)
         skip = LinearPath(reader, matrix, writer.norm, writer.factor)
         if reader.bias is not None:
             fixed = fixed + reader.bias @ matrix

@@ -24,6 +24,7 @@ from torch import Tensor
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph._columns import unit_values, Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph
 from symbolic_residue.graph._local import LocalModel
@@ -82,27 +83,28 @@ def ghosts(
         raise ConfigError(
             f"{directions} directions and {count} neurons give no floor.", todo="Ask for 8 directions or more, and a neuron."
         )
-    with torch.no_grad():
+    with torch.no_grad(), on(instrument.device):
         try:
             local = local_of(instrument, graph, None, dictionary)
         except DictionaryError as error:
             raise _other_model() from error
         _require_model(local, graph)
         units, sizes = _largest(local, count)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         ratios, controls, effects, floors = [], [], [], []
         reaches = torch.zeros(len(units), dtype=torch.bool)
         for group in sorted({t.group for t in graph.targets}):
             members = [i for i, t in enumerate(graph.targets) if t.group == group]
             weights = torch.tensor([graph.targets[i].weight for i in members], dtype=local.dtype)
-            target = weights @ graph.target_rows.direction[members].to(local.dtype)
+            target = weights @ graph.target_rows.direction[members].to(local.device, local.dtype)
             one = graph.targets[members[0]]
             layer = None if one.layer == len(local.layers) else one.layer
 
             def effect(direction: Tensor, layer: int | None = layer, position: int = one.position) -> Tensor:
                 return relevance(local, direction, position=position, layer=layer, rule=graph.rule).at(units)
 
-            drawn = torch.randn(directions, len(target), generator=generator, dtype=torch.float64).to(local.dtype)
+            drawn = torch.randn(directions, len(target), generator=generator, dtype=torch.float64, device="cpu")
+            drawn = drawn.to(local.device, local.dtype)
             drawn = drawn / drawn.norm(dim=1, keepdim=True) * target.norm()
             noise = torch.stack([effect(direction) for direction in drawn]).double()
             mine = effect(target).double()
@@ -143,10 +145,10 @@ def _require_model(local: LocalModel, graph: Graph) -> None:
     fits = len(local.layers) == shape.n_layers and graph.target_rows.direction.shape[1] == local.embedded.shape[1]
     if fits and len(graph):
         widths = torch.tensor([one.n_neurons if i not in local.units else 2**62 for i, one in enumerate(local.layers)])
-        fits = bool((graph.units.neuron < widths[graph.units.layer]).all())
+        fits = bool((graph.units.neuron < widths.cpu()[graph.units.layer]).all())
     if fits and len(graph):
         try:
-            now = unit_values(local, graph.units).double()
+            now = unit_values(local, graph.units.to(local.device)).cpu().double()
         except ConfigError as error:  # a feature that is not active
             raise _other_model() from error
         fits = float((now - graph.activations.double()).abs().max()) <= 1e-3 * float(graph.activations.double().abs().max())

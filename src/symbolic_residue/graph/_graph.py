@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TYPE_CHECKING
 
@@ -273,11 +273,22 @@ class Graph:
 
         return ghosts(instrument, self, **options)
 
-    def supernodes(self, **options: Any) -> Supernodes:
-        """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``."""
+    def supernodes(self, instrument: Instrument | None = None, *, texts: Iterable[str] | None = None, **options: Any) -> Supernodes:
+        """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``.
+
+        With the model they are labelled by what they write and where they act, in the prompt and in ``texts``: ``_group_labels.label_supernodes``,
+        which has more options.
+
+        Raises:
+            ConfigError: texts without the model.
+        """
+        from symbolic_residue.graph._group_labels import label_supernodes
         from symbolic_residue.graph._supernodes import supernodes
 
-        return supernodes(self, **options)
+        if texts is not None and instrument is None:
+            raise ConfigError("Texts say nothing without the model.", todo="Give the instrument too.")
+        found = supernodes(self, **options)
+        return found if instrument is None else label_supernodes(instrument, self, found, texts=texts)
 
     def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
         """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, VerificationError
 from symbolic_residue.graph._columns import layer_sources, unit_rows
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph, TOLERANCE
 from symbolic_residue.graph._local import LocalModel
@@ -111,14 +112,16 @@ def head_loadings(
         edges.dim() != 2
         or edges.shape[1:] != (2,)
         or bool((edges < 0).any())
-        or bool((edges >= torch.tensor(graph.edges.shape)).any())
+        or bool((edges >= torch.tensor(graph.edges.shape, device=edges.device)).any())
     ):
         raise ConfigError(f"Edges of shape {tuple(edges.shape)} are not all in a graph of {tuple(graph.edges.shape)}.")
     local = local_of(instrument, graph, local, dictionary)
-    with torch.no_grad():
+    with torch.no_grad(), on(local.device):
+        asked, edges = edges, edges.to(local.device)
         used, of_edge = torch.unique(edges[:, 1], return_inverse=True)
         born, position, held = _straight(local, graph, used)
-        rows = graph.target_rows + unit_rows(local, graph.units, graph.rule)
+        units = graph.units.to(local.device)
+        rows = graph.target_rows.to(local.device) + unit_rows(local, units, graph.rule)
         needed, row_of_edge = torch.unique(edges[:, 0], return_inverse=True)
         few = type(rows)(*(getattr(rows, name)[needed] for name in ("direction", "constant", "place", "position")))
         n_heads = local.parts.n_heads
@@ -139,7 +142,7 @@ def head_loadings(
             picked = z[:, place[row_of_edge[at]], position[of_edge[at]]]  # [head, edge, d_head]
             found[at, layer] = torch.einsum("hed,ehd->eh", picked, value[of_edge[at]])
 
-        sweep_down(local, few, graph.units, columns, budget=budget, visit=visit)
+        sweep_down(local, few, units, columns, budget=budget, visit=visit)
         same = few.position[row_of_edge] == position[of_edge]
         above = few.place[row_of_edge] > 2 * born[of_edge] + 1
         straight = torch.zeros(len(edges), dtype=local.dtype)
@@ -147,6 +150,7 @@ def head_loadings(
             at = (few.place[row_of_edge] // 2 == layer).nonzero()[:, 0]
             straight[at] = (few.direction[row_of_edge[at]] * held[layer][of_edge[at]]).sum(1)
         bypass = torch.where(same & above, straight, torch.zeros_like(straight))
+        found, bypass, edges = found.cpu(), bypass.cpu(), asked.cpu()
         wanted = graph.edges[edges[:, 0], edges[:, 1]]
         size = graph.row_sizes()[edges[:, 0]]
         missing = (found.sum((1, 2)) + bypass - wanted).abs() / size
@@ -173,11 +177,13 @@ def routes(local: LocalModel, graph: Graph, edges: Tensor, heads: Tensor, *, bud
     Raises:
         ConfigError: an edge from a column that is no write at one position.
     """
-    with torch.no_grad():
+    with torch.no_grad(), on(local.device):
+        edges, heads = edges.to(local.device), heads.to(local.device)
         used, of_edge = torch.unique(edges[:, 1], return_inverse=True)
         born, position, held = _straight(local, graph, used)
+        units = graph.units.to(local.device)
         needed, row_of_edge = torch.unique(edges[:, 0], return_inverse=True)
-        rows = graph.target_rows + unit_rows(local, graph.units, graph.rule)
+        rows = graph.target_rows.to(local.device) + unit_rows(local, units, graph.rule)
         few = type(rows)(*(getattr(rows, name)[needed] for name in ("direction", "constant", "place", "position")))
         group = local.parts.n_heads
         found = torch.zeros(len(edges), graph.columns.n_positions, dtype=local.dtype)
@@ -200,8 +206,8 @@ def routes(local: LocalModel, graph: Graph, edges: Tensor, heads: Tensor, *, bud
                 written = value @ w_o[head * size : (head + 1) * size]
                 found[e, : g.shape[1]] = pattern[head, :, key] * (g[place[row_of_edge[e]]] @ written)
 
-        sweep_down(local, few, graph.units, graph.columns, budget=budget, visit=visit)
-    return found
+        sweep_down(local, few, units, graph.columns, budget=budget, visit=visit)
+    return found.cpu()
 
 
 def _by_head(pattern: Tensor, w_o: Tensor, g: Tensor) -> Tensor:
@@ -217,7 +223,7 @@ def _straight(local: LocalModel, graph: Graph, used: Tensor) -> tuple[Tensor, Te
     """Layer after whose MLP each column begins (−1 for embeddings), its position, and for each layer (and the end) what it has put by then into the residual
     stream of its own position, attention apart: ``[column, d_model]`` each. It changes above the beginning only in a dictionary: features of a cross-layer
     transcoder write again, and skip connections pass on what is there."""
-    columns, units = graph.columns, graph.units
+    columns, units = graph.columns, graph.units.to(local.device)
     born, position = torch.zeros(len(used), dtype=torch.long), torch.zeros(len(used), dtype=torch.long)
     x = torch.zeros(len(used), local.embedded.shape[1], dtype=local.dtype)
     for number, column in enumerate(used.tolist()):

@@ -91,7 +91,7 @@ class PairRun:
             else:
                 trace = prefix.run(ids[:, first:], edits=edits, copies=len(part), keep_logits=1)
             assert trace.logits is not None
-            found.append(self.difference(trace.logits[:, -1]))
+            found.append(self.difference(trace.logits[:, -1]).cpu())
         return torch.cat(found)
 
     def edits(self, rank: Sequence[Tensor], counts: Tensor) -> list[Edit]:
@@ -147,7 +147,7 @@ def ranks(scores: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Rank of every neuron, 0 for the largest score, in the scores' shapes; ties go to the earlier layer, position, neuron."""
     flat = torch.cat([one.flatten() for one in scores])
     order = flat.argsort(descending=True, stable=True)
-    rank = torch.empty(len(flat), dtype=torch.int32)
-    rank[order] = torch.arange(len(flat), dtype=torch.int32)
+    rank = torch.empty(len(flat), dtype=torch.int32, device=flat.device)
+    rank[order] = torch.arange(len(flat), dtype=torch.int32, device=flat.device)
     parts = rank.split([one.numel() for one in scores])
     return tuple(part.view(one.shape) for part, one in zip(parts, scores, strict=True))

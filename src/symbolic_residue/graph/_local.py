@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._mlp import find_mlp, NeuronMlp, Rule
 from symbolic_residue.graph._norm import FrozenNorm
 from symbolic_residue.instrument import AttentionRead, Instrument
@@ -244,6 +245,11 @@ class LocalModel:
         return len(self.ids)
 
     @property
+    def device(self) -> torch.device:
+        """Of all tensors."""
+        return self.embedded.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of all tensors."""
         return self.embedded.dtype
@@ -283,12 +289,12 @@ class LocalModel:
         """
         w = weights.to(self.dtype)
         folded = (w @ self.parts.w_u.to(self.dtype)) * self.parts.logit_scale
-        constant = torch.zeros((), dtype=self.dtype)
+        constant = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.norm.bias is not None:
             constant = constant + folded @ self.norm.bias
         if self.parts.b_u is not None:
             constant = constant + self.parts.logit_scale * (w @ self.parts.b_u.to(self.dtype))
-        at = torch.tensor([position % len(self)])
+        at = torch.tensor([position % len(self)], device=self.device)
         return self.norm.back(folded[None], at)[0], constant
 
 
@@ -300,7 +306,8 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         ids: ``[position]``.
 
     Raises:
-        UnsupportedModelError: half precision, a layer whose tokens are mixed by something else than softmax attention, or an MLP without single neurons.
+        UnsupportedModelError: half precision, several devices, a layer whose tokens are mixed by something else than softmax attention, or an MLP
+            without single neurons.
         VerificationError: the rebuilt layers are not the model's.
     """
     parts = instrument.parts
@@ -311,7 +318,19 @@ def freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
                 f"Layer {layer.index} mixes tokens by {other}, which frozen patterns do not make linear.",
                 todo="Attribution graphs need softmax attention in every layer.",
             )
-    ids = torch.as_tensor(ids)
+    devices = {str(one.device) for one in instrument.model.parameters()}
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"The model lies on {len(devices)} devices ({', '.join(sorted(devices))}).",
+            why="A graph's edges are products of what all layers hold.",
+            todo="Load it onto one device.",
+        )
+    with on(instrument.device):
+        return _freeze(instrument, torch.as_tensor(ids).to(instrument.device))
+
+
+def _freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
+    parts = instrument.parts
     n = len(ids)
     dtype = next(instrument.model.parameters()).dtype
     if dtype not in (torch.float32, torch.float64):

@@ -6,8 +6,9 @@
    the format knows nothing; ``E_{token}_{position}``; ``{layers + 1}_{token}_{position}`` for targets that are a token, a negative number in the token's
    place for others.
 3. Numbers of the whole graph, which a pruned file cannot give back, stand under ``metadata.residue``: whether rows add up, and how each target divides.
-4. Heads that were kept with the graph go along (``_neuronpedia_heads``).
-5. A lone surrogate, which UTF-8 cannot hold, is written as its escape.
+4. Groups with labels of their own (``_group_labels``) go along: their evidence under ``metadata.residue.supernodes``, the label behind each member's.
+5. Heads that were kept with the graph go along (``_neuronpedia_heads``).
+6. A lone surrogate, which UTF-8 cannot hold, is written as its escape.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from typing import Any, TYPE_CHECKING
 from symbolic_residue.errors import ConfigError, WriteError
 from symbolic_residue.graph._neuronpedia_heads import add_links, add_looks
 from symbolic_residue.graph._neuronpedia_schema import validate_neuronpedia
+from symbolic_residue.graph._supernodes import Supernodes
 
 if TYPE_CHECKING:
     from symbolic_residue.graph._carried import GraphHeads
     from symbolic_residue.graph._graph import Graph, Pruned
+    from symbolic_residue.graph._group_labels import GroupLabel, Hint
 
 __all__ = ["to_neuronpedia", "write_neuronpedia"]
 
@@ -41,7 +44,7 @@ def to_neuronpedia(
     scan: str | None = None,
     prompt: str | None = None,
     labels: Sequence[str] | None = None,
-    supernodes: Sequence[Sequence[str]] = (),
+    supernodes: Supernodes | Sequence[Sequence[str]] = (),
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
     heads: GraphHeads | None = None,
@@ -55,7 +58,7 @@ def to_neuronpedia(
         scan: the model's name there; the one that the graph was made with.
         prompt: the text, where it is not the tokens joined.
         labels: a unit each; those of the graph.
-        supernodes: each a label and the node ids of its members.
+        supernodes: of the graph; or each a label and the node ids of its members.
         node_threshold, edge_threshold: of :meth:`Graph.prune`.
         heads: which carry its strongest edges, and why they look there.
         more: node id → further fields of that node.
@@ -70,6 +73,10 @@ def to_neuronpedia(
     kept = graph.prune(node_threshold, edge_threshold)
     targets = _target_ids(graph)
     said = _labels(graph, labels)
+    groups = None if not isinstance(supernodes, Supernodes) else supernodes
+    listed_groups = supernodes.rows(graph) if isinstance(supernodes, Supernodes) else supernodes
+    if groups is not None and groups.about:
+        said = _with_groups(said, groups)
     nodes = _columns(graph, kept, said)
     names: list[str] = [node["node_id"] for node in nodes]
     used = kept.edges.any(0)
@@ -84,7 +91,9 @@ def to_neuronpedia(
         add_links(heads, edges, links)
         whole["looks"], only = add_looks(heads, rows, nodes, listed)
         whole["heads"] = {"edges": len(heads), "influence": heads.share, "refused": heads.refused}
-    _attach(listed, more or {}, supernodes)
+    if groups is not None and groups.about:
+        whole["supernodes"] = [_group(one, row[1:], names) for one, row in zip(groups.about, listed_groups, strict=True)]
+    _attach(listed, more or {}, listed_groups)
     tokens = [_clean(token) for token in graph.tokens]
     text = _clean(prompt) if prompt is not None else "".join(tokens)
     data = {
@@ -108,7 +117,7 @@ def to_neuronpedia(
         },
         "qParams": {
             "pinnedIds": list(targets),
-            "supernodes": [[_clean(group[0]), *group[1:]] for group in supernodes],
+            "supernodes": [[_clean(group[0]), *group[1:]] for group in listed_groups],
             "linkType": "both",
             "clickedId": targets[0],
             "sg_pos": "",
@@ -170,6 +179,44 @@ def _labels(graph: Graph, given: Sequence[str] | None) -> list[str]:
     if len(given) != len(graph):
         raise ConfigError(f"{len(given)} labels were given for {len(graph)} units.", todo="Give one a unit, in the graph's order.")
     return list(given)
+
+
+def _with_groups(said: Sequence[str], groups: Supernodes) -> list[str]:
+    """Labels of units with that of their group behind, and the token on which their neuron acts most where texts were read."""
+    found = list(said)
+    for members, one in zip(groups.members, groups.about, strict=True):
+        most = {example.unit: example.token for example in one.examples}
+        for unit in members:
+            parts = [found[unit], f"most on {most[unit]!r}" if unit in most else "", f"group: {one.text}"]
+            found[unit] = "; ".join(filter(None, parts))
+    return found
+
+
+def _group(one: GroupLabel, members: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    def plain(hint: Hint) -> dict[str, Any]:
+        numbers = {"value": hint.value, "control_mean": hint.control[0], "control_most": hint.control[1]}
+        return {"tokens": [_clean(t) for t in hint.tokens], "n": hint.n, "tells": hint.tells} | {
+            name: value if value == value else None for name, value in numbers.items()
+        }
+
+    return {
+        "label": _clean(one.text),
+        "members": list(members),
+        "first": one.first,
+        "writes": plain(one.writes),
+        "acts": plain(one.acts),
+        "fires": None if one.fires is None else plain(one.fires),
+        "examples": [
+            {
+                "node_id": names[e.unit],
+                "value": e.value,
+                "before": _clean(e.before),
+                "token": _clean(e.token),
+                "after": _clean(e.after),
+            }
+            for e in one.examples
+        ],
+    }
 
 
 def _columns(graph: Graph, kept: Pruned, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -55,9 +55,39 @@ class _Heads(_Open):
     refused: str = ""
 
 
+class _Hint(_Open):
+    tokens: list[str]
+    n: int
+    tells: bool
+    value: float | None
+    control_mean: float | None
+    control_most: float | None
+
+
+class _Example(_Open):
+    node_id: str
+    value: float
+    before: str
+    token: str
+    after: str
+
+
+class _Group(_Open):
+    """What is known of a supernode, ours."""
+
+    label: str
+    members: list[str]
+    first: int
+    writes: _Hint
+    acts: _Hint
+    fires: _Hint | None
+    examples: list[_Example]
+
+
 class _Residue(_Open):
     looks: list[_Look] = []
     heads: _Heads | None = None
+    supernodes: list[_Group] = []
 
 
 class _Metadata(_Open):

@@ -25,6 +25,7 @@ from torch import Tensor
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, ReadError, VerificationError
 from symbolic_residue.graph._columns import Rows
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph, TOLERANCE
 from symbolic_residue.graph._local import LocalModel
@@ -125,12 +126,12 @@ def qk_attribution(
         )
     if not 0 <= key <= query < n:
         raise ConfigError(f"Query {query} does not see key {key}.", todo=f"Give 0 ≤ key ≤ query < {n}.")
-    ids = torch.tensor(graph.ids)
+    ids = torch.tensor(graph.ids, device=instrument.device)
     local = local_of(instrument, graph, local, dictionary)
     block = parts.layers[layer]
-    with torch.no_grad():
+    with torch.no_grad(), on(local.device):
         reads = (f"resid_pre.{layer}", f"q.{layer}", f"k.{layer}")
-        trace, turns = run_with_turns(instrument, block, ids[None], reads)
+        trace, turns = run_with_turns(instrument, block, ids[None].to(local.device), reads)
         stream = trace[f"resid_pre.{layer}"][0].to(local.dtype)
         norm = local.layers[layer].norm_in
         normed = norm.linear(stream) + (0 if norm.bias is None else norm.bias)
@@ -144,7 +145,7 @@ def qk_attribution(
             torch.full((2 * block.d_head,), 2 * layer),
             torch.tensor([query] * block.d_head + [key] * block.d_head),
         )
-        edges, columns = direct_edges(local, rows, graph.units, by_position=graph.columns.by_position)
+        edges, columns = direct_edges(local, rows, graph.units.to(local.device), by_position=graph.columns.by_position)
         if columns != graph.columns:
             raise VerificationError("The graph has other columns than this model and prompt give.", todo="Make it with this model.")
         q, k = edges[: block.d_head], edges[block.d_head :]
@@ -162,8 +163,8 @@ def qk_attribution(
             score,
             weight,
             tuple(graph.column_names()),
-            q,
-            k,
+            q.cpu(),
+            k.cpu(),
             scale,
             0.0,
         )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.graph._columns import Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._maps import relevance_step
 from symbolic_residue.graph._mlp import Rule
@@ -54,7 +55,7 @@ class Relevance:
 
     def at(self, units: Units) -> Tensor:
         """The effects of some units, ``[unit]``."""
-        found = torch.zeros(len(units), dtype=self.embeddings.dtype)
+        found = torch.zeros(len(units), dtype=self.embeddings.dtype, device=self.embeddings.device)
         for i, one in enumerate(self.neurons):
             own = units.at(i)
             cells = self.cells[i] if self.cells else None
@@ -82,8 +83,9 @@ def relevance(
     effects: list[Tensor] = [local.embedded] * n_layers
     slopes = list(effects)
     bottom = local.embedded
-    for j, g, slope, effect in _descend(local, direction, position, layer, rule, total):
-        effects[j], slopes[j], bottom = effect, slope, g
+    with on(local.device):
+        for j, g, slope, effect in _descend(local, direction, position, layer, rule, total):
+            effects[j], slopes[j], bottom = effect, slope, g
     cells = tuple(layer_units(local, i).cells() for i in range(n_layers)) if local.units else ()
     return Relevance(tuple(effects), (bottom * local.embedded).sum(-1), tuple(slopes), cells)
 
@@ -104,6 +106,11 @@ def largest(
     Returns:
         The units, and their effects on the first direction ``[unit]``.
     """
+    with on(local.device):
+        return _largest(local, groups, count, rule)
+
+
+def _largest(local: LocalModel, groups: Sequence[tuple[Tensor, int, int | None]], count: int, rule: Rule) -> tuple[Units, Tensor]:
     best = _Largest(count)
     passes = [_descend(local, direction, position, layer, rule, True) for direction, position, layer in groups]
     for found in zip(*passes, strict=True):
@@ -117,12 +124,13 @@ def largest(
 
 def effects_at(local: LocalModel, group: tuple[Tensor, int, int | None], units: Units, *, rule: Rule = "half") -> Tensor:
     """Total effects of given units on one direction, ``[unit]``; nothing is held but one layer's effects."""
-    found = torch.zeros(len(units), dtype=local.dtype)
+    found = torch.zeros(len(units), dtype=local.dtype, device=local.device)
     direction, position, layer = group
-    for j, _, _, effect in _descend(local, direction, position, layer, rule, True):
-        own = units.at(j)
-        cells = layer_units(local, j).cells() if local.units else None
-        found[own] = _of(effect, cells, units.position[own], units.neuron[own])
+    with on(local.device):
+        for j, _, _, effect in _descend(local, direction, position, layer, rule, True):
+            own = units.at(j)
+            cells = layer_units(local, j).cells() if local.units else None
+            found[own] = _of(effect, cells, units.position[own], units.neuron[own])
     return found
 
 

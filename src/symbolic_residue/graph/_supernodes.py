@@ -5,7 +5,8 @@
 3. Control: the same with every column of the profiles permuted among the neurons of a layer, which keeps how popular each source and reader is with each layer
    and unties them from each other (that layers differ is no finding; that positions do counts as one). Where the silhouette is not above all of
    ``permutations`` such, there are no supernodes.
-4. A group is named by the tokens that its neurons raise, each by the neuron's influence; groups of one neuron are left alone.
+4. Without the model a group is named by the tokens that its neurons raise, each by the neuron's influence; with it by ``_group_labels``. Groups of one neuron
+   are left alone.
 
 Nothing is drawn but the permutations, by seed. A group is a summary of edges, and no claim that its neurons compute one thing.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph._graph import Graph
+
+if TYPE_CHECKING:
+    from symbolic_residue.graph._group_labels import GroupLabel
 
 __all__ = ["Supernodes", "supernodes"]
 
@@ -34,12 +39,17 @@ class Supernodes:
         members: a group each: numbers of its units in the graph.
         silhouette: mean over the grouped neurons; nan where there were too few.
         control: the largest of the permuted profiles; nan where there were too few.
+        about: what is known of each group, where :func:`label_supernodes` was asked.
+        node_threshold, edge_threshold: of the pruning whose nodes are grouped.
     """
 
     labels: tuple[str, ...]
     members: tuple[tuple[int, ...], ...]
     silhouette: float
     control: float
+    about: tuple[GroupLabel, ...] = ()
+    node_threshold: float = 0.8
+    edge_threshold: float = 0.98
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,7 +87,7 @@ def supernodes(
     kept = graph.prune(node_threshold, edge_threshold)
     units = kept.columns[: len(graph)].nonzero()[:, 0]
     if len(units) < 4:
-        return Supernodes((), (), float("nan"), float("nan"))
+        return Supernodes((), (), float("nan"), float("nan"), (), node_threshold, edge_threshold)
     edges = torch.where(kept.edges, graph.edges.double(), 0.0)
     into = _unit(edges[graph.n_targets + units])
     out = _unit(edges[:, units].T)
@@ -89,12 +99,13 @@ def supernodes(
         _best(_distance(_shuffled(into, layer, generator), _shuffled(out, layer, generator)), most)[1] for _ in range(permutations)
     )
     if not silhouette > control:
-        return Supernodes((), (), silhouette, control)
+        return Supernodes((), (), silhouette, control, (), node_threshold, edge_threshold)
     found = [units[torch.from_numpy(groups == g)].tolist() for g in range(1, int(groups.max()) + 1)]
     influence = kept.influence
     found = [sorted(group, key=lambda u: -float(influence[u])) for group in found if len(group) > 1]
     found.sort(key=lambda group: (-float(influence[group].sum()), group))
-    return Supernodes(tuple(_label(graph, g, influence) for g in found), tuple(map(tuple, found)), silhouette, control)
+    labels = tuple(_label(graph, g, influence) for g in found)
+    return Supernodes(labels, tuple(map(tuple, found)), silhouette, control, (), node_threshold, edge_threshold)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Units
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._maps import attend, attend_back
 
@@ -72,11 +73,12 @@ def direct_edges(
     Returns:
         ``[row, column]`` and what the columns are.
     """
-    columns = make_columns(local, units, by_position)
-    if direction == "auto":
-        down, up = work(rows, units, columns)
-        direction = "down" if down <= up else "up"
-    return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
+    with on(local.device):
+        columns = make_columns(local, units, by_position)
+        if direction == "auto":
+            down, up = work(rows, units, columns)
+            direction = "down" if down <= up else "up"
+        return (sweep_down if direction == "down" else sweep_up)(local, rows, units, columns, budget=budget), columns
 
 
 def sweep_down(

@@ -259,7 +259,7 @@ class _Reader:
         if not 0 <= asked.neuron < layer.n_neurons:
             raise ConfigError(f"There is no {asked}.", todo=f"Layer {asked.layer} has neurons 0 to {layer.n_neurons - 1}.")
         direction, constant = layer.read_by(torch.tensor([asked.neuron]), torch.tensor([position]), self.rule)
-        value = float(layer.activations[position, asked.neuron])
+        value = float(layer.activations_of(torch.tensor([asked.neuron]), torch.tensor([position])))
         name = f"neuron {asked.layer}.{asked.neuron} at {position}"
         return Target(name, direction[0], constant[0], asked.layer, position, value)
 

@@ -18,6 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from symbolic_residue import figures
+from symbolic_residue.report._graph_groups import group_said
 from symbolic_residue.report._graph_heads import link_heads, looks
 from symbolic_residue.report._templates import environment, read
 
@@ -43,8 +44,10 @@ def graph_page(data: Mapping[str, Any]) -> str:
     order = _order(data["links"])
     number = {node["node_id"]: i for i, node in enumerate(data["nodes"])}
     view = data.get("qParams") or {}
+    about = {(one["label"], *one["members"]): one for one in (data["metadata"].get("residue") or {}).get("supernodes") or []}
     groups = [
         {"name": figures.visible(group[0]), "of": [number[name] for name in group[1:] if name in number]}
+        | group_said(about.get(tuple(group)), number)
         for group in view.get("supernodes") or []
         if group
     ]

@@ -24,7 +24,7 @@ from symbolic_residue.shells.across import _failure_graphs as measured
 from symbolic_residue.shells.across import aim
 from symbolic_residue.store import RunFolder, validate
 
-SPLITS = {"kind", "layer", "place", "span"}
+SPLITS = {"kind", "layer", "place", "span", "token"}
 PAIRS = (
     ("gate", "the old gate stands near the", "the old mill stands near the"),
     ("book", "Anna put the red book under the", "Anna put the red book under a big old"),
@@ -155,6 +155,21 @@ def test_silent_prompts_get_graphs_beside_their_controls(models: dict[str, str],
     assert not (Path("run") / rows["book"]["folder"] / "difference").exists()
 
 
+def test_a_conversation_has_its_control_too(models: dict[str, str]) -> None:
+    turns = [{"role": "user", "content": "Where is the book?"}, {"role": "assistant", "content": "under the"}]
+    Path("pairs.jsonl").write_text(json.dumps({"id": "one", "messages": turns, "control": "under a"}) + "\n", "utf-8")
+    words = ["shells", "silence", "--file", "pairs.jsonl", "-m", models["llama"], "--top", "2", "--random-heads", "2", "-o", "run"]
+    instrument = Instrument(open_model(models["llama"]))
+    most = int(instrument.run(torch.tensor([build_prompt(tiny_tokenizer(), messages=turns).ids]))["logits"][0, -1].argmax())
+    assert main([*words, "--end", tiny_tokenizer().decode([most]), "--graphs", "1", "--graph-nodes", "10"]) == 0
+    run = RunFolder.open("run")
+    (row,) = run.table("failure_graphs").to_dicts()
+    control = load_graph(Path("run") / row["folder"] / "control")
+    assert list(control.ids) == build_prompt(tiny_tokenizer(), messages=[turns[0], {**turns[1], "content": "under a"}]).ids
+    assert row["target"].startswith(f"end {tiny_tokenizer().decode([most])!r}")  # the end token that was given
+    assert {"user", "assistant_header"} <= set(run.table("failure_parts").filter(pl.col("split") == "span")["part"])
+
+
 def test_graphs_afterwards_are_those_of_the_run_itself(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert silence(models["llama"], "--graphs", "2", "--graph-nodes", "20") == 0
     with_run = RunFolder.open("run")
@@ -174,6 +189,8 @@ def test_graphs_afterwards_are_those_of_the_run_itself(models: dict[str, str], c
     assert main(["graph", "failures", "run"]) != 0
     assert "--again" in capsys.readouterr().err
     assert main(["graph", "failures", "run", "--top", "1", "--nodes", "5", "--again"]) == 0
+    shown = capsys.readouterr().out
+    assert "which embeddings carry it" in shown and "\ntext " in shown and "no interval" in shown
     again = RunFolder.open("run")
     assert len(again.table("failure_graphs")) == 1 and again.table("failure_graphs")["nodes"][0] <= 10
     assert again.manifest.items.planned == 4
@@ -242,7 +259,7 @@ def test_failures_of_a_suite_are_explained_worst_first(models: dict[str, str], n
     assert len(made) == 1 and made[0]["failure"].split(" field")[0] in fired
     assert "Attribution graphs of its worst failures</a>" in Path("run/report.html").read_text("utf-8")
     made_shell = make_shell(shell, open_model(models[name]), config_class(shell).quick(top_heads=0))
-    prompts, _ = suite_failures(made_shell, run.table("shell_items"), run.table("verdicts"), run.table("endings"))
+    prompts, _ = suite_failures(made_shell, run.table("shell_items"), run.table("verdicts"))
     values = [one.value for one in aim(made_shell.instrument, prompts)[0]]
     assert made[0]["value"] == pytest.approx(max(values), rel=1e-5)
     spans = run.table("failure_parts").filter(pl.col("split") == "span")["part"].to_list()
@@ -251,15 +268,27 @@ def test_failures_of_a_suite_are_explained_worst_first(models: dict[str, str], n
 
 
 def test_a_suite_without_failures_says_so_and_only_planted_ones_count(models: dict[str, str]) -> None:
-    suite_run(models["llama"], outcome="absent")
-    assert main(["graph", "failures", "run", "-m", models["llama"]]) == 0
+    fired = suite_run(models["gpt2"], n=4, name="other")
+    shell = make_shell("memtrace", open_model(models["gpt2"]), config_class("memtrace").quick(top_heads=0))
+    run = RunFolder.open("other")
+    prompts, _ = suite_failures(shell, run.table("shell_items"), run.table("verdicts"))
+    assert {one.id.split(" field")[0] for one in prompts} == set(fired)  # verdicts of null items fired too
+    suite_run(models["gpt2"], outcome="absent")
+    assert not any(one.kind == "silence" for one in aim(shell.instrument, prompts)[0])
+    assert main(["graph", "failures", "run", "-m", models["gpt2"]]) == 0
     said = RunFolder.open("run").table("across").row(0, named=True)
     assert said["measure"] == "graphs" and "no verdict with a right answer fires on a planted item" in said["reason"]
-    fired = suite_run(models["llama"], n=4, name="other")
-    shell = make_shell("memtrace", open_model(models["llama"]), config_class("memtrace").quick(top_heads=0))
-    run = RunFolder.open("other")
-    prompts, _ = suite_failures(shell, run.table("shell_items"), run.table("verdicts"), run.table("endings"))
-    assert {one.id.split(" field")[0] for one in prompts} == set(fired)  # verdicts of null items fired too
+
+
+def test_a_suite_on_which_the_model_says_nothing_is_explained_though_no_verdict_fires(models: dict[str, str]) -> None:
+    planted = suite_run(models["llama"], outcome="absent")
+    assert main(["graph", "failures", "run", "--top", "1", "--nodes", "10", "-m", models["llama"]]) == 0
+    run = RunFolder.open("run")
+    (row,) = run.table("failure_graphs").to_dicts()
+    assert (
+        row["failure"].split(" field")[0] in planted and (row["kind"], row["mode"]) == ("silence", "silence") and row["value"] > 0
+    )
+    assert "A section on silence splits the same difference" in run.table("across")["about"][0]
 
 
 def test_the_option_of_a_suite_adds_an_item_a_shell(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

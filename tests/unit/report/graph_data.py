@@ -110,6 +110,7 @@ def graph_data(units: int = 40, tokens: int = 12, layers: int = 6, *, nasty: boo
                 "layers": layers,
                 "uncapped": False,
                 "looks": looks,
+                "supernodes": [made_group(NASTY[0] if nasty else "' gate', ' key' L3–5 ×5", first, NASTY[1] if nasty else " gate")],
                 "heads": {"edges": sum("residue_heads" in link for link in links), "influence": 0.6, "refused": ""},
             },
         },
@@ -123,6 +124,20 @@ def graph_data(units: int = 40, tokens: int = 12, layers: int = 6, *, nasty: boo
         "nodes": nodes,
         "links": links,
         "qk_only_nodes": only,
+    }
+
+
+def made_group(label: str, members: list[str], token: str) -> dict[str, Any]:
+    """What is known of a group: places in texts tell, the prompt's tokens have nothing to judge, writes are no more than chance."""
+    numbers = {"n": 20, "control_mean": 0.11, "control_most": 0.25}
+    return {
+        "label": label,
+        "members": members,
+        "first": 1,
+        "fires": {"tokens": [token, " key"], "tells": True, "value": 0.6} | numbers,
+        "acts": {"tokens": [], "tells": False, "value": None} | numbers | {"control_mean": None, "control_most": None},
+        "writes": {"tokens": [" river"], "tells": False, "value": 4.7, "n": 5, "control_mean": 5.2, "control_most": 6.75},
+        "examples": [{"node_id": members[0], "value": -2.5, "before": "she opened the", "token": token, "after": " and"}],
     }
 
 

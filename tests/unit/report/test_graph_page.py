@@ -119,3 +119,28 @@ def test_why_there_are_no_looks_is_said() -> None:
     data = graph_data()
     data["metadata"]["residue"] |= {"looks": [], "heads": {"edges": 3, "influence": 0.1, "refused": "<i>queries</i>"}}
     assert "No head's score is split: " in graph_page(data) and "<i>" not in graph_page(data)
+
+
+def test_what_is_known_of_a_group_is_said_beside_random_neurons() -> None:
+    kept = inner(graph_page(graph_data()))["groups"][0]
+    said = [text for text, _ in kept["said"]]
+    assert (
+        said[0]
+        == "over the texts fires most on '·gate', '·key' (60% of 20 places have the first; random neurons: 11% on average, 25% at most)"
+    )
+    assert said[1].startswith("writes directly towards '·river' (the first stands 4.7") and said[1].endswith(
+        "6.8 at most): no more than chance"
+    )
+    assert said[2].startswith("1 of 5 members are at the first position") and [tells for _, tells in kept["said"]] == [
+        True,
+        False,
+        True,
+    ]
+    assert kept["examples"] == [[0, -2.5, "she opened the", " gate", " and"]]
+    nasty = inner(graph_page(graph_data(nasty=True)))["groups"][0]
+    assert nasty["examples"][0][3] == NASTY[1]
+    bare = graph_data()
+    bare["metadata"]["residue"]["supernodes"][0]["members"] = bare["metadata"]["residue"]["supernodes"][0]["members"][
+        :2
+    ]  # another group
+    assert set(inner(graph_page(bare))["groups"][0]) == {"name", "of"}

@@ -285,6 +285,20 @@
       const group = DATA.groups[state.group];
       make("h3", group.name, box);
       make("p", `${group.of.length} nodes that are fed and read alike; their links summed.`, box, "facts");
+      for (const [text, tells] of group.said || []) make("p", text, box, tells ? "said" : "said weak");
+      if (group.examples && group.examples.length) {
+        make("h4", "Where its neurons act most, over the texts", box);
+        const list = make("ol", null, box, "contexts");
+        for (const [i, value, before, token, after] of group.examples) {
+          const button = make("button", null, make("li", null, list), "to");
+          button.type = "button"; button.disabled = i < 0;
+          make("span", signed(value), button, `w${value < 0 ? " neg" : ""}`);
+          const who = make("span", before, button, "who");
+          make("b", token, who);
+          who.append(after);
+          if (i >= 0) { make("small", `${NODES[i].name} @${NODES[i].at}`, who); button.addEventListener("click", () => choose(NODES[i])); }
+        }
+      }
     } else {
       const node = state.chosen;
       make("h3", `${node.name}${node.kind === "target" ? "" : ` @${node.at}`}`, box);
