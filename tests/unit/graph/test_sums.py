@@ -108,8 +108,7 @@ def test_every_row_sums(family: str, units: str, data: st.DataObject) -> None:
         if dtype == torch.float32:  # a feature at its threshold may be on in one computation and off in another
             known &= (wanted != 0) | (graph.values() == 0) | (torch.arange(len(known)) < graph.n_targets)
         assert bool(known[: graph.n_targets].all())
-        sizes = graph.row_sizes()
-        off = (graph.edges.double().sum(1) - wanted).abs() / sizes
-        # another run of the model has its own rounding; gemma2's softmax is in float32, and its cap is undone here
+        off = (graph.edges.double().sum(1) - wanted).abs() / float(graph.row_sizes().max())
+        # another run of the model has its own rounding, largest where an activation function cancels; gemma2's softmax is in float32, and its cap is undone here
         loose = (1e-3 if family == "gemma2" else 1e-4) if dtype == torch.float32 else 1e-6 if family == "gemma2" else 1e-10
         assert float(off[known].max()) <= loose
