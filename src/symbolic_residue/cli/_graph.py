@@ -281,7 +281,7 @@ def asked_dictionary(folder: Path | None) -> Transcoders | None:
         return None
     from symbolic_residue.dictionaries import open_dictionary
 
-    return open_dictionary(folder)
+    return open_dictionary(folder, progress=lambda line: typer.echo(line, err=True))
 
 
 def asked_rule(text: str) -> Any:

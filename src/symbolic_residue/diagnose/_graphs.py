@@ -236,6 +236,8 @@ def _row(
     folder: str | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
+    shares = [share for side in (found.ghosts if found is not None else ()) for share in side]
+    shares = [share if share == share else None for share in shares] + [None] * (len(_SHARES) - len(shares))
     return {
         "failure": prompt.id,
         "mode": prompt.mode,
@@ -249,17 +251,19 @@ def _row(
         "control_tokens": None if found is None or found.control is None else len(found.control.ids),
         "nodes": None if found is None else len(found.failing),
         "worst_row": None if found is None else found.worst_row,
+        **dict(zip(_SHARES, shares, strict=True)),
         "folder": folder,
         "reason": reason,
     }
 
 
+_SHARES = ("ghosts", "ghosts_random", "control_ghosts", "control_ghosts_random")
 _ROWS: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("failure", "mode", "kind", "target"), pl.String),
     **dict.fromkeys(("value", "control_value"), pl.Float64),
     "compared": pl.String,
     "healthy": pl.Boolean,
     **dict.fromkeys(("tokens", "control_tokens", "nodes"), pl.Int64),
-    "worst_row": pl.Float64,
+    **dict.fromkeys(("worst_row", *_SHARES), pl.Float64),
     **dict.fromkeys(("folder", "reason"), pl.String),
 }
