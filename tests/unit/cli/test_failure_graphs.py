@@ -301,7 +301,13 @@ def test_the_option_of_a_suite_adds_an_item_a_shell(models: dict[str, str], caps
     told = json.loads(capsys.readouterr().out)
     assert [item["item"] for item in told["items"]][-1] == "graphs.memtrace"
     assert told["items"][-1]["across"][0]["measure"] == "graphs"
-    assert RunFolder.open("run").manifest.config["graphs"] == 1
+    first = RunFolder.open("run")
+    assert first.manifest.config["graphs"] == 1
+    words[-1] = "plain"
+    assert main([*words, "--reuse", "run"]) == 0  # graphs choose nothing that is measured
+    plain = RunFolder.open("plain")
+    assert plain.done_items() == first.done_items()[:-1] and "graphs" not in plain.manifest.config
+    assert plain.table("verdicts").equals(first.table("verdicts"))
 
 
 # -- one shell, prompts of one's own -----------------------------------------------------------------------------------------
