@@ -100,8 +100,8 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
         "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
     )
     if groups is not None and groups.labels:
-        told = sum(any(h is not None and h.tells for h in (one.fires, one.acts, one.writes)) for one in groups.about)
-        said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (1 in 20 would by chance):"
+        told = sum(one.tells for one in groups.about)
+        said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (each kind of label would in 1 of 20 by chance):"
         console.print(escape(said if groups.about else f"{len(groups)} groups of neurons fed and read alike:"))
         for label in groups.labels[:_GROUPS]:
             console.print(escape(f"  {visible(label)}"))
