@@ -50,6 +50,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "graph": LazyCommand(
         "symbolic_residue.cli._graph_app", "graph_app", "What produced the answer? An attribution graph that adds up."
     ),
+    "dictionary": LazyCommand(
+        "symbolic_residue.cli._dictionary", "dictionary_app", "Features for MLPs: train a dictionary, measure it, show it."
+    ),
     "heal": LazyCommand("symbolic_residue.cli._heal", "heal", "Find the smallest edit that restores the right answer."),
     "read": LazyCommand("symbolic_residue.cli._read", "read", "Read the attention of every layer and head; no verdicts."),
     "report": LazyCommand("symbolic_residue.cli._report", "report", "Make the report of a run."),

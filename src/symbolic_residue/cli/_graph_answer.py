@@ -8,7 +8,9 @@ from typing import Any, TYPE_CHECKING
 from symbolic_residue.cli._common import echo_json
 
 if TYPE_CHECKING:
-    from symbolic_residue.graph import Graph, GraphHeads, GroupLabel, Hint, Look, Supernodes
+    import polars as pl
+
+    from symbolic_residue.graph import Circuit, Graph, GraphHeads, GroupLabel, Hint, Look, Supernodes
 
 __all__ = ["answer", "unit_words"]
 
@@ -16,11 +18,19 @@ _SHOWN = 15
 _GROUPS = 8
 
 
-def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, folder: Path, as_json: bool) -> None:
+def answer(
+    graph: Graph,
+    heads: GraphHeads | None,
+    groups: Supernodes | None,
+    folder: Path,
+    as_json: bool,
+    circuit: Circuit | None = None,
+) -> None:
     """Print what a graph says, as tables or as JSON."""
     from symbolic_residue.graph import graph_scores
 
-    check, accounted, nodes, kept = graph.check(), graph.accounted(), graph.nodes(), graph.prune()
+    check, accounted, kept = graph.check(), graph.accounted(), graph.prune()
+    nodes, first, first_share = _apart(graph)
     scores, errors = graph_scores(graph), graph.errors()
     if as_json:
         echo_json(
@@ -36,8 +46,10 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
                 "accounted": accounted.to_dicts(),
                 "kept": {"units": int(kept.columns[: len(graph)].sum()), "edges": int(kept.edges.sum())},
                 "most_influential": nodes.head(_SHOWN).to_dicts(),
+                "first_position": {"units": len(first), "influence": first_share, "most_influential": first.head(3).to_dicts()},
                 "heads": None if heads is None else _heads_json(graph, heads),
                 "supernodes": None if groups is None else _groups_json(groups),
+                "circuit": None if circuit is None else _circuit_json(circuit),
             }
         )
         return
@@ -96,9 +108,14 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
         )
     console.print(table)
     console.print(
-        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint). "
-        "Neurons at position 0 often carry the attention sink: they are the same for most prompts.[/]"
+        "[dim]effect: total, on the first target (logits). influence: share of absolute edges over all paths. raises: tokens it writes directly (a hint).[/]"
     )
+    if len(first):
+        console.print(
+            f"Listed apart: position 0 ({escape(visible(graph.tokens[0], spaces='ends'))}) has {len(first)} of the {len(graph)} {unit_words(graph)} and "
+            f"{first_share:.0%} of their influence. In most models it holds an attention sink, the same for most prompts: a difference of two prompts "
+            "(residue graph diff) cancels it."
+        )
     if groups is not None and groups.labels:
         told = sum(one.tells for one in groups.about)
         said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (each kind of label would in 1 of 20 by chance):"
@@ -108,9 +125,23 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
     if heads is not None:
         for line in _heads_said(graph, heads):
             console.print(escape(line))
+    if circuit is not None:
+        console.print(escape(circuit.said()))
     console.print(
         f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {unit_words(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
+
+
+def _circuit_json(circuit: Circuit) -> dict[str, Any]:
+    names = ("corrupted", "clean_difference", "corrupted_difference", "none_kept", "in_play", "kept", "reason")
+    own = circuit.recovered()
+    said = {name: getattr(circuit, name) for name in names}
+    return said | {
+        "recovered": own[0] if own else None,
+        "random": circuit.recovered("random"),
+        "pairs": 1,
+        "chosen_on_this_pair": True,
+    }
 
 
 def _groups_json(groups: Supernodes) -> dict[str, Any]:
@@ -129,6 +160,16 @@ def _groups_json(groups: Supernodes) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in numbers.items()} | {
         "groups": [row | said(one) for row, one in zip(rows, groups.about, strict=True)] if groups.about else rows
     }
+
+
+def _apart(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame, float]:
+    """The units by influence, those of the first position apart (none where there is no other), and the share of all units' influence that those have."""
+    nodes = graph.nodes()
+    at_first = nodes["position"] == 0
+    if len(graph.tokens) == 1:
+        at_first = at_first & False
+    first, total = nodes.filter(at_first), float(nodes["influence"].sum())
+    return nodes.filter(~at_first), first, float(first["influence"].sum()) / total if total else 0.0
 
 
 def _heads_json(graph: Graph, heads: GraphHeads) -> dict[str, Any]:

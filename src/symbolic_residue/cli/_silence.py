@@ -89,7 +89,7 @@ def silence(
     path = output or default_output("silence")
 
     def graphs_of(run: Any, progress: Any) -> Any:
-        return silence_graphs(instrument, run, top=graphs, nodes=graph_nodes, ends=ends, chat=chat, seed=seed, progress=progress)
+        return silence_graphs(instrument, run, top=graphs, nodes=graph_nodes, ends=ends, seed=seed, progress=progress)
 
     code = measure_together(
         kind="silence",

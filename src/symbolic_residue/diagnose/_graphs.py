@@ -1,7 +1,8 @@
 """Attribution graphs of a run's worst failures, as one item for each shell.
 
-1. What fails: items of a packaged benchmark on which a verdict with a right answer fires (planted ones), and planted items on which the model is silent; or the
-   silent prompts of a run of ``shells silence``. Their prompts are made again from the benchmark, so that a run can be explained later.
+1. What fails: planted items of a packaged benchmark on which a verdict with a right answer fires, or on which the model is silent (of a failure that is asked
+   in several prompts, the first); or the silent prompts of a run of ``shells silence``. Prompts are made again from the benchmark, so that a run can be
+   explained later.
 2. Every prompt is read once, the worst few get graphs beside their matched controls (``shells.across.explain_failure``). Graphs go to a :class:`Shelf`, which
    has those of a run that was cut off.
 3. Tables: ``failure_graphs`` (a row a failure; where no graph could be made, the reason), ``failure_parts``, ``failure_units``. Means over prompts are the
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import polars as pl
+import torch
 
 from symbolic_residue.diagnose._across import across_row, measured_item, Progress
 from symbolic_residue.diagnose._diagnose import ItemResult
@@ -21,15 +23,31 @@ from symbolic_residue.errors import ConfigError, InputError, InstrumentError, Mo
 from symbolic_residue.figures import number
 from symbolic_residue.graph import Graph
 from symbolic_residue.instrument import Instrument
-from symbolic_residue.prompts import build_prompt
 from symbolic_residue.shells import shell_class, ShellBase
-from symbolic_residue.shells.across import aim, Aimed, explain_failure, failing_prompts, FailingPrompt, FailureGraphs, worst_of
+from symbolic_residue.shells.across import (
+    aim,
+    Aimed,
+    explain_failure,
+    failing_prompts,
+    FailingPrompt,
+    FailureGraphs,
+    stressed,
+    worst_of,
+)
 
-__all__ = ["GRAPHS", "Shelf", "graphs_item", "silent_prompts", "suite_failures", "suite_graphs"]
+__all__ = ["GRAPHS", "Shelf", "graphs_item", "item_failures", "silent_prompts", "suite_failures", "suite_graphs"]
+
+SILENT = "silence"
+"""The mode of a prompt on which no verdict fires, and the model says nothing."""
 
 GRAPHS = (
     "Attribution graphs of the failures with the largest targets (logits; above 0 the model fails at the next token). A target divides into parts that add up "
     "to it: by the span whose embeddings carry it over all paths, by the layer and the place of what writes it directly. Attention patterns and norms are held."
+)
+
+_BESIDE_SILENCE = (
+    "A section on silence splits the same difference over heads and MLPs at the last row, and confirms the strongest; here stand the prompt's tokens, and the "
+    "neurons of all layers and places, behind it, and nothing is confirmed."
 )
 
 
@@ -46,13 +64,13 @@ class Shelf(Protocol):
 
 
 def suite_failures(
-    shell: ShellBase[Any, Any], shell_items: pl.DataFrame, verdicts: pl.DataFrame, endings: pl.DataFrame, *, seed: int = 0
+    shell: ShellBase[Any, Any], shell_items: pl.DataFrame, verdicts: pl.DataFrame, *, seed: int = 0
 ) -> tuple[list[FailingPrompt], dict[str, str]]:
-    """The prompts of a shell's failures in a run, and by item the reason where there is none.
+    """The prompts of a shell's failures in a run, and by item the reason where there is none; ``mode`` is ``SILENT`` where no verdict fires.
 
     Args:
         shell: which.
-        shell_items, verdicts, endings: tables of the run; the last is empty where silence was not read.
+        shell_items, verdicts: tables of the run.
         seed: of the run.
 
     Raises:
@@ -62,64 +80,93 @@ def suite_failures(
     mine = shell_items.filter((pl.col("shell") == shell.name) & ~pl.col("null"))
     items = {item.id: item for item in kind.items()}
     fired = verdicts.filter((pl.col("shell") == shell.name) & (pl.col("outcome") == "fires"))
-    silent = set(endings.filter((pl.col("side") == "prompt") & pl.col("ended"))["item"].to_list()) if len(endings) else set()
     found: list[FailingPrompt] = []
     reasons: dict[str, str] = {}
     for row in mine.iter_rows(named=True):
         modes = fired.filter(pl.col("item") == row["item"])["mode"].to_list()
-        if not modes and row["item"] not in silent:
-            continue
         item = items.get(row["benchmark_item"])
         if item is None:
             raise ConfigError(f"{shell.name} has no item {row['benchmark_item']!r}.", why="The run was made with another version.")
-        told = modes or ["silence"]
         mode = next((m for m in [*modes, *item.modes] if m in kind.right_answers), None)
         if mode is None:
-            reasons[item.id] = kind.no_right_answers.get(told[0], f"No answer is right for {told[0]}.")
+            if modes:
+                reasons[item.id] = kind.no_right_answers.get(modes[0], f"No answer is right for {modes[0]}.")
             continue
         try:
             failures = shell.failures(item, mode, seed=seed)
         except (InputError, NoRightAnswerError) as error:
-            reasons[item.id] = str(error)
+            if modes:
+                reasons[item.id] = str(error)
             continue
-        for failure in failures:
-            found += failing_prompts(failure, mode if mode in modes else told[0], shell.name)
+        for failure in failures if modes else failures[:1]:
+            prompts = failing_prompts(failure, mode if mode in modes else modes[0] if modes else SILENT, shell.name)
+            found += prompts if modes else prompts[:1]
     return found, reasons
 
 
+def item_failures(shell: ShellBase[Any, Any], result: ItemResult, *, seed: int = 0) -> tuple[list[FailingPrompt], dict[str, str]]:
+    """The prompts of an item that a shell has just run, if a verdict with a right answer fires on it; else its prompt, in case the model is silent there.
+
+    Of VALUE-COLLAPSE the right candidate is the one that leads on the control.
+    """
+    residue = getattr(result.findings, "residue", None)
+    if residue is None or "verdicts" not in result.tables:
+        return [], {}
+    fired = result.tables["verdicts"].filter(pl.col("outcome") == "fires")["mode"].to_list()
+    mode = next((m for m in fired if m in type(shell).right_answers), None)
+    try:
+        if mode is None:
+            pair, alone = stressed(shell, residue), []
+            if pair is not None:
+                control = None if pair[1] is None else tuple(pair[1])
+                alone.append(FailingPrompt(result.item, SILENT, shell.name, tuple(pair[0]), control=control))
+            said = type(shell).no_right_answers.get(fired[0], f"No answer is right for {fired[0]}.") if fired else ""
+            return alone, {result.item: said} if said else {}
+        if shell.name == "value-collapse":
+            return [_torn(shell, residue, mode, result.item)], {}
+        failures = shell.failures(residue, mode, id=result.item, seed=seed)
+        return [one for failure in failures for one in failing_prompts(failure, mode, shell.name)], {}
+    except (InputError, NoRightAnswerError) as error:
+        return [], {result.item: str(error)}
+
+
+def _torn(shell: ShellBase[Any, Any], residue: Any, mode: str, name: str) -> FailingPrompt:
+    pair = stressed(shell, residue)
+    prompt, control = pair or ([], None)
+    if control is None:
+        raise NoRightAnswerError("No candidate is known to be right.", why="A conversation's control is not read here.")
+    candidates = list(residue.asked.candidates)
+    logits = [shell.instrument.run(torch.tensor([ids]), keep_logits=1)["logits"][0, -1].double() for ids in (prompt, control)]
+    right = max(candidates, key=lambda t: float(logits[1][t]))
+    wrong = max((t for t in candidates if t != right), key=lambda t: float(logits[0][t]))
+    return FailingPrompt(name, mode, shell.name, tuple(prompt), right, wrong, control=tuple(control))
+
+
 def silent_prompts(
-    instrument: Instrument, endings: pl.DataFrame, tokens: pl.DataFrame, across: pl.DataFrame, *, chat: bool = False
+    endings: pl.DataFrame, tokens: pl.DataFrame, controls: Mapping[str, Any]
 ) -> tuple[list[FailingPrompt], dict[str, str]]:
     """The silent prompts of a run of ``shells silence``, and their controls.
 
     Args:
-        instrument: the model's.
-        endings, tokens, across: tables of the run.
-        chat: whether its prompts were rendered by the chat template. A control of a conversation is not made again: it has none here.
+        endings, tokens: tables of the run.
+        controls: item → token ids of its control, the run's tensor ``across_control``; runs of earlier versions have none.
     """
     found: list[FailingPrompt] = []
-    texts = dict(across.filter(pl.col("measure") == "silence").select("item", "control").iter_rows())
     for item in endings.filter((pl.col("side") == "prompt") & pl.col("ended"))["item"].to_list():
         mine = tokens.filter(pl.col("item") == item).sort("position")
         regions = mine["region"].to_list()
         spans = {name: tuple(i for i, one in enumerate(regions) if one == name) for name in dict.fromkeys(regions)}
-        control = None
-        single = {"system", "user", "assistant_header"}.isdisjoint(regions) or chat
-        if texts.get(item) is not None and single:
-            control = tuple(
-                build_prompt(instrument.loaded.tokenizer, texts[item], chat=chat, max_tokens=instrument.parts.max_context).ids
-            )
-        ids = tuple(mine["token_id"].to_list())
-        found.append(FailingPrompt(item, "silence", "silence", ids, spans=spans, control=control))
+        control = tuple(int(t) for t in controls[item]) if item in controls else None
+        found.append(FailingPrompt(item, SILENT, "silence", tuple(mine["token_id"].to_list()), spans=spans, control=control))
     return found, {}
 
 
 def suite_graphs(
     shell: ShellBase[Any, Any], tables: Mapping[str, pl.DataFrame], shelf: Shelf, *, item: str, top: int, **options: Any
 ) -> ItemResult:
-    """:func:`graphs_item` of a shell's failures in a run; ``tables``: its ``shell_items verdicts endings``. What cannot be used is a reason, no error."""
+    """:func:`graphs_item` of a shell's failures in a run; ``tables``: its ``shell_items verdicts``. What cannot be used is a reason, no error."""
     try:
-        found = suite_failures(shell, tables["shell_items"], tables["verdicts"], tables["endings"], seed=options.get("seed", 0))
+        found = suite_failures(shell, tables["shell_items"], tables["verdicts"], seed=options.get("seed", 0))
     except InputError as error:
         return _nothing(item, shell.name, str(error), {}, options.get("seed", 0))
     return graphs_item(shell.instrument, *found, shelf, item=item, shell=shell.name, top=top, **options)
@@ -159,6 +206,12 @@ def graphs_item(
         aimed, unread = aim(instrument, prompts, ends=ends)
     except (InputError, ModelError, InstrumentError) as error:
         return _nothing(item, shell, str(error), {}, seed)
+    aimed = [one for one in aimed if one.prompt.mode != SILENT or one.kind == "silence"]
+    unread = (
+        {}
+        if shell == "silence"
+        else {name: why for name, why in unread.items() if name in {p.id for p in prompts if p.mode != SILENT}}
+    )
     worst = worst_of(aimed, top)
     rows = [_row(FailingPrompt(name, "", shell, ()), reason=why) for name, why in {**reasons, **unread}.items()]
     parts, units, made = [], [], 0
@@ -171,21 +224,21 @@ def graphs_item(
             rows.append(_row(one.prompt, one, reason=str(error)))
             continue
         rows.append(_row(one.prompt, one, found, folder=shelf.save(name, found, nodes)))
-        about = [pl.lit(one.prompt.id).alias("failure"), pl.lit(one.kind).alias("kind")]
-        parts.append(found.parts.with_columns(about))
-        units.append(found.units.with_columns(about))
+        names = [pl.lit(one.prompt.id).alias("failure"), pl.lit(one.kind).alias("kind")]
+        parts.append(found.parts.with_columns(names))
+        units.append(found.units.with_columns(names))
         made += 1
     tables = {"failure_graphs": pl.DataFrame(rows, schema=_ROWS)} if rows else {}
     if not made:
-        why = (
-            "no verdict with a right answer fires on a planted item." if shell != "silence" else "the model is silent on no prompt."
-        )
+        fires = "" if shell == "silence" else "no verdict with a right answer fires, and "
+        why = f"{fires}the model is silent on no prompt."
         if rows:
             why = f"no graph could be made: {rows[-1]['reason']}"
         return _nothing(item, shell, why, tables, seed)
+    about = f"{GRAPHS} {_BESIDE_SILENCE}" if any(one.kind == "silence" for one in worst) else GRAPHS
     tables |= {"failure_parts": pl.concat(parts), "failure_units": pl.concat(units)}
     said = _said(rows, len({one.prompt.id for one in aimed}))
-    row = across_row("graphs", GRAPHS, said, n=made, counts="failing prompts, the worst", pooled=True, control=_control(rows))
+    row = across_row("graphs", about, said, n=made, counts="failing prompts, the worst", pooled=True, control=_control(rows))
     return measured_item(item, [row], tables, prompt=f"failures of {shell}", seed=seed)
 
 
@@ -230,6 +283,8 @@ def _row(
     folder: str | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
+    shares = [share for side in (found.ghosts if found is not None else ()) for share in side]
+    shares = [share if share == share else None for share in shares] + [None] * (len(_SHARES) - len(shares))
     return {
         "failure": prompt.id,
         "mode": prompt.mode,
@@ -243,17 +298,19 @@ def _row(
         "control_tokens": None if found is None or found.control is None else len(found.control.ids),
         "nodes": None if found is None else len(found.failing),
         "worst_row": None if found is None else found.worst_row,
+        **dict(zip(_SHARES, shares, strict=True)),
         "folder": folder,
         "reason": reason,
     }
 
 
+_SHARES = ("ghosts", "ghosts_random", "control_ghosts", "control_ghosts_random")
 _ROWS: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("failure", "mode", "kind", "target"), pl.String),
     **dict.fromkeys(("value", "control_value"), pl.Float64),
     "compared": pl.String,
     "healthy": pl.Boolean,
     **dict.fromkeys(("tokens", "control_tokens", "nodes"), pl.Int64),
-    "worst_row": pl.Float64,
+    **dict.fromkeys(("worst_row", *_SHARES), pl.Float64),
     **dict.fromkeys(("folder", "reason"), pl.String),
 }

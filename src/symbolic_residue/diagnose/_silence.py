@@ -61,7 +61,8 @@ def silence_item(
         said += f" Control: {number(theirs.difference, signed=True)}, {'silent too' if theirs.ended else 'it speaks'}."
     across = across_row("silence", SILENCE, said, n=1, counts="prompts", pooled=False, control=item.control)
     tables = {"tokens": token_rows(prompt), "candidates": candidates, "endings": ending_rows(instrument, mine, theirs)}
-    return measured_item(item.id, [across], tables, prompt=text_of(item), seed=seed, read=prompt)
+    ids = {"across_prompt": np.array(prompt.ids)} | ({} if control is None else {"across_control": np.array(control.ids)})
+    return measured_item(item.id, [across], tables, prompt=text_of(item), seed=seed, read=prompt, tensors=ids)
 
 
 def ending_rows(instrument: Instrument, prompt: Ending, control: Ending | None) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """Dictionaries of features that stand in for MLPs: transcoders and cross-layer transcoders, read from the formats in which they are published, or trained."""
 
 from symbolic_residue.dictionaries._dictionary import Activation, Dictionary, LayerDictionary, Predicts, Reads, Transcoders
+from symbolic_residue.dictionaries._documents import hold_out, read_documents
 from symbolic_residue.dictionaries._evaluate import evaluate_dictionary
 from symbolic_residue.dictionaries._open import open_dictionary
 from symbolic_residue.dictionaries._own import save_dictionary
@@ -21,7 +22,9 @@ __all__ = [
     "TrainingPlan",
     "Transcoders",
     "evaluate_dictionary",
+    "hold_out",
     "open_dictionary",
+    "read_documents",
     "require_model",
     "save_dictionary",
     "stand_in",

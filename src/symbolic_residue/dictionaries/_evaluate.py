@@ -1,7 +1,8 @@
 """How well a dictionary stands in for the MLPs, layer by layer, on prompts.
 
 1. ``fvu``: share of an MLP's write into the residual stream (its variance about the mean over positions of all prompts) that the prediction leaves
-   unexplained. 0 is perfect; the mean itself has 1; above 1 it is worse than the mean.
+   unexplained. 0 is perfect; the mean itself has 1; above 1 it is worse than the mean. ``largest``: the share of that variance that one position holds: near
+   1 a second sink is among the positions, and ``fvu`` is about it alone.
 2. ``l0``: mean number of active features at a position.
 3. ``kl``: KL(model ‖ model with this layer's MLP replaced by the prediction) of the next token, in nats, mean over positions. ``kl_mean`` is its
    control: the same with the mean write in the MLP's place; a prediction that does no better has explained nothing that matters.
@@ -53,7 +54,7 @@ def evaluate_dictionary(
 
     Returns:
         One row a layer of the dictionary: ``layer n``, and ``fvu l0 kl kl_mean kl_up_to kl_mean_up_to``, each with ``_low`` and ``_high`` (95 %; null where
-        there are too few prompts for an interval).
+        there are too few prompts for an interval); ``largest``.
 
     Raises:
         DictionaryError: another width, or layers that the model does not have.
@@ -77,21 +78,22 @@ def evaluate_dictionary(
     for i in layers:
         table = torch.tensor(
             [one[i] for one in found], dtype=torch.float64
-        ).numpy()  # [prompt, (error, spread, l0, kl, kl_mean, kl_up_to, kl_mean_up_to)]
+        ).numpy()  # [prompt, (error, spread, l0, kl, kl_mean, kl_up_to, kl_mean_up_to, largest)]
         _, low, high = bootstrap_ratio(table[:, :1], table[:, 1], seed=seed)
         spread = float(table[:, 1].sum())
         fvu = (float(table[:, 0].sum()) / spread if spread else math.nan, low[0], high[0])
-        others = bootstrap_columns(table[:, 2:], seed=seed)
+        others = bootstrap_columns(table[:, 2:-1], seed=seed)
         row: dict[str, float | int | None] = {"layer": i, "n": len(prompts)}
         for name, numbers in zip(EVALUATED, [fvu, *zip(*others, strict=True)], strict=True):
             row |= {name + end: bound(x, least=0) for end, x in zip(("", "_low", "_high"), numbers, strict=True)}
+        row["largest"] = float(table[:, -1].max()) / spread if spread else math.nan
         rows.append(row)
-    floats = {f"{name}{end}": pl.Float64 for name in EVALUATED for end in ("", "_low", "_high")}
+    floats = {f"{name}{end}": pl.Float64 for name in EVALUATED for end in ("", "_low", "_high")} | {"largest": pl.Float64}
     return pl.DataFrame(rows, schema={"layer": pl.Int64, "n": pl.Int64, **floats})
 
 
 def _prompt(instrument: Instrument, dictionary: Transcoders, ids: Tensor, means: Mapping[int, Tensor]) -> dict[int, list[float]]:
-    """Of one prompt, a layer: squared error and spread summed over positions, and the means of l0 and the four KLs."""
+    """Of one prompt, a layer: squared error and spread summed over positions, the means of l0 and of the four KLs, the spread of one position at most."""
     parts, layers, n = instrument.parts, sorted(dictionary.layers), len(ids)
     rows = tuple(range(1 - n, 0))
     reads = {i: _point(parts.layers[i], dictionary.layers[i]) for i in layers}
@@ -121,10 +123,10 @@ def _prompt(instrument: Instrument, dictionary: Transcoders, ids: Tensor, means:
         following = [reads[layers[step + 1]]] if step + 1 < len(layers) else []
         before = instrument.run(ids[None].repeat(4, 1), reads=following, edits=edits)
         error = float((wrote - predicted).double().square().sum())
-        spread = float((wrote.double() - means[i]).square().sum())
+        about = (wrote.double() - means[i]).square().sum(-1)
         assert plain.logits is not None and before.logits is not None
         kl = _kl(plain.logits[0, 1:], before.logits[:, 1:])
-        found[i] = [error, spread, float((acts[i][1:] != 0).sum()) / (n - 1), *kl.tolist()]
+        found[i] = [error, float(about.sum()), float((acts[i][1:] != 0).sum()) / (n - 1), *kl.tolist(), float(about.max())]
     return found
 
 

@@ -57,6 +57,7 @@ class TrainedDictionary:
         layers: a row a layer: ``layer first_read first_written largest``: mean squared norm at the first position (left out) over the mean elsewhere,
             of what is read and what is written; the share of the squared deviations of what is written that one row holds.
         tokens: positions trained on, in the texts.
+        left_out: positions that were left out, beside the first of every piece, because they hold a second sink.
     """
 
     dictionary: Transcoders
@@ -64,6 +65,7 @@ class TrainedDictionary:
     records: pl.DataFrame
     layers: pl.DataFrame
     tokens: int
+    left_out: int
 
 
 def train_dictionary(
@@ -125,9 +127,13 @@ def train_dictionary(
         source = {"format": "symbolic_residue", "model": record.model, "scan": None, "weights_sha256": record.weights_sha256}
         save_dictionary(fit.coder.export(rows.scales, source), folder)
         head |= {
-            "finished": True, "tokens": len(rows), "records": {name: [row[i] for row in fit.records] for i, name in enumerate(_RECORD)},
-            "first": {str(i): list(pair) for i, pair in rows.first.items()}, "largest": {str(i): share for i, share in rows.largest.items()},
-        }  # fmt: skip
+            "finished": True,
+            "tokens": len(rows),
+            "left_out": rows.left_out,
+            "records": {name: [row[i] for row in fit.records] for i, name in enumerate(_RECORD)},
+            "first": {str(i): list(pair) for i, pair in rows.first.items()},
+            "largest": {str(i): share for i, share in rows.largest.items()},
+        }
         write_json(folder / "training.json", head)
         (folder / "state.safetensors").unlink(missing_ok=True)
         shutil.rmtree(folder / "activations", ignore_errors=True)
@@ -231,7 +237,7 @@ def _finished(folder: Path, head: dict[str, Any]) -> TrainedDictionary:
             [(int(i), *pair, head["largest"][i]) for i, pair in head["first"].items()],
             schema={"layer": pl.Int64, "first_read": pl.Float64, "first_written": pl.Float64, "largest": pl.Float64}, orient="row",
         )  # fmt: skip
-        return TrainedDictionary(read_own(folder), folder, records, layers, head["tokens"])
+        return TrainedDictionary(read_own(folder), folder, records, layers, head["tokens"], head["left_out"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunDamagedError(f"{folder / 'training.json'} lacks something.", why=str(error), todo="Begin anew.") from error
 

@@ -6,6 +6,8 @@
    many models write vectors that are hundreds of times larger than anywhere else: one such row in a hundred would be most of the squared error. How large it
    is here is measured and kept (``Rows.first``). ``evaluate_dictionary`` leaves it out too. A graph replaces the MLP at position 0 all the same: features there
    have not been trained, and the error node holds what they miss.
+   Some pieces have a second sink, at position 1 mostly (massive activations: Sun et al. 2024). A row is left out, in all layers, where what some layer writes
+   is more than 10,000 times the median of its file in squared norm; ``Rows.left_out`` counts them.
 3. Files of bounded size: ``rows-00000.safetensors`` holds ``x.{layer}`` and ``y.{layer}`` ``[row, d_model]``, and in float64 what means and scales need. ``x``
    is ``mlp_in``; ``y`` is ``mlp_out`` over the architecture's factor. A file is written beside its place and moved into it: one that is there is whole.
 4. Activations that are not finite, or do not fit the dtype that they are kept in, are refused.
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Piece", "Rows", "collect_rows", "cut_pieces"]
+
+_MASSIVE = 1e4
+"""Times the median squared norm. Chosen after looking at the demo model: second sinks are at 680,000 in layer 11, ordinary spaces at 2000 in layer 2."""
 
 _FORWARD = 8
 """Pieces a forward. Another number would change the rows by rounding."""
@@ -84,6 +89,7 @@ class Rows:
         layers: whose rows they are.
         counts: rows a file.
         scales: means and scales over all rows.
+        left_out: rows that were as large as sinks.
         first: a layer: mean squared norm at the first position over the mean elsewhere, ``(of what is read, of what is written)``.
         largest: a layer: the share of Σ|y − mean|² that the largest row holds, at most 1; in 1/n it is one row like others.
     """
@@ -93,6 +99,7 @@ class Rows:
         self._open: dict[int, dict[str, Tensor]] = {}
         sums: dict[str, Tensor] = {}
         self.counts: list[int] = []
+        self.left_out = 0
         largest: dict[int, float] = dict.fromkeys(layers, 0.0)
         for path in self.paths:
             tensors = read_tensors(path)
@@ -105,6 +112,7 @@ class Rows:
                 sums[name] = sums[name] + one if name in sums else one
             for i in layers:
                 largest[i] = max(largest[i], float(tensors.take(f"largest.{i}")))
+            self.left_out += int(tensors.take("left_out"))
             self.counts.append(len(tensors.take(f"x.{layers[0]}")))
         n, first_n = float(sums["n"]), float(sums["first_n"])
         mean: dict[str, dict[int, Tensor]] = {"x": {}, "y": {}}
@@ -236,7 +244,12 @@ def collect_rows(
             write_tensors(path, gathered.tensors())
         done += len(group)
     progress(done, len(pieces))
-    return Rows(paths, wanted)
+    found = Rows(paths, wanted)
+    if len(found) < plan.batch:
+        raise PromptError(
+            f"{found.left_out} of {n} rows are as large as sinks; {len(found)} are left, and a batch is {plan.batch}."
+        )
+    return found
 
 
 def _whose(folder: Path, of: dict[str, Any], wanted: list[int], file_bytes: int) -> tuple[list[int], int]:
@@ -285,6 +298,11 @@ class _Gathered:
     def tensors(self) -> dict[str, Tensor]:
         """The rows, and what means and scales need, of what is kept (rounded as it is)."""
         found = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        size = torch.stack([found[f"y.{i}"].float().square().sum(-1) for i in self.layers])
+        usual = size.median(-1, keepdim=True).values
+        kept = ~((size > _MASSIVE * usual) & (usual > 0)).any(0)
+        found = {name: rows[kept] for name, rows in found.items()}
+        left_out = torch.tensor(float((~kept).sum()))
         for name, rows in list(found.items()):
             kind, i = name.split(".")
             wide = rows.double()
@@ -293,7 +311,7 @@ class _Gathered:
             if kind == "y":
                 found[f"largest.{i}"] = (wide - wide.mean(0)).square().sum(-1).max()
         n = len(found[f"x.{self.layers[0]}"])
-        return found | {"n": torch.tensor(float(n)), "first_n": torch.tensor(float(self.first_n))}
+        return found | {"n": torch.tensor(float(n)), "left_out": left_out, "first_n": torch.tensor(float(self.first_n))}
 
 
 def _run(instrument: Instrument, pieces: Sequence[Piece], into: _Gathered) -> None:
@@ -321,7 +339,9 @@ def _check(path: Path, rows: int, layers: Sequence[int]) -> None:
         DamagedFileError: it does not.
     """
     tensors = read_tensors(path)
-    if any(name not in tensors or len(tensors.take(name)) != rows for name in (f"{kind}.{i}" for i in layers for kind in "xy")):
+    names = [f"{kind}.{i}" for i in layers for kind in "xy"]
+    left_out = int(tensors.take("left_out")) if "left_out" in tensors else 0
+    if any(name not in tensors or len(tensors.take(name)) + left_out != rows for name in names):
         raise DamagedFileError(f"{path} does not hold the rows that it should.", todo="Remove it: it is made again.")
 
 

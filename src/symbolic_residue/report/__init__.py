@@ -7,6 +7,7 @@ from symbolic_residue.report._compare_page import render_comparison
 from symbolic_residue.report._concepts_page import concepts_page
 from symbolic_residue.report._contrast_summary import contrast_summary
 from symbolic_residue.report._export import export_figures
+from symbolic_residue.report._failure_graphs import failure_tables
 from symbolic_residue.report._graph_page import graph_page
 from symbolic_residue.report._render import render_report
 from symbolic_residue.report._suite import suite_heads, suite_rows
@@ -17,6 +18,7 @@ __all__ = [
     "concepts_page",
     "contrast_summary",
     "export_figures",
+    "failure_tables",
     "graph_page",
     "render_comparison",
     "render_report",

@@ -1,6 +1,6 @@
 """Graphs of a run's worst failures in its report: every prompt with links to its pages, and means over the prompts of one kind of target.
 
-1. Prompts: target, value, the same on the control, what is missing of a row at most, or why there is no graph.
+1. Prompts: target, value, the same on the control, what is missing of a row at most, or why there is no graph; and the tokens that carry most of it.
 2. Parts, a table a kind of target and division (span, layer, place, kind of node): mean value over failing prompts, and over those with a healthy control the
    same on the controls and the paired difference; bootstrap over prompts. In each column without an interval's words the parts add up to the mean target.
    Where a prompt has no such part its value is 0, so that they do. Shares stay within 0 and 1, their intervals too.
@@ -11,7 +11,7 @@ The unit is a prompt; with one there is no interval. Intervals are not corrected
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from symbolic_residue.figures import interval_text, number
@@ -21,6 +21,7 @@ __all__ = ["failure_tables", "pooled_parts"]
 
 Rows = list[dict[str, Any]]
 _LAYERS = 8
+_TOKENS = 6
 _NEURONS = 12
 SPLITS = {
     "span": "which embeddings carry it, over all paths",
@@ -30,18 +31,30 @@ SPLITS = {
 }
 
 
-def failure_tables(held: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """The section's tables, from those of the run (one item)."""
+def failure_tables(held: Mapping[str, Rows], splits: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The section's tables, from those of the run (one item).
+
+    Args:
+        held: rows of ``failure_graphs failure_parts failure_units``.
+        splits: only the means of these divisions; else all tables.
+
+    Returns:
+        ``caption``; ``columns``: (title, whether numbers); ``rows``: (cells, marked), a cell a text or a list of (text, link).
+    """
     graphs, parts, units = (held[name] for name in ("failure_graphs", "failure_parts", "failure_units"))
-    tables = [_prompts(graphs)]
+    tables = [_prompts(graphs), _tokens(graphs, parts)] if splits is None else []
     for kind in dict.fromkeys(row["kind"] for row in graphs if row["folder"]):
         mine = [row for row in graphs if row["kind"] == kind and row["folder"]]
         healthy = {row["failure"] for row in mine if row["healthy"]}
         names = {row["failure"] for row in mine}
         for split, said in SPLITS.items():
-            rows = pooled_parts([row for row in parts if row["failure"] in names and row["split"] == split], healthy)
-            tables.append(_parts(kind, split, said, rows, len(mine), len(healthy)))
-        tables += _units(kind, [row for row in units if row["failure"] in names], names, healthy)
+            if splits is None or split in splits:
+                rows = pooled_parts([row for row in parts if row["failure"] in names and row["split"] == split], healthy)
+                tables.append(_parts(kind, said, rows, len(mine), len(healthy), _LAYERS if split == "layer" else None))
+        if splits is None:
+            tables += _units(kind, [row for row in units if row["failure"] in names], names, healthy)
+    if splits is None:
+        tables.append(_ghosts([row for row in graphs if row["ghosts"] is not None]))
     return tables
 
 
@@ -105,10 +118,35 @@ def _prompts(graphs: Rows) -> dict[str, Any]:
     return _table("Prompts, the worst first; a row that does not add up is refused", columns, rows)
 
 
-def _parts(kind: str, split: str, said: str, rows: list[dict[str, Any]], n: int, paired: int) -> dict[str, Any]:
+def _tokens(graphs: Rows, parts: Rows) -> dict[str, Any]:
+    """For each prompt the tokens whose embeddings carry most, on it and on its control."""
+    cells = []
+    for row in graphs:
+        mine = [part for part in parts if part["failure"] == row["failure"] and part["split"] == "token"]
+        if not mine:
+            continue
+        sides = []
+        for side in ("value", "control_value"):
+            order = sorted((part for part in mine if part[side] is not None), key=lambda part: -abs(part[side]))[:_TOKENS]
+            sides.append("; ".join(f"{_word(part['part'])} {number(part[side], signed=True)}" for part in order) or "—")
+        cells.append([row["failure"], *sides])
+    columns = {"failure": False, "on the failing prompt (logits)": False, "on its control": False}
+    return _table(
+        f"The {_TOKENS} tokens whose embeddings carry most, over all paths: place, token, logits (one prompt: no interval)",
+        columns,
+        cells,
+    )
+
+
+def _word(part: str) -> str:
+    place, _, token = part.partition(" ")
+    return f"{place} {token!r}" if place.isdecimal() else part
+
+
+def _parts(kind: str, said: str, rows: list[dict[str, Any]], n: int, paired: int, most: int | None) -> dict[str, Any]:
     shown = rows
-    if split == "layer" and len(rows) > _LAYERS:
-        largest = sorted(rows, key=lambda row: -row["share"].value)[:_LAYERS]
+    if most is not None and len(rows) > most:
+        largest = sorted(rows, key=lambda row: -row["share"].value)[:most]
         shown = [row for row in rows if row in largest]
     cells = [
         [
@@ -163,6 +201,25 @@ def _units(kind: str, units: Rows, names: set[str], healthy: set[str]) -> list[d
         "raises (a hint)": False,
     }
     return [_table(caption, columns, cells)]
+
+
+def _ghosts(graphs: Rows) -> dict[str, Any]:
+    """Shares of ghosts on each silent prompt and on its control, their means, and the paired difference where the control is healthy."""
+    names = ("ghosts", "ghosts_random", "control_ghosts", "control_ghosts_random")
+    cells = [[row["failure"], *(number(row[name]) for name in names)] for row in graphs]
+    paired = [row for row in graphs if row["healthy"] and row["control_ghosts"] is not None]
+    if len(graphs) > 1:
+        means: list[str] = []
+        for name in names:
+            values = [row[name] for row in graphs if row[name] is not None]
+            means.append(_estimate(bootstrap_mean(values, seed=0) if values else None, (0.0, 1.0), signed=False))
+        cells.append([f"mean over {len(graphs)} prompts", *means])
+    caption = "Ghosts: of the 500 largest neurons (those that reach the target), the share that move it no more than random directions (about 0.95 for these)"
+    if paired:
+        difference = bootstrap_mean([row["ghosts"] - row["control_ghosts"] for row in paired], seed=0)
+        caption += f". Failing − healthy control: {_estimate(difference, (-1.0, 1.0))}, n = {len(paired)} prompt{'' if len(paired) == 1 else 's'}"
+    columns = {"failure": False, "failing": True, "random directions": True, "control": True, "random directions there": True}
+    return _table(caption, columns, cells)
 
 
 def _estimate(one: Estimate | None, limits: tuple[float, float] | None = None, *, signed: bool = True) -> str:

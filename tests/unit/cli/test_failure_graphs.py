@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -14,7 +15,7 @@ from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.cli import _failure_graphs as module
 from symbolic_residue.cli import main
-from symbolic_residue.diagnose import choose_items, item_name, suite_failures
+from symbolic_residue.diagnose import choose_items, item_failures, item_name, suite_failures
 from symbolic_residue.graph import load_graph
 from symbolic_residue.instrument import Instrument, open_model
 from symbolic_residue.models import wrap
@@ -24,7 +25,7 @@ from symbolic_residue.shells.across import _failure_graphs as measured
 from symbolic_residue.shells.across import aim
 from symbolic_residue.store import RunFolder, validate
 
-SPLITS = {"kind", "layer", "place", "span"}
+SPLITS = {"kind", "layer", "place", "span", "token"}
 PAIRS = (
     ("gate", "the old gate stands near the", "the old mill stands near the"),
     ("book", "Anna put the red book under the", "Anna put the red book under a big old"),
@@ -155,6 +156,21 @@ def test_silent_prompts_get_graphs_beside_their_controls(models: dict[str, str],
     assert not (Path("run") / rows["book"]["folder"] / "difference").exists()
 
 
+def test_a_conversation_has_its_control_too(models: dict[str, str]) -> None:
+    turns = [{"role": "user", "content": "Where is the book?"}, {"role": "assistant", "content": "under the"}]
+    Path("pairs.jsonl").write_text(json.dumps({"id": "one", "messages": turns, "control": "under a"}) + "\n", "utf-8")
+    words = ["shells", "silence", "--file", "pairs.jsonl", "-m", models["llama"], "--top", "2", "--random-heads", "2", "-o", "run"]
+    instrument = Instrument(open_model(models["llama"]))
+    most = int(instrument.run(torch.tensor([build_prompt(tiny_tokenizer(), messages=turns).ids]))["logits"][0, -1].argmax())
+    assert main([*words, "--end", tiny_tokenizer().decode([most]), "--graphs", "1", "--graph-nodes", "10"]) == 0
+    run = RunFolder.open("run")
+    (row,) = run.table("failure_graphs").to_dicts()
+    control = load_graph(Path("run") / row["folder"] / "control")
+    assert list(control.ids) == build_prompt(tiny_tokenizer(), messages=[turns[0], {**turns[1], "content": "under a"}]).ids
+    assert row["target"].startswith(f"end {tiny_tokenizer().decode([most])!r}")  # the end token that was given
+    assert {"user", "assistant_header"} <= set(run.table("failure_parts").filter(pl.col("split") == "span")["part"])
+
+
 def test_graphs_afterwards_are_those_of_the_run_itself(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert silence(models["llama"], "--graphs", "2", "--graph-nodes", "20") == 0
     with_run = RunFolder.open("run")
@@ -174,6 +190,8 @@ def test_graphs_afterwards_are_those_of_the_run_itself(models: dict[str, str], c
     assert main(["graph", "failures", "run"]) != 0
     assert "--again" in capsys.readouterr().err
     assert main(["graph", "failures", "run", "--top", "1", "--nodes", "5", "--again"]) == 0
+    shown = capsys.readouterr().out
+    assert "which embeddings carry it" in shown and "\ntext " in shown and "no interval" in shown
     again = RunFolder.open("run")
     assert len(again.table("failure_graphs")) == 1 and again.table("failure_graphs")["nodes"][0] <= 10
     assert again.manifest.items.planned == 4
@@ -242,7 +260,7 @@ def test_failures_of_a_suite_are_explained_worst_first(models: dict[str, str], n
     assert len(made) == 1 and made[0]["failure"].split(" field")[0] in fired
     assert "Attribution graphs of its worst failures</a>" in Path("run/report.html").read_text("utf-8")
     made_shell = make_shell(shell, open_model(models[name]), config_class(shell).quick(top_heads=0))
-    prompts, _ = suite_failures(made_shell, run.table("shell_items"), run.table("verdicts"), run.table("endings"))
+    prompts, _ = suite_failures(made_shell, run.table("shell_items"), run.table("verdicts"))
     values = [one.value for one in aim(made_shell.instrument, prompts)[0]]
     assert made[0]["value"] == pytest.approx(max(values), rel=1e-5)
     spans = run.table("failure_parts").filter(pl.col("split") == "span")["part"].to_list()
@@ -251,15 +269,30 @@ def test_failures_of_a_suite_are_explained_worst_first(models: dict[str, str], n
 
 
 def test_a_suite_without_failures_says_so_and_only_planted_ones_count(models: dict[str, str]) -> None:
-    suite_run(models["llama"], outcome="absent")
-    assert main(["graph", "failures", "run", "-m", models["llama"]]) == 0
-    said = RunFolder.open("run").table("across").row(0, named=True)
-    assert said["measure"] == "graphs" and "no verdict with a right answer fires on a planted item" in said["reason"]
-    fired = suite_run(models["llama"], n=4, name="other")
-    shell = make_shell("memtrace", open_model(models["llama"]), config_class("memtrace").quick(top_heads=0))
+    fired = suite_run(models["gpt2"], n=4, name="other")
+    shell = make_shell("memtrace", open_model(models["gpt2"]), config_class("memtrace").quick(top_heads=0))
     run = RunFolder.open("other")
-    prompts, _ = suite_failures(shell, run.table("shell_items"), run.table("verdicts"), run.table("endings"))
+    prompts, _ = suite_failures(shell, run.table("shell_items"), run.table("verdicts"))
     assert {one.id.split(" field")[0] for one in prompts} == set(fired)  # verdicts of null items fired too
+    suite_run(models["gpt2"], outcome="absent")
+    assert not any(one.kind == "silence" for one in aim(shell.instrument, prompts)[0])
+    assert main(["graph", "failures", "run", "-m", models["gpt2"]]) == 0
+    said = RunFolder.open("run").table("across").row(0, named=True)
+    assert (
+        said["measure"] == "graphs"
+        and "no verdict with a right answer fires, and the model is silent on no prompt." in said["reason"]
+    )
+
+
+def test_a_suite_on_which_the_model_says_nothing_is_explained_though_no_verdict_fires(models: dict[str, str]) -> None:
+    planted = suite_run(models["llama"], outcome="absent")
+    assert main(["graph", "failures", "run", "--top", "1", "--nodes", "10", "-m", models["llama"]]) == 0
+    run = RunFolder.open("run")
+    (row,) = run.table("failure_graphs").to_dicts()
+    assert (
+        row["failure"].split(" field")[0] in planted and (row["kind"], row["mode"]) == ("silence", "silence") and row["value"] > 0
+    )
+    assert "A section on silence splits the same difference" in run.table("across")["about"][0]
 
 
 def test_the_option_of_a_suite_adds_an_item_a_shell(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,6 +302,58 @@ def test_the_option_of_a_suite_adds_an_item_a_shell(models: dict[str, str], caps
     assert [item["item"] for item in told["items"]][-1] == "graphs.memtrace"
     assert told["items"][-1]["across"][0]["measure"] == "graphs"
     assert RunFolder.open("run").manifest.config["graphs"] == 1
+
+
+# -- one shell, prompts of one's own -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["diagnose", "--control", PAIRS[0][2]],
+        ["shell", "value-collapse", "--control", PAIRS[0][2], "--top-heads", "0", "--variants", "2", "--steps", "1"],
+    ],
+    ids=["diagnose", "value-collapse"],
+)
+def test_a_prompt_of_ones_own_is_explained_with_its_run_and_after(models: dict[str, str], words: list[str]) -> None:
+    command = [*words, PAIRS[0][1], "-m", models["llama"], "-o", "run", "--no-report"]
+    assert main([*command, "--graphs", "1", "--graph-nodes", "10"]) == 0
+    run = RunFolder.open("run")
+    assert run.done_items() == ["prompt", "graphs.value-collapse"] and validate("run") == []
+    (row,) = run.table("failure_graphs").to_dicts()
+    assert row["failure"] == "prompt" and row["kind"] == "silence" and row["compared"] == "difference"
+    assert main(["graph", "failures", "run", "--top", "1", "--nodes", "10", "--again"]) == 0
+    again = RunFolder.open("run")
+    assert again.table("failure_graphs").equals(run.table("failure_graphs"))
+    assert "Graphs of the worst failures" in Path("run/report.html").read_text("utf-8")
+
+
+def test_of_ones_own_candidates_the_right_one_leads_on_the_control(models: dict[str, str]) -> None:
+    """On gpt2, which speaks: two candidates of which the control prefers one."""
+    shell = make_shell("value-collapse", open_model(models["gpt2"]), config_class("value-collapse").quick(top_heads=0))
+    ids = [build_prompt(tiny_tokenizer(), text).ids for text in PAIRS[0][1:]]
+    here, there = (shell.instrument.run(torch.tensor([one]))["logits"][0, -1] for one in ids)
+    a, b = (there - here).topk(1).indices.tolist() + (here - there).topk(1).indices.tolist()
+    residue = SimpleNamespace(
+        asked=SimpleNamespace(messages=None, input_text=PAIRS[0][1], control_text=PAIRS[0][2], chat=False, candidates=[b, a])
+    )
+    right, wrong = (a, b) if there[a] > there[b] else (b, a)
+
+    def result(outcome: str, mode: str = "flatness") -> Any:
+        verdicts = pl.DataFrame({"mode": [mode], "outcome": [outcome]})
+        return SimpleNamespace(item="one", tables={"verdicts": verdicts}, findings=SimpleNamespace(residue=residue))
+
+    (found,), reasons = item_failures(shell, result("fires"))
+    assert (found.right, found.wrong, found.mode) == (right, wrong, "flatness") and not reasons
+    assert list(found.ids) == ids[0] and list(found.control or ()) == ids[1]
+    (found,), reasons = item_failures(shell, result("absent"))
+    assert found.mode == "silence" and found.right is None and not reasons
+    (found,), reasons = item_failures(shell, result("fires", "oscillation"))
+    assert found.mode == "silence" and "leader changes" in reasons["one"]
+    residue.asked.messages = [{"role": "user", "content": "x"}]
+    residue.asked.input_text = 3
+    none, reasons = item_failures(shell, result("fires"))
+    assert not none and "No candidate is known to be right" in reasons["one"]
 
 
 def test_what_cannot_be_is_refused(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

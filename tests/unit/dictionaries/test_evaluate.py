@@ -95,6 +95,8 @@ def test_fvu_and_l0_by_their_formula_where_the_stream_is_read() -> None:
         active.append(float((acts > 0).sum(-1).double().mean()))
     whole = torch.cat(y)
     fvu = torch.cat(wrong).square().sum() / (whole - whole.mean(0)).square().sum()
+    spread = (whole - whole.mean(0)).square().sum(-1)
+    assert table["largest"][1] == pytest.approx(float(spread.max() / spread.sum()), rel=1e-6)
     assert table["fvu"][1] == pytest.approx(float(fvu), rel=1e-6) and table["l0"][1] == pytest.approx(sum(active) / 3)
 
 

@@ -101,6 +101,34 @@ def test_rows_are_what_mlps_read_and_write_but_for_the_first_position(name: str,
     )
 
 
+@pytest.mark.parametrize("factor, gone", [(150.0, 1), (50.0, 0)])  # in length: 22,500 and 2500 times in squared norm
+def test_a_second_sink_is_left_out_of_all_layers(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, gone: int
+) -> None:
+    plain, pieces = rows_of(loaded, tmp_path / "plain")
+    real, marked = Instrument.run, pieces[2].ids
+
+    def with_sink(self: Instrument, inputs: Any, **given: Any) -> Any:
+        """At position 1 of one piece, layer 1 writes so many times what is usual there."""
+
+        def take(point: Any, tensor: torch.Tensor) -> None:
+            for row, ids in enumerate(inputs.ids.tolist()):
+                if str(point) == "mlp_out.1" and tuple(ids[: len(marked)]) == marked:
+                    usual = tensor[:, 1:].square().sum(-1).median().sqrt()
+                    tensor = tensor.clone()
+                    tensor[row, 1] *= factor * usual / tensor[row, 1].norm()
+            given["on_read"](point, tensor)
+
+        return real(self, inputs, **{**given, "on_read": take})
+
+    monkeypatch.setattr(Instrument, "run", with_sink)
+    rows, _ = rows_of(loaded, tmp_path / "sink")
+    assert (rows.left_out, len(rows)) == (gone, len(plain) - gone)
+    assert rows_of(loaded, tmp_path / "sink")[0].left_out == gone  # opened again
+    assert (rows.scales.scale_out[1] > 1.05 * plain.scales.scale_out[1]) == (not gone)
+    assert len(next(rows.batches(len(rows), 0))[0][0]) == len(rows)
+
+
 def test_batches_go_through_every_row_once_a_pass_and_can_begin_anywhere(loaded: LoadedModel, tmp_path: Path) -> None:
     rows, _ = rows_of(loaded, tmp_path)
     each = len(rows) // 16
@@ -220,7 +248,7 @@ def planted_rows(folder: Path, n: int = 3000) -> tuple[Rows, torch.Tensor]:
     x0 = amount @ directions + torch.randn(n, 8, generator=draw) @ noise * 0.5
     x = {0: x0, 1: torch.randn(n, 16, generator=draw)}  # layer 1 reads nothing of use: what it writes can be told by layer 0 alone
     y = {j: amount @ writes[:, j] for j in (0, 1)}
-    tensors: dict[str, torch.Tensor] = {"n": torch.tensor(float(n)), "first_n": torch.tensor(1.0)}
+    tensors: dict[str, torch.Tensor] = {"n": torch.tensor(float(n)), "first_n": torch.tensor(1.0), "left_out": torch.tensor(0.0)}
     for i in (0, 1):
         for kind, rows in (("x", x[i]), ("y", y[i])):
             wide = rows.double()

@@ -43,11 +43,11 @@ def test_a_part_that_a_prompt_lacks_is_nothing_there() -> None:
 def test_one_prompt_has_no_interval_and_a_share_stays_within_its_range() -> None:
     tables = across_tables()
     one = {name: tables[name].filter(pl.col("failure") == "p0") for name in ("failure_graphs", "failure_parts", "failure_units")}
-    made = failure_tables(held(**one))
-    assert "n = 1 prompt: no interval, 1 with a healthy control" in made[1]["caption"]
-    assert not any("[" in cell for cells, _ in made[1]["rows"] for cell in cells[1:])
+    made = failure_tables(held(**one), ["span", "place"])
+    assert len(made) == 2 and "n = 1 prompt: no interval, 1 with a healthy control" in made[0]["caption"]
+    assert not any("[" in cell for cells, _ in made[0]["rows"] for cell in cells[1:])
     wild = tables["failure_parts"].with_columns(share=pl.when(pl.col("failure") == "p0").then(0.99).otherwise(0.02))
-    shares = [cells[2] for cells, _ in failure_tables(held(failure_parts=wild))[1]["rows"]]
+    shares = [cells[2] for cells, _ in failure_tables(held(failure_parts=wild), ["span"])[0]["rows"]]
     low, high = (float(x) for x in re.findall(r"[\d.]+", shares[0])[1:])
     assert low >= 0.0 and high == 1.0  # n = 3: the t interval would go on to 1.7
 
@@ -81,3 +81,24 @@ def test_only_the_largest_layers_are_shown_and_the_sum_is_of_all() -> None:
     (table,) = [t for t in failure_tables(held(failure_parts=frame)) if "which layer" in t["caption"]]
     assert [cells[0] for cells, _ in table["rows"]] == [f"layer {i}" for i in range(12, 20)]
     assert "8 of 20 parts, which add up to +190 logits" in table["caption"]
+
+
+def test_the_tokens_that_carry_most_stand_with_their_places_on_both_sides() -> None:
+    tokens = [("p0", "collapse", "token", f"{t} w {t}", (-1.0) ** t * t, 0.1, 9.0 - t, 0.1) for t in range(9)]
+    tokens += [("p0", "collapse", "token", "constants", 0.5, 0.1, None, None)]
+    frame = pl.DataFrame(tokens, schema=across_tables()["failure_parts"].schema, orient="row")
+    (table,) = [t for t in failure_tables(held(failure_parts=frame)) if "tokens whose" in t["caption"]]
+    ((name, failing, control), _), *others = table["rows"]
+    assert name == "p0" and not others
+    assert failing == "8 'w 8' +8; 7 'w 7' −7; 6 'w 6' +6; 5 'w 5' −5; 4 'w 4' +4; 3 'w 3' −3" and control.startswith(
+        "0 'w 0' +9; 1 'w 1' +8"
+    )
+
+
+def test_ghosts_are_means_over_prompts_beside_healthy_controls() -> None:
+    (table,) = [t for t in failure_tables(held()) if "Ghosts" in t["caption"]]
+    rows = {cells[0]: cells[1:] for cells, _ in table["rows"]}
+    assert rows["p1"] == ["0.6", "0.95", "0.4", "0.94"] and rows["mean over 3 prompts"][0].startswith("0.6 [")
+    assert "Failing − healthy control: +0.15 [" in table["caption"] and table["caption"].endswith("n = 2 prompts")
+    without = across_tables()["failure_graphs"].with_columns(pl.lit(None, pl.Float64).alias("ghosts"))
+    assert not [t for t in failure_tables(held(failure_graphs=without)) if "Ghosts" in t["caption"] and t["rows"]]

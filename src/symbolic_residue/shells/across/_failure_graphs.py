@@ -2,11 +2,11 @@
 
 1. The target is the failure's own (``_failing``), at the same tokens on both prompts. Where they have as many tokens, both graphs have the union of the neurons
    that each chooses, and their difference is one (as of ``graph.attribute_pair``); else each has its own, and they stand side by side.
-2. Each target divides four times, and each division adds up to its value (logits): by *kind* (neurons, embeddings, rest, bias, constant) and by *layer* of what
-   writes directly; by *place*: the position of what writes directly; by *span*: what the embeddings of a span are worth over all paths. What constants are
-   worth on the way is its own part of the last, as is the first token (the attention sink) of the last two.
+2. Each target divides in five ways, and each division adds up to its value (logits): by *kind* (neurons, embeddings, rest, bias, constant) and by *layer* of
+   what writes directly; by *place*: the position of what writes directly; by *span* and by *token*: what embeddings are worth over all paths. What constants
+   are worth on the way is a part of its own, as is the first token (the attention sink).
 3. A part's share is its size over the sum of the sizes of all parts: parts cancel, and a part of a small sum can be larger than the sum.
-4. Spans of a control of another length are the same runs of tokens, where they stand in it.
+4. Spans of a control of as many tokens are the same places, whatever they say there; of one of another length the same runs of tokens, where they stand in it.
 
 One prompt is one observation. What a graph says holds in the replacement with attention patterns and norms held.
 """
@@ -26,10 +26,10 @@ from symbolic_residue.graph import (
     attribute_prompt,
     Difference,
     freeze,
+    ghosts,
     Graph,
     promoted_tokens,
     read_targets,
-    Relevance,
     relevance,
     Units,
 )
@@ -41,6 +41,7 @@ __all__ = ["LONGEST", "FailureGraphs", "explain_failure"]
 LONGEST = 512
 """Tokens of the longest prompt that gets a graph here."""
 _TOP = 10
+_GHOSTS, _DIRECTIONS = 500, 16
 _ROUNDING = 1e-5
 """Of a division's sizes: constants below it are no part (most architectures have none)."""
 FIRST, LAST, ELSEWHERE, CONSTANTS = "first token", "last token", "elsewhere", "constants"
@@ -55,6 +56,8 @@ class FailureGraphs:
         failing, control: graphs; None where there is no control.
         difference: failing − control, where both have as many tokens.
         parts: ``split part value share control_value control_share``: see the module; of the control null where it lacks the part or is not there.
+        ghosts: of a silence, for each side the share of its largest neurons that move the target no more than random directions, and the mean of the same
+            share for those directions (``graph.ghosts``); empty for other targets.
         units: ``side rank layer position token neuron activation effect other_effect raises``: the neurons of largest total effect on each side;
             ``other_effect`` is the same neuron's on the other side, where both graphs have it.
     """
@@ -65,6 +68,7 @@ class FailureGraphs:
     difference: Difference | None
     parts: pl.DataFrame
     units: pl.DataFrame
+    ghosts: tuple[tuple[float, float], ...] = ()
 
     @property
     def compared(self) -> str:
@@ -113,33 +117,37 @@ def explain_failure(
     most = max(len(prompt.ids), len(control or ()))
     if most > longest:
         raise PromptError(f"The prompt or its control has {most} tokens.", why=f"Graphs of failures are made up to {longest}.")
-    effects = [_effects(instrument, aimed, ids) for ids in (prompt.ids, control) if ids is not None]
-    failing, beside = kept or _made(instrument, aimed, effects, nodes)
+    effects = [_effects(instrument, aimed, ids, nodes) for ids in (prompt.ids, control) if ids is not None]
+    failing, beside = kept or _made(instrument, aimed, [units for units, _ in effects])
     same = beside is not None and len(beside.ids) == len(failing.ids)
     spans = _spans(prompt, len(prompt.ids))
     theirs = {} if control is None else spans if same else _spans(_matched(prompt, control), len(control))
-    mine = _divided(failing, effects[0].embeddings, spans)
-    other = {} if beside is None else _divided(beside, effects[1].embeddings, theirs)
+    mine = _divided(failing, effects[0][1], spans)
+    other = {} if beside is None else _divided(beside, effects[1][1], theirs)
     both = mine if beside is None else [*mine, *(key for key in other if key not in mine)]
     rows = []
     for split, part in both:
         rows.append((split, part, *mine.get((split, part), (0.0, 0.0)), *other.get((split, part), (None, None))))
     parts = pl.DataFrame(rows, schema=_PARTS, orient="row")
     difference = Difference(failing, beside, (nodes, nodes)) if same and beside is not None else None
-    return FailureGraphs(aimed, failing, beside, difference, parts, _units(failing, beside if same else None, beside))
+    haunted = [graph for graph in (failing, beside) if graph is not None] if aimed.kind == "silence" else []
+    found = [ghosts(instrument, graph, count=_GHOSTS, directions=_DIRECTIONS) for graph in haunted]
+    shares = tuple((one.share, one.control[0]) for one in found)
+    return FailureGraphs(aimed, failing, beside, difference, parts, _units(failing, beside if same else None, beside), shares)
 
 
-def _effects(instrument: Instrument, aimed: Aimed, ids: Sequence[int]) -> Relevance:
-    """Total effects of every neuron and embedding on the target."""
+def _effects(instrument: Instrument, aimed: Aimed, ids: Sequence[int], nodes: int) -> tuple[Units, Tensor]:
+    """The neurons of largest total effect on the target, and every embedding's ``[position]``."""
     with torch.no_grad():
         local = freeze(instrument, torch.tensor(ids))
-        target = read_targets(instrument, local, [aimed.contrast], -1, "half")[0]
-        return replace(relevance(local, target.direction, position=target.position), slopes=())
+        with torch.device(local.device):
+            target = read_targets(instrument, local, [aimed.contrast], -1, "half")[0]
+        found = relevance(local, target.direction, position=target.position)
+        return found.top(nodes).to("cpu"), found.embeddings.double().cpu()
 
 
-def _made(instrument: Instrument, aimed: Aimed, effects: Sequence[Relevance], nodes: int) -> tuple[Graph, Graph | None]:
+def _made(instrument: Instrument, aimed: Aimed, chosen: Sequence[Units]) -> tuple[Graph, Graph | None]:
     """As ``graph.attribute_pair`` where both have as many tokens, with one sweep a prompt instead of two."""
-    chosen = [one.top(nodes) for one in effects]
     sides = [ids for ids in (aimed.prompt.ids, aimed.prompt.control) if ids is not None]
     if len(sides) == 2 and len(sides[0]) == len(sides[1]):
         triples = torch.cat([torch.stack([one.layer, one.position, one.neuron], 1) for one in chosen])
@@ -202,7 +210,6 @@ def _divided(graph: Graph, total: Tensor, spans: dict[str, list[int]]) -> dict[t
     of_units.index_put_((graph.units.layer, graph.units.position), row[:units], accumulate=True)
     written = of_units + rest + bias  # [layer, position]
     embedded, constant = row[shape.embeddings], float(row[shape.constant])
-    total = total.double()
     at = written.sum(0) + embedded
     kinds = {
         "neurons that are nodes": of_units,
@@ -217,8 +224,10 @@ def _divided(graph: Graph, total: Tensor, spans: dict[str, list[int]]) -> dict[t
         | {CONSTANTS: constant},
         "place": {name: float(at[places].sum()) for name, places in spans.items()} | {CONSTANTS: constant},
         "span": {name: float(total[places].sum()) for name, places in spans.items()},
+        "token": {f"{t} {token}": float(total[t]) for t, token in enumerate(graph.tokens)},
     }
-    splits["span"][CONSTANTS] = value - sum(splits["span"].values())
+    for split in ("span", "token"):
+        splits[split][CONSTANTS] = value - sum(splits[split].values())
     found = {}
     for split, parts in splits.items():
         size = sum(map(abs, parts.values()))
