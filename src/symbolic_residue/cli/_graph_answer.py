@@ -118,8 +118,13 @@ def answer(
         )
     if groups is not None and groups.labels:
         told = sum(one.tells for one in groups.about)
-        said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (each kind of label would in 1 of 20 by chance):"
-        console.print(escape(said if groups.about else f"{len(groups)} groups of neurons fed and read alike:"))
+        said = f"{len(groups)} groups of neurons fed and read alike"
+        said += (
+            f"; labels of {told} say more than those of random neurons (of each kind 1 in 20 would by chance):"
+            if groups.about
+            else ":"
+        )
+        console.print(escape(said))
         for label in groups.labels[:_GROUPS]:
             console.print(escape(f"  {visible(label)}"))
     if heads is not None:
