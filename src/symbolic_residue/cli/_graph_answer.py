@@ -117,9 +117,14 @@ def answer(
             "(residue graph diff) cancels it."
         )
     if groups is not None and groups.labels:
-        told = sum(any(h is not None and h.tells for h in (one.fires, one.acts, one.writes)) for one in groups.about)
-        said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (1 in 20 would by chance):"
-        console.print(escape(said if groups.about else f"{len(groups)} groups of neurons fed and read alike:"))
+        told = sum(one.tells for one in groups.about)
+        said = f"{len(groups)} groups of neurons fed and read alike"
+        said += (
+            f"; labels of {told} say more than those of random neurons (of each kind 1 in 20 would by chance):"
+            if groups.about
+            else ":"
+        )
+        console.print(escape(said))
         for label in groups.labels[:_GROUPS]:
             console.print(escape(f"  {visible(label)}"))
     if heads is not None:
