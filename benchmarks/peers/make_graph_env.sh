@@ -1,7 +1,7 @@
 #!/bin/sh
 # circuit-tracer's own environment. Its requirements leave open what its imports need: TransformerLens 2 (later ones have no HookedTransformer), transformers 4,
 # nnsight before its rearrangement, a pyarrow that works with the numpy that TransformerLens asks for. No model hub is needed.
-# Run: sh benchmarks/peers/make_graph_env.sh FOLDER      (then: python benchmarks/peers/make_graph_fixture.py --python FOLDER/bin/python)
+# Run: sh benchmarks/peers/make_graph_env.sh FOLDER      (then: python benchmarks/graph_peer.py --python FOLDER/bin/python)
 set -eu
 folder=${1:?"give a folder for the environment"}
 here=$(cd "$(dirname "$0")" && pwd)

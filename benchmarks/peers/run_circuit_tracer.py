@@ -7,7 +7,7 @@
    transformers 4 passes over in silence.
 3. Loading is not timed, nor is a first run on a few tokens. ``attribute`` is, whole: choosing nodes and edges. Transcoders lie in memory.
 
-Run by ``make_graph_fixture.py``: python run_circuit_tracer.py REQUEST.json OUT.safetensors → one line of JSON.
+Run by ``../graph_peer.py`` and ``make_graph_fixture.py``: python run_circuit_tracer.py REQUEST.json OUT.safetensors → one line of JSON.
 """
 
 # pyright: reportMissingImports=false

@@ -263,7 +263,9 @@ def test_1000_nodes_are_painted_and_told_fast(visit: Any) -> None:
 def test_a_supernode_says_what_is_known_of_it(visit: Any, name: str) -> None:
     """The kinds of evidence beside random neurons, and the places in texts, as text; a place leads to its node."""
     page = visit(name)
+    page.evaluate("document.getElementById('panel').scrollTop = 10000")
     page.locator("#groups button").first.click()
+    assert page.evaluate("document.getElementById('panel').scrollTop") == 0  # what is known is in sight
     said = page.locator("#chosen .said")
     assert said.count() == 3 and page.locator("#chosen .weak").count() == 1
     assert "random neurons: 11% on average, 25% at most" in said.first.inner_text()

@@ -106,10 +106,37 @@ def test_the_command_keeps_a_graph_and_shows_it_again(tmp_path, capsys):
     assert "holds a graph already" in capsys.readouterr().err
 
 
+def test_with_a_corrupted_prompt_it_says_what_is_causal(tmp_path, capsys):
+    folder = tmp_path / "circuit"
+    line = [
+        "graph",
+        "The capital of France is",
+        "-t",
+        " Paris",
+        "--against",
+        " Rome",
+        "--corrupted",
+        "The capital of Italy is",
+        "-n",
+        "200",
+    ]
+    assert main([*line, "-o", str(folder), "--json", "--no-report", "--heads", "0"]) == 0
+    said = json.loads(capsys.readouterr().out)["circuit"]
+    assert said["kept"] == 200 and said["recovered"] > 0.7 and max(said["random"]) < 0.1 and said["clean_difference"] > 5
+    assert main(["graph", "--show", str(folder)]) == 0
+    assert "the 200 of" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
         (["x", "--show", "y"], 2, "Give a prompt"),
+        (["hot", "--corrupted", "cold"], 2, "--against"),
+        (["hot", "-t", " a", "--against", " b", "--corrupted", " "], 2, "--corrupted is empty"),
+        (["hot", "-t", " a", "--against", " b", "--corrupted", "hot"], 2, "Both prompts are the same"),
+        (["hot", "-t", " a", "--against", " a", "--corrupted", "cold"], 2, "same"),
+        (["hot", "-t", " a", "--against", " b", "--corrupted", "cold", "--position", "0"], 2, "last position"),
+        (["hot", "-t", " a", "--against", " b", "--corrupted", "it is not hot at all"], 2, "tokens"),
         (["--show", "nowhere"], 3, "no readable graph"),
         (["hot", "-t", "not one token"], 2, "tokens in this tokenizer"),
         (["hot", "-t", "#99999999"], 2, "no token"),

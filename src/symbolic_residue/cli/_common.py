@@ -189,7 +189,7 @@ def measure_items(
         if reuse is not None:
             from symbolic_residue.cli._reuse import take_over
 
-            take_over(run, *reuse, apart=("items_each",))
+            take_over(run, *reuse, apart=("items_each", "graphs", "graph_nodes"))
         there = {*run.done_items()}
         with item_progress(len(prompts.items)) as update:
             for item in prompts.items:

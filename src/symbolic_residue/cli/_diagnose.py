@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from symbolic_residue.cli._common import Chat, File, gather_prompts, Prompt
+from symbolic_residue.cli._failure_graphs import explained, graph_config, GraphNodes, Graphs
 from symbolic_residue.cli._shell_common import Common, measuring
 
 __all__ = ["diagnose"]
@@ -21,6 +22,8 @@ def diagnose(
         list[str] | None, typer.Option("--candidate", help="A competing next token; give it twice or more.")
     ] = None,
     control: Annotated[str | None, typer.Option("--control", help="A matched prompt whose answer is settled.")] = None,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     *,
     common: Common,
 ) -> None:
@@ -31,11 +34,17 @@ def diagnose(
     from symbolic_residue.shells import ValueCollapseShell
 
     shell = ValueCollapseShell(loaded=loaded)
+
+    def work(item: Any, progress: Any) -> Any:
+        return diagnose_item(shell, item, chat=chat, seed=common.seed, progress=progress)
+
+    common, prompts, done = explained(common, shell, prompts, work, graphs, graph_nodes)
     code = common.measure(
         kind="diagnose",
         loaded=loaded,
         prompts=prompts,
-        config={"shells": {"value-collapse": shell.config.model_dump(mode="json")}, "chat": chat},
-        work=lambda item, progress: diagnose_item(shell, item, chat=chat, seed=common.seed, progress=progress),
+        config={"shells": {"value-collapse": shell.config.model_dump(mode="json")}, "chat": chat}
+        | graph_config(graphs, graph_nodes),
+        work=done,
     )
     raise typer.Exit(code)

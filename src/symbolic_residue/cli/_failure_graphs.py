@@ -7,22 +7,25 @@ gone on with makes none of them twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TYPE_CHECKING
 
 import typer
 
-from symbolic_residue.cli._common import Adapter, Device, echo_json, item_progress, Json, NoReport, open_for_cli
+from symbolic_residue.cli._common import Adapter, default_output, Device, echo_json, item_progress, Json, NoReport, open_for_cli
 from symbolic_residue.errors import ConfigError, DamagedFileError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
+    from symbolic_residue.cli._shell_common import Common
     from symbolic_residue.graph import Graph
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.shells.across import Aimed, FailureGraphs
     from symbolic_residue.store import RunFolder
 
-__all__ = ["GraphNodes", "Graphs", "failures", "graph_config", "item_of", "run_graphs", "silence_graphs"]
+__all__ = ["GraphNodes", "Graphs", "explained", "failures", "graph_config", "item_of", "run_graphs", "silence_graphs"]
 
 Graphs = Annotated[
     int,
@@ -107,6 +110,76 @@ def run_graphs(shell: Any, run: RunFolder, *, item: str, top: int, nodes: int, s
     return suite_graphs(shell, tables, shelf, item=item, top=top, nodes=nodes, seed=seed, progress=progress)
 
 
+def explained(common: Common, shell: Any, prompts: Any, work: Any, graphs: int, nodes: int) -> tuple[Common, Any, Any]:
+    """Options, prompts and work of a run of one shell, with the item of its graphs behind the others; as they are where none are asked for.
+
+    What fails is written down with each item (``graphs/prompts``), so that it can be explained later.
+
+    Raises:
+        ConfigError: a prompt has the id of that item.
+    """
+    if not graphs:
+        return common, prompts, work
+    from symbolic_residue.diagnose import item_failures
+    from symbolic_residue.prompts import PromptItem, PromptSet
+    from symbolic_residue.store import RunFolder
+
+    path, last = common.output or default_output(shell.name), item_of(shell.name)
+    if any(item.id == last for item in prompts.items):
+        raise ConfigError(f"A prompt has the id {last!r}.", why="The item of that name holds the graphs.", todo="Rename it.")
+
+    def whole(item: Any, progress: Any) -> Any:
+        if item.id == last:
+            return shell_graphs(
+                shell, RunFolder.open(path), item=last, top=graphs, nodes=nodes, seed=common.seed, progress=progress
+            )
+        result = work(item, progress)
+        found, reasons = item_failures(shell, result, seed=common.seed)
+        _write_down(path, item.id, [asdict(one) for one in found], reasons)
+        return result
+
+    pooled = PromptItem(id=last, prompt=f"failures of {shell.name}")
+    return replace(common, output=path), PromptSet([*prompts.items, pooled], prompts.bad), whole
+
+
+def shell_graphs(shell: Any, run: RunFolder, *, item: str, top: int, nodes: int, seed: int, progress: Any) -> Any:
+    """The item of the graphs of a run of one shell on prompts of one's own."""
+    from symbolic_residue.diagnose import graphs_item
+    from symbolic_residue.shells.across import FailingPrompt
+
+    found, reasons = [], {}
+    for name in run.done_items():
+        file = _noted(run.path, name)
+        if not file.exists():
+            continue
+        try:
+            noted = json.loads(file.read_text("utf-8"))
+            for one in noted["prompts"]:
+                spans = {span: tuple(places) for span, places in one["spans"].items()}
+                lists = {key: None if one[key] is None else tuple(one[key]) for key in ("ids", "control")}
+                found.append(FailingPrompt(**(one | lists | {"spans": spans})))
+            reasons |= noted["reasons"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reasons[name] = f"{file} cannot be read: {error}"
+    shelf = _Shelf(run.path, shell.loaded.provenance.weights_sha256)
+    return graphs_item(
+        shell.instrument, found, reasons, shelf, item=item, shell=shell.name, top=top, nodes=nodes, seed=seed, progress=progress
+    )
+
+
+def _noted(run: Path, item: str) -> Path:
+    return run / "graphs" / "prompts" / f"{hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.json"
+
+
+def _write_down(run: Path, item: str, prompts: list[dict[str, Any]], reasons: dict[str, str]) -> None:
+    file = _noted(run, item)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"item": item, "prompts": prompts, "reasons": reasons}), "utf-8")
+    except OSError as error:
+        raise WriteError(f"{file} cannot be written.", why=str(error)) from error
+
+
 def silence_graphs(
     instrument: Instrument, run: RunFolder, *, top: int, nodes: int, ends: list[int], seed: int, progress: Any
 ) -> Any:
@@ -154,13 +227,13 @@ def failures(
 
     folder = RunFolder.open(run)
     config, made_on = folder.manifest.config, folder.manifest.provenance
-    suite = sorted(config["shells"]) if isinstance(config.get("shells"), dict) and "shell_items" in folder.manifest.tables else []
-    there = [name for name in config.get("shells", {}) if name in suite] or (
-        ["silence"] if folder.manifest.kind == "silence" else []
-    )
+    shells = config["shells"] if isinstance(config.get("shells"), dict) else {}
+    suite, noted = "shell_items" in folder.manifest.tables, (run / "graphs" / "prompts").is_dir()
+    there = ["silence"] if folder.manifest.kind == "silence" else list(shells) if suite or noted else []
     if not there:
         raise ConfigError(
-            f"{run} is a run of {folder.manifest.kind}.", todo="Give a run of residue shells run, or of residue shells silence."
+            f"{run} is a run of {folder.manifest.kind}.",
+            todo="Give a run of residue shells run or silence, or of one shell that was made with --graphs.",
         )
     if unknown := [name for name in shell or [] if name not in there]:
         raise ConfigError(f"The run has no shell {unknown[0]!r}.", todo=f"It has: {', '.join(there)}.")
@@ -197,7 +270,9 @@ def failures(
                 )
             else:
                 made = make_shell(name, loaded, config_class(name).make(**config["shells"][name]))
-                result = run_graphs(made, opened, item=item, top=top, nodes=nodes, seed=seed, progress=told)
+                result = (run_graphs if suite else shell_graphs)(
+                    made, opened, item=item, top=top, nodes=nodes, seed=seed, progress=told
+                )
             opened.write_item(item, result.tables)
             results.append(result)
         if counts.planned is not None:

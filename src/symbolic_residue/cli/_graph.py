@@ -23,11 +23,12 @@ from symbolic_residue.cli._common import (
 )
 from symbolic_residue.cli._graph_answer import answer
 from symbolic_residue.cli._graph_texts import read_texts
-from symbolic_residue.errors import ConfigError, RunExistsError, WriteError
+from symbolic_residue.errors import ConfigError, PromptError, RunExistsError, WriteError
 
 if TYPE_CHECKING:
     from symbolic_residue.dictionaries import Transcoders
-    from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Supernodes
+    from symbolic_residue.graph import AskedTarget, Graph, GraphHeads, Supernodes, TokenPair
+    from symbolic_residue.instrument import Instrument
 
 __all__ = [
     "Candidate",
@@ -81,6 +82,15 @@ def graph(
     candidate: Candidate = None,
     refusal: RefusalOpening = None,
     compliance: ComplianceOpening = None,
+    corrupted: Annotated[
+        str | None,
+        typer.Option(
+            "--corrupted",
+            help="A prompt of as many tokens that is answered by --against: nodes are the neurons that make the difference, and what they bring back when "
+            "they alone are kept is measured.",
+            show_default=False,
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option("--nodes", "-n", min=0, help="Neurons that become nodes.")] = 1000,
     position: Annotated[int, typer.Option("--position", help="Where the next token is explained; -1 is the last.")] = -1,
     rule: Annotated[str, typer.Option("--rule", help="half or gate: how gated neurons are made linear.")] = "half",
@@ -124,20 +134,22 @@ def graph(
     if (prompt is None) == (show is None):
         raise ConfigError("Give a prompt, or --show with a graph's folder.")
     if show is not None:
-        from symbolic_residue.graph import load_graph, load_heads, load_supernodes
+        from symbolic_residue.graph import load_circuit, load_graph, load_heads, load_supernodes
 
         if show.is_file():
             _page_of(show, output or default_output("graph"), json)
             return
 
         kept = load_graph(show)
-        answer(kept, load_heads(kept, show), load_supernodes(kept, show), show, json)
+        answer(kept, load_heads(kept, show), load_supernodes(kept, show), show, json, load_circuit(kept, show))
         return
     asked = asked_targets(target or [], against, candidate, refusal, compliance)
     if contexts is not None and dictionary is not None:
         raise ConfigError(
             "--contexts looks for neurons in texts, and --dictionary makes a graph of features.", todo="Leave one of them out."
         )
+    if corrupted is not None:
+        _pair_fits(asked, position, dictionary)
     texts = None if contexts is None else read_texts(contexts)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
@@ -146,26 +158,41 @@ def graph(
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from rich.console import Console
 
-    from symbolic_residue.graph import attribute_prompt, label_supernodes, promoted_tokens, save_heads, save_supernodes
+    from symbolic_residue.graph import (
+        attribute_circuit,
+        attribute_prompt,
+        label_supernodes,
+        promoted_tokens,
+        save_circuit,
+        save_heads,
+        save_supernodes,
+    )
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.prompts import build_prompt
 
     instrument = Instrument(loaded)
     built = build_prompt(loaded.tokenizer, prompt, chat=chat, max_tokens=loaded.parts.max_context)
     with Console(stderr=True).status(f"{len(built.ids)} tokens, {nodes} nodes"):
-        found = attribute_prompt(
-            instrument,
-            built,
-            targets=asked,
-            units=units or "neurons",
-            position=position,
-            max_nodes=nodes,
-            rule=asked_rule(rule),
-            rest=rest,
-        )
+        circuit = None
+        if corrupted is not None:
+            pair = _pair(instrument, prompt, corrupted, asked, chat)
+            found, circuit = attribute_circuit(instrument, pair, max_nodes=nodes, rule=asked_rule(rule), rest=rest)
+        else:
+            found = attribute_prompt(
+                instrument,
+                built,
+                targets=asked,
+                units=units or "neurons",
+                position=position,
+                max_nodes=nodes,
+                rule=asked_rule(rule),
+                rest=rest,
+            )
         labels = promoted_tokens(loaded.parts, loaded.tokenizer, found.units, found.activations, _LABELS, dictionary=units)
         found = replace(found, labels=tuple(map(tuple, labels)))
         found.save(folder)
+        if circuit is not None:
+            save_circuit(circuit, folder)
         carried = found.heads(instrument, edges=heads, looks=looks, dictionary=units) if heads else None
         if carried is not None:
             save_heads(carried, folder)
@@ -173,7 +200,40 @@ def graph(
         save_supernodes(groups, folder)
         if not no_report:
             write_page(found, folder, built.text, carried, groups)
-    answer(found, carried, groups, folder, json)
+    answer(found, carried, groups, folder, json, circuit)
+
+
+def _pair_fits(asked: list[AskedTarget], position: int, dictionary: Path | None) -> None:
+    """Whether what was asked for is one logit difference, of the last position, in neurons."""
+    if len(asked) != 1 or not isinstance(asked[0], tuple) or not all(isinstance(one, str) for one in asked[0]):
+        raise ConfigError(
+            "--corrupted needs one --target and --against, as text.",
+            why="What is brought back is a difference of two tokens' logits.",
+        )
+    if position != -1:
+        raise ConfigError("--corrupted explains the last position.", todo="Leave --position out, or shorten both prompts.")
+    if dictionary is not None:
+        raise ConfigError(
+            "--corrupted chooses neurons.", todo="Leave --dictionary out; graph_faithfulness measures a graph of features."
+        )
+
+
+def _pair(instrument: Instrument, prompt: str | None, corrupted: str, asked: list[AskedTarget], chat: bool) -> TokenPair:
+    from symbolic_residue.graph import token_pair
+    from symbolic_residue.prompts import CounterfactualPair
+
+    right, wrong = asked[0]  # type: ignore[misc]
+    for text, name in ((prompt or "", "The prompt"), (corrupted, "--corrupted")):
+        if not text.strip():
+            raise PromptError(f"{name} is empty or whitespace.", todo="Give some text.")
+    if prompt == corrupted or right == wrong:
+        raise ConfigError(
+            "Both prompts are the same." if right != wrong else "Both tokens are the same.", todo="Give two that differ."
+        )
+    pair = CounterfactualPair(
+        id="asked", category="asked", clean=prompt or "", corrupted=corrupted, answer=str(right), wrong=str(wrong)
+    )
+    return token_pair(instrument, pair, chat=chat)
 
 
 def write_page(

@@ -10,7 +10,7 @@ from symbolic_residue.cli._common import echo_json
 if TYPE_CHECKING:
     import polars as pl
 
-    from symbolic_residue.graph import Graph, GraphHeads, GroupLabel, Hint, Look, Supernodes
+    from symbolic_residue.graph import Circuit, Graph, GraphHeads, GroupLabel, Hint, Look, Supernodes
 
 __all__ = ["answer", "unit_words"]
 
@@ -18,7 +18,14 @@ _SHOWN = 15
 _GROUPS = 8
 
 
-def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, folder: Path, as_json: bool) -> None:
+def answer(
+    graph: Graph,
+    heads: GraphHeads | None,
+    groups: Supernodes | None,
+    folder: Path,
+    as_json: bool,
+    circuit: Circuit | None = None,
+) -> None:
     """Print what a graph says, as tables or as JSON."""
     from symbolic_residue.graph import graph_scores
 
@@ -42,6 +49,7 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
                 "first_position": {"units": len(first), "influence": first_share, "most_influential": first.head(3).to_dicts()},
                 "heads": None if heads is None else _heads_json(graph, heads),
                 "supernodes": None if groups is None else _groups_json(groups),
+                "circuit": None if circuit is None else _circuit_json(circuit),
             }
         )
         return
@@ -109,17 +117,36 @@ def answer(graph: Graph, heads: GraphHeads | None, groups: Supernodes | None, fo
             "(residue graph diff) cancels it."
         )
     if groups is not None and groups.labels:
-        told = sum(any(h is not None and h.tells for h in (one.fires, one.acts, one.writes)) for one in groups.about)
-        said = f"{len(groups)} groups of neurons fed and read alike; labels of {told} say more than those of random neurons (1 in 20 would by chance):"
-        console.print(escape(said if groups.about else f"{len(groups)} groups of neurons fed and read alike:"))
+        told = sum(one.tells for one in groups.about)
+        said = f"{len(groups)} groups of neurons fed and read alike"
+        said += (
+            f"; labels of {told} say more than those of random neurons (of each kind 1 in 20 would by chance):"
+            if groups.about
+            else ":"
+        )
+        console.print(escape(said))
         for label in groups.labels[:_GROUPS]:
             console.print(escape(f"  {visible(label)}"))
     if heads is not None:
         for line in _heads_said(graph, heads):
             console.print(escape(line))
+    if circuit is not None:
+        console.print(escape(circuit.said()))
     console.print(
         f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {unit_words(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
+
+
+def _circuit_json(circuit: Circuit) -> dict[str, Any]:
+    names = ("corrupted", "clean_difference", "corrupted_difference", "none_kept", "in_play", "kept", "reason")
+    own = circuit.recovered()
+    said = {name: getattr(circuit, name) for name in names}
+    return said | {
+        "recovered": own[0] if own else None,
+        "random": circuit.recovered("random"),
+        "pairs": 1,
+        "chosen_on_this_pair": True,
+    }
 
 
 def _groups_json(groups: Supernodes) -> dict[str, Any]:

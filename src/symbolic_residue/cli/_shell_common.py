@@ -27,6 +27,7 @@ from symbolic_residue.cli._common import (
     Resume,
     Seed,
 )
+from symbolic_residue.cli._failure_graphs import explained, graph_config
 
 if TYPE_CHECKING:
     from symbolic_residue.models import LoadedModel
@@ -111,6 +112,7 @@ def run_shell(
     shown: Callable[[Any], str] = lambda item: item.prompt or "",
     chat: bool = False,
     in_chat: Callable[[Any], bool] | None = None,
+    graphs: tuple[int, int] = (0, 0),
 ) -> NoReturn:
     """Put every prompt through the shell into a run folder, and end the command with its exit code.
 
@@ -121,6 +123,7 @@ def run_shell(
         run: (item, where to tell progress) → residue.
         shown: the item's text for a reader.
         chat: whether ``--chat`` was given; ``in_chat`` says it of one item.
+        graphs: attribution graphs of so many of the worst failures, and the neurons that each chooses.
     """
     from symbolic_residue.diagnose import shell_item
 
@@ -136,4 +139,6 @@ def run_shell(
         )
 
     config = {"shells": {shell.name: shell.config.model_dump(mode="json")}, "chat": chat}
-    raise typer.Exit(common.measure(kind=shell.name, loaded=shell.loaded, prompts=prompts, config=config, work=work))
+    config |= graph_config(*graphs)
+    common, prompts, done = explained(common, shell, prompts, work, *graphs)
+    raise typer.Exit(common.measure(kind=shell.name, loaded=shell.loaded, prompts=prompts, config=config, work=done))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from symbolic_residue.cli._common import File
+from symbolic_residue.cli._failure_graphs import GraphNodes, Graphs
 from symbolic_residue.cli._shell_common import chosen, Common, measuring, run_shell
 from symbolic_residue.errors import ConfigError
 
@@ -37,6 +38,8 @@ def instruction_disruption(
     quick: Annotated[
         bool, typer.Option("--quick", help="The options of a suite: one arrangement, plain text, short answers.")
     ] = False,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     *,
     common: Common,
 ) -> None:
@@ -72,4 +75,5 @@ def instruction_disruption(
         prompts,
         lambda item, told: shell.run(**item.asked(), seed=common.seed, progress=told),
         shown=lambda item: item.shown,
+        graphs=(graphs, graph_nodes),
     )

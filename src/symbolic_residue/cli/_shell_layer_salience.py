@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from symbolic_residue.cli._common import Chat, File, gather_prompts, Prompt
+from symbolic_residue.cli._failure_graphs import GraphNodes, Graphs
 from symbolic_residue.cli._shell_common import Common, measuring, run_shell
 
 __all__ = ["layer_salience"]
@@ -29,6 +30,8 @@ def layer_salience(
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Neglected tokens cancelled one by one.")] = 32,
     top_heads: Annotated[int, typer.Option("--top-heads", help="Heads tested by hiding; 0 tests none.")] = 8,
     quick: Annotated[bool, typer.Option("--quick", help="The fewer runs of a suite; options given stand before them.")] = False,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     *,
     common: Common,
 ) -> None:
@@ -53,4 +56,6 @@ def layer_salience(
             item.prompt, messages=messages, chat=chat and messages is None, answer=follow, seed=common.seed, progress=told
         )
 
-    run_shell(common, shell, prompts, run, chat=chat, in_chat=lambda item: chat or item.messages is not None)
+    run_shell(
+        common, shell, prompts, run, chat=chat, in_chat=lambda item: chat or item.messages is not None, graphs=(graphs, graph_nodes)
+    )

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from symbolic_residue.cli._common import Chat, File, Prompt
+from symbolic_residue.cli._failure_graphs import GraphNodes, Graphs
 from symbolic_residue.cli._shell_common import chosen, Common, measuring, run_shell
 from symbolic_residue.errors import ConfigError
 
@@ -41,6 +42,8 @@ def memtrace(
     top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate and patch; 0: verdicts only.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The options of a suite: three distances up to 40 tokens.")] = False,
     chat: Chat = False,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     *,
     common: Common,
 ) -> None:
@@ -78,4 +81,5 @@ def memtrace(
         prompts,
         lambda item, told: shell.run(item.prompt, **item.asked(), chat=chat, seed=common.seed, progress=told),
         chat=chat,
+        graphs=(graphs, graph_nodes),
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from symbolic_residue.cli._common import File, Prompt
+from symbolic_residue.cli._failure_graphs import GraphNodes, Graphs
 from symbolic_residue.cli._shell_common import chosen, Common, measuring, run_shell
 from symbolic_residue.errors import ConfigError, PromptFileError
 
@@ -27,6 +28,8 @@ def temporal_inference(
     echo: Annotated[str, typer.Option("--echo", help="none, right or wrong: restate the story.")] = "none",
     top_heads: Annotated[int | None, typer.Option("--top-heads", help="Heads to ablate; 0: verdicts only.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The options of a suite.")] = False,
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     *,
     common: Common,
 ) -> None:
@@ -77,4 +80,4 @@ def temporal_inference(
         asked: Any = {"direction": direction, "mode": mode, "genre": genre}
         return shell.run(prompt, shift_distance=distance, pair=pair, seed=common.seed, progress=told, **asked)
 
-    run_shell(common, shell, PromptSet(items, bad), run, shown=lambda item: item.shown)
+    run_shell(common, shell, PromptSet(items, bad), run, shown=lambda item: item.shown, graphs=(graphs, graph_nodes))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from symbolic_residue.cli._common import Chat, File, gather_prompts, Prompt
+from symbolic_residue.cli._failure_graphs import GraphNodes, Graphs
 from symbolic_residue.cli._shell_common import Common, measuring, run_shell
 
 __all__ = ["value_collapse"]
@@ -27,6 +28,8 @@ def value_collapse(
     variants: Annotated[int, typer.Option("--variants", help="Small edits of the prompt; the intervals' n.")] = 12,
     top_heads: Annotated[int, typer.Option("--top-heads", help="Heads to ablate and patch.")] = 12,
     refiner: Annotated[str, typer.Option("--refiner", help="rollout, soft or layers: whose traces decide.")] = "layers",
+    graphs: Graphs = 0,
+    graph_nodes: GraphNodes = 200,
     *,
     common: Common,
 ) -> None:
@@ -51,4 +54,6 @@ def value_collapse(
             progress=told,
         )
 
-    run_shell(common, shell, prompts, run, chat=chat, in_chat=lambda item: chat or item.messages is not None)
+    run_shell(
+        common, shell, prompts, run, chat=chat, in_chat=lambda item: chat or item.messages is not None, graphs=(graphs, graph_nodes)
+    )

@@ -13,7 +13,15 @@ from symbolic_residue.diagnose._across import (
 )
 from symbolic_residue.diagnose._diagnose import diagnose_item, failed_item, ItemResult, items_row, shell_item
 from symbolic_residue.diagnose._failures import benchmark_groups, HealingGroup, make_failures, run_groups
-from symbolic_residue.diagnose._graphs import GRAPHS, graphs_item, Shelf, silent_prompts, suite_failures, suite_graphs
+from symbolic_residue.diagnose._graphs import (
+    GRAPHS,
+    graphs_item,
+    item_failures,
+    Shelf,
+    silent_prompts,
+    suite_failures,
+    suite_graphs,
+)
 from symbolic_residue.diagnose._heal import heal_item
 from symbolic_residue.diagnose._read import read_item
 from symbolic_residue.diagnose._silence import silence_item, silence_together
@@ -41,6 +49,7 @@ __all__ = [
     "failed_item",
     "graphs_item",
     "heal_item",
+    "item_failures",
     "item_name",
     "items_row",
     "make_failures",

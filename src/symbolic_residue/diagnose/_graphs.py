@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import polars as pl
+import torch
 
 from symbolic_residue.diagnose._across import across_row, measured_item, Progress
 from symbolic_residue.diagnose._diagnose import ItemResult
@@ -23,9 +24,18 @@ from symbolic_residue.figures import number
 from symbolic_residue.graph import Graph
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.shells import shell_class, ShellBase
-from symbolic_residue.shells.across import aim, Aimed, explain_failure, failing_prompts, FailingPrompt, FailureGraphs, worst_of
+from symbolic_residue.shells.across import (
+    aim,
+    Aimed,
+    explain_failure,
+    failing_prompts,
+    FailingPrompt,
+    FailureGraphs,
+    stressed,
+    worst_of,
+)
 
-__all__ = ["GRAPHS", "Shelf", "graphs_item", "silent_prompts", "suite_failures", "suite_graphs"]
+__all__ = ["GRAPHS", "Shelf", "graphs_item", "item_failures", "silent_prompts", "suite_failures", "suite_graphs"]
 
 SILENT = "silence"
 """The mode of a prompt on which no verdict fires, and the model says nothing."""
@@ -92,6 +102,44 @@ def suite_failures(
             prompts = failing_prompts(failure, mode if mode in modes else modes[0] if modes else SILENT, shell.name)
             found += prompts if modes else prompts[:1]
     return found, reasons
+
+
+def item_failures(shell: ShellBase[Any, Any], result: ItemResult, *, seed: int = 0) -> tuple[list[FailingPrompt], dict[str, str]]:
+    """The prompts of an item that a shell has just run, if a verdict with a right answer fires on it; else its prompt, in case the model is silent there.
+
+    Of VALUE-COLLAPSE the right candidate is the one that leads on the control.
+    """
+    residue = getattr(result.findings, "residue", None)
+    if residue is None or "verdicts" not in result.tables:
+        return [], {}
+    fired = result.tables["verdicts"].filter(pl.col("outcome") == "fires")["mode"].to_list()
+    mode = next((m for m in fired if m in type(shell).right_answers), None)
+    try:
+        if mode is None:
+            pair, alone = stressed(shell, residue), []
+            if pair is not None:
+                control = None if pair[1] is None else tuple(pair[1])
+                alone.append(FailingPrompt(result.item, SILENT, shell.name, tuple(pair[0]), control=control))
+            said = type(shell).no_right_answers.get(fired[0], f"No answer is right for {fired[0]}.") if fired else ""
+            return alone, {result.item: said} if said else {}
+        if shell.name == "value-collapse":
+            return [_torn(shell, residue, mode, result.item)], {}
+        failures = shell.failures(residue, mode, id=result.item, seed=seed)
+        return [one for failure in failures for one in failing_prompts(failure, mode, shell.name)], {}
+    except (InputError, NoRightAnswerError) as error:
+        return [], {result.item: str(error)}
+
+
+def _torn(shell: ShellBase[Any, Any], residue: Any, mode: str, name: str) -> FailingPrompt:
+    pair = stressed(shell, residue)
+    prompt, control = pair or ([], None)
+    if control is None:
+        raise NoRightAnswerError("No candidate is known to be right.", why="A conversation's control is not read here.")
+    candidates = list(residue.asked.candidates)
+    logits = [shell.instrument.run(torch.tensor([ids]), keep_logits=1)["logits"][0, -1].double() for ids in (prompt, control)]
+    right = max(candidates, key=lambda t: float(logits[1][t]))
+    wrong = max((t for t in candidates if t != right), key=lambda t: float(logits[0][t]))
+    return FailingPrompt(name, mode, shell.name, tuple(prompt), right, wrong, control=tuple(control))
 
 
 def silent_prompts(
@@ -182,9 +230,8 @@ def graphs_item(
         made += 1
     tables = {"failure_graphs": pl.DataFrame(rows, schema=_ROWS)} if rows else {}
     if not made:
-        why = (
-            "no verdict with a right answer fires on a planted item." if shell != "silence" else "the model is silent on no prompt."
-        )
+        fires = "" if shell == "silence" else "no verdict with a right answer fires, and "
+        why = f"{fires}the model is silent on no prompt."
         if rows:
             why = f"no graph could be made: {rows[-1]['reason']}"
         return _nothing(item, shell, why, tables, seed)
@@ -236,6 +283,8 @@ def _row(
     folder: str | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
+    shares = [share for side in (found.ghosts if found is not None else ()) for share in side]
+    shares = [share if share == share else None for share in shares] + [None] * (len(_SHARES) - len(shares))
     return {
         "failure": prompt.id,
         "mode": prompt.mode,
@@ -249,17 +298,19 @@ def _row(
         "control_tokens": None if found is None or found.control is None else len(found.control.ids),
         "nodes": None if found is None else len(found.failing),
         "worst_row": None if found is None else found.worst_row,
+        **dict(zip(_SHARES, shares, strict=True)),
         "folder": folder,
         "reason": reason,
     }
 
 
+_SHARES = ("ghosts", "ghosts_random", "control_ghosts", "control_ghosts_random")
 _ROWS: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("failure", "mode", "kind", "target"), pl.String),
     **dict.fromkeys(("value", "control_value"), pl.Float64),
     "compared": pl.String,
     "healthy": pl.Boolean,
     **dict.fromkeys(("tokens", "control_tokens", "nodes"), pl.Int64),
-    "worst_row": pl.Float64,
+    **dict.fromkeys(("worst_row", *_SHARES), pl.Float64),
     **dict.fromkeys(("folder", "reason"), pl.String),
 }

@@ -3,6 +3,7 @@
 from symbolic_residue.graph._attribute import attribute, attribute_prompt
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
 from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
+from symbolic_residue.graph._circuit import attribute_circuit, Circuit, load_circuit, save_circuit
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._contexts import activating_contexts, Contexts
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
@@ -65,6 +66,7 @@ __all__ = [
     "AskedTarget",
     "Change",
     "Check",
+    "Circuit",
     "Collapse",
     "Columns",
     "Contexts",
@@ -114,6 +116,7 @@ __all__ = [
     "Units",
     "activating_contexts",
     "attribute",
+    "attribute_circuit",
     "attribute_pair",
     "attribute_prompt",
     "compare_scores",
@@ -135,6 +138,7 @@ __all__ = [
     "intervene",
     "intervention_agreement",
     "label_supernodes",
+    "load_circuit",
     "load_graph",
     "load_heads",
     "load_supernodes",
@@ -150,6 +154,7 @@ __all__ = [
     "repeated",
     "run_feature_pair",
     "run_pair",
+    "save_circuit",
     "save_graph",
     "save_heads",
     "save_supernodes",

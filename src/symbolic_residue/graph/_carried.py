@@ -1,12 +1,14 @@
 """Which heads carry a graph's strongest edges, and why they look where they look: chosen, bounded, and complete.
 
-1. Edges: of those that pruning keeps, from units, embeddings and rests by position, ``edges`` are split over heads (``_heads``): first the five largest of each
-   row (a target or kept unit), then those that hold most influence: the edge's share of its row's absolute sum × the row's influence (a target's: its
-   weight). The same order says which of the five go first, where there are too many. Parts and bypass add up to the edge.
+1. Edges: of those that pruning keeps, from units, embeddings and rests by position, the ``edges`` that hold most influence: the edge's share of its row's
+   absolute sum × the row's influence (a target's: its weight). Each is split over heads (``_heads``); parts and bypass add up to it. Most such edges end in
+   few rows, and a row more costs more than an edge more.
 2. Looks: a head that takes from a position holds, of each edge, the edge's influence × |its part| over the sizes of all parts. Summed over the edges
    between positions, the ``looks`` largest (layer, head, key) are explained (``_qk``), at the query where the head puts most of its strongest edge. Left out:
    keys at position 0 (looking there is most often the attention sink), and heads that put most where they took it.
-3. Of each look the ``terms`` largest pairs and marginals are kept, and beside them what all others sum to: kept + left = score.
+3. Of each look what the score owes to each column at the query (with the whole key), and at the key, is one row each of a sweep; the ``terms`` largest of
+   either are kept. Of the pairs, those among these columns are computed, and the ``terms`` largest kept (constants, biases and rests by layer, which are no
+   write at one position, form none). Beside each stands what all others sum to: kept + left = score. ``Graph.qk`` has all pairs.
 4. A model whose queries and keys cannot be rebuilt has no looks; ``refused`` says why.
 """
 
@@ -20,19 +22,21 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary
-from symbolic_residue.errors import ConfigError, ReadError
+from symbolic_residue.errors import ConfigError, ReadError, VerificationError
+from symbolic_residue.graph._columns import Rows
+from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import local_of
-from symbolic_residue.graph._graph import Graph
-from symbolic_residue.graph._heads import head_loadings, HeadLoadings, routes
+from symbolic_residue.graph._graph import Graph, TOLERANCE
+from symbolic_residue.graph._heads import arrived, head_loadings, HeadLoadings, routes
 from symbolic_residue.graph._local import LocalModel
-from symbolic_residue.graph._qk import qk_attribution, QKAttribution
+from symbolic_residue.graph._qk import score_sides, Sides
+from symbolic_residue.graph._sweep import direct_edges
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument
 
 __all__ = ["GraphHeads", "Look", "graph_heads", "influential_edges"]
 
-_EACH = 5
 _CANDIDATES = 4
 """Times as many are looked at, since some look at their own position."""
 
@@ -49,7 +53,7 @@ class Look:
         score, weight: scale · q · k, and the attention weight.
         carries: influence of the split edges that the head carries from there, of all of theirs.
         edge: ``(row, column)`` of the strongest that it carries.
-        pairs: ``(query column, key column, term)``, largest first; ``pairs_left``: sum of all others.
+        pairs: ``(query column, key column, term)``, largest first, among the columns that are named; ``pairs_left``: sum of all others.
         of_query: ``(column, term)``: what the score owes to a column at the query, with the whole key; ``query_left``: sum of all others.
         of_key, key_left: the same at the key.
     """
@@ -93,7 +97,7 @@ class GraphHeads:
 def influential_edges(
     graph: Graph, count: int, *, node_threshold: float = 0.8, edge_threshold: float = 0.98
 ) -> tuple[Tensor, Tensor, float]:
-    """Kept edges: the five largest of each row, and those that hold most influence.
+    """The kept edges that hold most influence.
 
     Args:
         graph: whole, not pruned.
@@ -113,9 +117,7 @@ def influential_edges(
     row = torch.cat([weight / weight.sum(), kept.influence[: len(graph)]])
     score = size / size.sum(1, keepdim=True).clamp(min=1e-300) * row[:, None] * (kept.edges & allowed)
     total = float(score.sum())
-    first = torch.zeros_like(score).scatter_(1, score.topk(min(_EACH, score.shape[1]), dim=1).indices, 1.0)
-    order = (score / max(float(score.max()), 1e-300) + 2 * first * (score > 0)).flatten()
-    best = order.topk(min(count, int((score > 0).sum()))).indices.sort().values
+    best = score.flatten().topk(min(count, int((score > 0).sum()))).indices.sort().values
     strength = score.flatten()[best]
     return torch.stack([best // len(columns), best % len(columns)], 1), strength, float(strength.sum()) / total if total else 0.0
 
@@ -138,7 +140,7 @@ def graph_heads(
         instrument: the model that the graph is of.
         graph: whole, not pruned.
         edges: split at most.
-        looks: explained at most; each costs a forward and a sweep of 2 · d_head rows.
+        looks: explained at most; each costs a forward, a sweep of two rows and one of ``2 · terms`` columns.
         terms: pairs (and marginals of the query, and of the key) kept of each.
         node_threshold, edge_threshold: of :meth:`Graph.prune`.
         local: of the same prompt, where the caller has it.
@@ -156,8 +158,8 @@ def graph_heads(
     found, refused = [], ""
     try:
         for layer, head, query, key, carries, edge in _asked(local, graph, loadings, strength, looks):
-            one = qk_attribution(instrument, graph, layer, head, query, key, local=local)
-            found.append(_look(one, terms, carries, edge))
+            with torch.no_grad(), on(local.device):
+                found.append(_look(instrument, graph, local, (layer, head, query, key), terms, carries, edge))
     except ReadError as error:
         found, refused = [], error.what
     return GraphHeads(loadings, share, tuple(found), refused)
@@ -204,17 +206,62 @@ def _positions(graph: Graph) -> Tensor:
     return found
 
 
-def _look(one: QKAttribution, terms: int, carries: float, edge: tuple[int, int]) -> Look:
-    pairs = one.pairs().double()
-    width = pairs.shape[1]
-    best, left = _largest(pairs.flatten(), terms, one.score)
-    query, query_left = _largest(one.of_query().double(), terms, one.score)
-    key, key_left = _largest(one.of_key().double(), terms, one.score)
-    named = tuple((i // width, i % width, term) for i, term in best)
+def _look(
+    instrument: Instrument,
+    graph: Graph,
+    local: LocalModel,
+    asked: tuple[int, int, int, int],
+    terms: int,
+    carries: float,
+    edge: tuple[int, int],
+) -> Look:
+    layer, _, query, key = asked
+    one = score_sides(instrument, graph, local, *asked)
+    rows = Rows(
+        one.scale * torch.stack([one.k @ one.q_direction, one.q @ one.k_direction]),
+        one.scale * torch.stack([one.k @ one.q_constant, one.q @ one.k_constant]),
+        torch.full((2,), 2 * layer),
+        torch.tensor([query, key]),
+    )
+    edges, columns = direct_edges(local, rows, graph.units.to(local.device), by_position=graph.columns.by_position)
+    if columns != graph.columns:
+        raise VerificationError("The graph has other columns than this model and prompt give.", todo="Make it with this model.")
+    of_query, of_key = edges.cpu().double()
+    for side, values in (("query", of_query), ("key", of_key)):
+        missing = abs(float(values.sum()) - one.score)
+        if missing > TOLERANCE * max(float(values.abs().sum()), abs(one.score)):
+            raise VerificationError(
+                f"What stands at the {side} misses the score of head {asked[0]}.{asked[1]} by {missing:.1e}.",
+                todo="Make the graph with this model.",
+            )
+    by_query, query_left = _largest(of_query, terms, one.score)
+    by_key, key_left = _largest(of_key, terms, one.score)
+    pairs = _pairs(graph, local, one, asked, [c for c, _ in by_query], [c for c, _ in by_key])[:terms]
+    left = one.score - sum(term for *_, term in pairs)
     return Look(
-        one.layer, one.head, one.query, one.key, one.score, one.weight, carries, edge,
-        named, left, tuple(query), query_left, tuple(key), key_left,
-    )  # fmt: skip
+        *asked, one.score, one.weight, carries, edge, tuple(pairs), left, tuple(by_query), query_left, tuple(by_key), key_left
+    )
+
+
+def _pairs(
+    graph: Graph, local: LocalModel, one: Sides, asked: tuple[int, int, int, int], at_query: Sequence[int], at_key: Sequence[int]
+) -> list[Pair]:
+    """Terms of all pairs of these columns, largest first."""
+    layer, _, query, key = asked
+    shape = graph.columns
+    rest = range(shape.rest.start, shape.rest.stop)
+
+    def single(column: int) -> bool:
+        return column < shape.embeddings.stop and (column not in rest or shape.by_position)
+
+    used = torch.tensor(sorted({c for c in (*at_query, *at_key) if single(c)}), dtype=torch.long)
+    if not len(used):
+        return []
+    stream = arrived(local, graph, used, layer, query + 1)
+    terms = one.scale * (stream[:, query] @ one.q_direction.T) @ (stream[:, key] @ one.k_direction.T).T
+    place = {c: i for i, c in enumerate(used.tolist())}
+    found = [(i, j, float(terms[place[i], place[j]])) for i in at_query if i in place for j in at_key if j in place]
+    return sorted((pair for pair in found if pair[2]), key=lambda pair: (-abs(pair[2]), pair))
 
 
 def _largest(values: Tensor, count: int, total: float) -> tuple[Sequence[One], float]:

@@ -42,7 +42,7 @@ from symbolic_residue.stats import cluster_bootstrap
 if TYPE_CHECKING:
     from symbolic_residue.graph._graph import Graph
 
-__all__ = ["Faithfulness", "compare_scores", "curve_numbers", "faithfulness", "graph_faithfulness", "log_counts"]
+__all__ = ["Faithfulness", "compare_scores", "curve_numbers", "curves_of", "faithfulness", "graph_faithfulness", "log_counts"]
 
 CURVE_SCHEMA: dict[str, Any] = {
     "score": pl.String,
@@ -209,7 +209,7 @@ def faithfulness(
         for draw in range(draws if name == "random" else 1):
             made = kind(run, seed=seed + draw) if name == "random" else makers
             named.append((name, draw, made.score(name)))
-    return _curves(run, named, counts, floor)
+    return curves_of(run, named, counts, floor)
 
 
 def graph_faithfulness(
@@ -251,7 +251,7 @@ def graph_faithfulness(
     counts = [*log_counts(held, points), run.in_play]
     named: list[tuple[str, int, tuple[Tensor, ...]]] = [("graph", 0, scores)]
     named += [("random", draw, PairScores(run, seed=seed + draw).score("random")) for draw in range(draws)]
-    found = _curves(run, named, counts, floor)
+    found = curves_of(run, named, counts, floor)
     return replace(found, curves=found.curves.filter(pl.col("n") <= held))
 
 
@@ -284,7 +284,9 @@ def _placed(graph: Graph, run: PairRun) -> tuple[tuple[Tensor, ...], int]:
     return tuple(scores), held
 
 
-def _curves(run: PairRun, named: Sequence[tuple[str, int, Sequence[Tensor]]], counts: Sequence[int], floor: float) -> Faithfulness:
+def curves_of(
+    run: PairRun, named: Sequence[tuple[str, int, Sequence[Tensor]]], counts: Sequence[int], floor: float
+) -> Faithfulness:
     """Curves over the counts, the first of which is 0 and the last all; both ends run once, for no order matters to them."""
     none: float | None = None
     every = whole = math.nan

@@ -9,7 +9,7 @@
 4. Control: ``draws`` groups as large, by seed. For writes and contexts each member is replaced by a neuron drawn from its layer, at its position (a feature:
    by one that is active somewhere in the prompt); for the tokens of the prompt by a kept unit of its layer. A kind tells something where it is above all
    of the draws: by chance in 1 of ``draws`` + 1.
-5. The label is made of the kinds that tell, and says so where none does.
+5. The label is made of the kinds that tell; where none does it says what is written, and ``chance``.
 
 Members share positions because groups are made of edges; a neuron's texts are few: a label is a hint at what a group does, and no evidence for it.
 """
@@ -94,6 +94,11 @@ class GroupLabel:
     fires: Hint | None
     first: int
     examples: tuple[Example, ...] = ()
+
+    @property
+    def tells(self) -> bool:
+        """Any kind does."""
+        return any(hint is not None and hint.tells for hint in (self.writes, self.acts, self.fires))
 
 
 def label_supernodes(
@@ -293,5 +298,5 @@ def _text(graph: Graph, group: Sequence[int], one: GroupLabel) -> str:
     if 2 * one.first > len(group):
         parts.insert(0, "first position")
     if not parts:
-        parts = [f"writes {', '.join(map(repr, one.writes.tokens[:2]))} (no more than chance)"]
-    return f"{'; '.join(parts)} {where}"
+        return f"{where} (chance): writes {', '.join(map(repr, one.writes.tokens[:2]))}"
+    return f"{where}: {'; '.join(parts)}"

@@ -24,12 +24,13 @@ from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import local_of
 from symbolic_residue.graph._graph import Graph, TOLERANCE
 from symbolic_residue.graph._local import LocalModel
+from symbolic_residue.graph._maps import attend
 from symbolic_residue.graph._sweep import sweep_down
 
 if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument
 
-__all__ = ["HeadLoadings", "head_loadings", "routes", "strongest_edges"]
+__all__ = ["HeadLoadings", "arrived", "head_loadings", "routes", "strongest_edges"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +209,39 @@ def routes(local: LocalModel, graph: Graph, edges: Tensor, heads: Tensor, *, bud
 
         sweep_down(local, few, units, graph.columns, budget=budget, visit=visit)
     return found.cpu()
+
+
+def arrived(local: LocalModel, graph: Graph, columns: Tensor, layer: int, n: int) -> Tensor:
+    """What columns have put into the stream that a layer's attention reads, at positions ``0 … n − 1``: ``[column, position, d_model]``.
+
+    Args:
+        local: the replacement model that the graph was made in.
+        graph: the graph.
+        columns: ``[column]``: units, embeddings and rests by position, ascending.
+        layer: whose attention reads.
+        n: positions.
+
+    Raises:
+        ConfigError: a column that is no write at one position.
+    """
+    with torch.no_grad(), on(local.device):
+        _, position, held = _straight(local, graph, columns.to(local.device))
+        here = (position < n).nonzero()[:, 0]
+        moved = torch.zeros(
+            len(position), n, local.embedded.shape[1], dtype=local.dtype
+        )  # what attention has moved; the rest is in ``held``
+        for i in range(layer):
+            block = local.layers[i]
+            whole = moved.clone()
+            whole[here, position[here]] += held[i][here]
+            added = whole.clone()
+            attend(block, block.attention_weights(), added)
+            skipped = None if block.skip is None else block.skip.push(moved if block.parallel else moved + added - whole, slice(n))
+            moved += added - whole
+            if skipped is not None:
+                moved += skipped
+        moved[here, position[here]] += held[layer][here]
+    return moved
 
 
 def _by_head(pattern: Tensor, w_o: Tensor, g: Tensor) -> Tensor:

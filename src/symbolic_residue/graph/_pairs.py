@@ -59,15 +59,15 @@ class TokenPair:
         return int((self.ids[0] != self.ids[1]).nonzero()[0])
 
 
-def token_pair(instrument: Instrument, pair: CounterfactualPair) -> TokenPair:
-    """The pair in the model's tokenizer.
+def token_pair(instrument: Instrument, pair: CounterfactualPair, *, chat: bool = False) -> TokenPair:
+    """The pair in the model's tokenizer; ``chat``: each prompt is a user's turn.
 
     Raises:
         PromptError: prompts of unequal length, that are the same tokens, or too long; an answer that is not one token, or two that are the same.
     """
     tokenizer = instrument.loaded.tokenizer
     most = instrument.parts.max_context
-    clean, corrupted = (build_prompt(tokenizer, text, max_tokens=most) for text in (pair.clean, pair.corrupted))
+    clean, corrupted = (build_prompt(tokenizer, text, chat=chat, max_tokens=most) for text in (pair.clean, pair.corrupted))
     answers = []
     for text in (pair.answer, pair.wrong):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

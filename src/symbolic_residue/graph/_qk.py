@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument
     from symbolic_residue.models import LayerParts
 
-__all__ = ["QKAttribution", "qk_attribution"]
+__all__ = ["QKAttribution", "Sides", "qk_attribution", "score_sides"]
 
 _AGREE = 1e-4
 """Of a rebuilt q or k, relative to the largest entry: rounding in float32; a wrong rotation is off by about 1."""
@@ -118,63 +118,84 @@ def qk_attribution(
         ReadError: queries and keys that are no rotated (and normed) affine map of the stream.
         VerificationError: the pairs do not add up to the score.
     """
-    n = len(graph.ids)
-    parts = instrument.parts
-    if not (0 <= layer < parts.n_layers and 0 <= head < parts.n_heads):
-        raise ConfigError(
-            f"There is no head {layer}.{head}.", todo=f"Layers 0 to {parts.n_layers - 1}, heads 0 to {parts.n_heads - 1}."
-        )
-    if not 0 <= key <= query < n:
-        raise ConfigError(f"Query {query} does not see key {key}.", todo=f"Give 0 ≤ key ≤ query < {n}.")
-    ids = torch.tensor(graph.ids, device=instrument.device)
     local = local_of(instrument, graph, local, dictionary)
-    block = parts.layers[layer]
     with torch.no_grad(), on(local.device):
-        reads = (f"resid_pre.{layer}", f"q.{layer}", f"k.{layer}")
-        trace, turns = run_with_turns(instrument, block, ids[None].to(local.device), reads)
-        stream = trace[f"resid_pre.{layer}"][0].to(local.dtype)
-        norm = local.layers[layer].norm_in
-        normed = norm.linear(stream) + (0 if norm.bias is None else norm.bias)
-        sides = {}
-        for side, position in (("q", query), ("k", key)):
-            given = trace[f"{side}.{layer}"][0].to(local.dtype)
-            sides[side] = _reading(block, side, head, normed, given, turns, position, local)  # type: ignore[arg-type]
+        one = score_sides(instrument, graph, local, layer, head, query, key)
+        width = len(one.q_constant)
         rows = Rows(
-            torch.cat([sides["q"][0], sides["k"][0]]),
-            torch.cat([sides["q"][1], sides["k"][1]]),
-            torch.full((2 * block.d_head,), 2 * layer),
-            torch.tensor([query] * block.d_head + [key] * block.d_head),
+            torch.cat([one.q_direction, one.k_direction]),
+            torch.cat([one.q_constant, one.k_constant]),
+            torch.full((2 * width,), 2 * layer),
+            torch.tensor([query] * width + [key] * width),
         )
         edges, columns = direct_edges(local, rows, graph.units.to(local.device), by_position=graph.columns.by_position)
         if columns != graph.columns:
             raise VerificationError("The graph has other columns than this model and prompt give.", todo="Make it with this model.")
-        q, k = edges[: block.d_head], edges[block.d_head :]
-        scale = block.score_scale
-        group = block.n_heads // block.n_kv_heads
-        keys = trace[f"k.{layer}"][0].to(local.dtype)
-        kv = head if keys.shape[1] == block.n_heads else head // group
-        score = float(scale * (trace[f"q.{layer}"][0, query, head].to(local.dtype) @ keys[key, kv]))
-        weight = local.layers[layer].weight(head, query, key)
-        found = QKAttribution(
-            layer,
-            head,
-            query,
-            key,
-            score,
-            weight,
-            tuple(graph.column_names()),
-            q.cpu(),
-            k.cpu(),
-            scale,
-            0.0,
-        )
-        missing = abs(float(scale * (q.sum(1) @ k.sum(1))) - score) / max(float(found.pairs().abs().sum()), 1e-30)
+        q, k = edges[:width].cpu(), edges[width:].cpu()
+        names = tuple(graph.column_names())
+        found = QKAttribution(layer, head, query, key, one.score, one.weight, names, q, k, one.scale, 0.0)
+        missing = abs(float(one.scale * (q.sum(1) @ k.sum(1))) - one.score) / max(float(found.pairs().abs().sum()), 1e-30)
     if missing > TOLERANCE:
         raise VerificationError(
             f"The pairs of head {layer}.{head} miss its score by {missing:.1e} of their size.",
             todo="Make the graph with this model.",
         )
     return replace(found, error=missing)
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """A head's query and key at two positions as affine maps of the stream that the head reads.
+
+    Attributes:
+        q_direction, k_direction: ``[d_head, d_model]``.
+        q_constant, k_constant: ``[d_head]``.
+        q, k: ``[d_head]``: as the model has them.
+        scale, score, weight: score = scale · q · k, and the attention weight.
+    """
+
+    q_direction: Tensor
+    q_constant: Tensor
+    k_direction: Tensor
+    k_constant: Tensor
+    q: Tensor
+    k: Tensor
+    scale: float
+    score: float
+    weight: float
+
+
+def score_sides(instrument: Instrument, graph: Graph, local: LocalModel, layer: int, head: int, query: int, key: int) -> Sides:
+    """What a head's score is made of, from one forward; arguments as of :func:`qk_attribution`.
+
+    Raises:
+        ConfigError: no such head or positions.
+        ReadError: queries and keys that are no rotated (and normed) affine map of the stream.
+    """
+    n, parts = len(graph.ids), instrument.parts
+    if not (0 <= layer < parts.n_layers and 0 <= head < parts.n_heads):
+        raise ConfigError(
+            f"There is no head {layer}.{head}.", todo=f"Layers 0 to {parts.n_layers - 1}, heads 0 to {parts.n_heads - 1}."
+        )
+    if not 0 <= key <= query < n:
+        raise ConfigError(f"Query {query} does not see key {key}.", todo=f"Give 0 ≤ key ≤ query < {n}.")
+    block = parts.layers[layer]
+    ids = torch.tensor(graph.ids, device=local.device)
+    trace, turns = run_with_turns(instrument, block, ids[None], (f"resid_pre.{layer}", f"q.{layer}", f"k.{layer}"))
+    stream = trace[f"resid_pre.{layer}"][0].to(local.dtype)
+    norm = local.layers[layer].norm_in
+    normed = norm.linear(stream) + (0 if norm.bias is None else norm.bias)
+    sides: dict[str, tuple[Tensor, Tensor]] = {}
+    for side, position in (("q", query), ("k", key)):
+        given = trace[f"{side}.{layer}"][0].to(local.dtype)
+        sides[side] = _reading(block, side, head, normed, given, turns, position, local)  # type: ignore[arg-type]
+    keys = trace[f"k.{layer}"][0].to(local.dtype)
+    kv = head if keys.shape[1] == block.n_heads else head // (block.n_heads // block.n_kv_heads)
+    q, k = trace[f"q.{layer}"][0, query, head].to(local.dtype), keys[key, kv]
+    score = float(block.score_scale * (q @ k))
+    (q_direction, q_constant), (k_direction, k_constant) = sides["q"], sides["k"]
+    weight = local.layers[layer].weight(head, query, key)
+    return Sides(q_direction, q_constant, k_direction, k_constant, q, k, block.score_scale, score, weight)
 
 
 def _reading(

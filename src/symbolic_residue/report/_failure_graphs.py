@@ -53,6 +53,8 @@ def failure_tables(held: Mapping[str, Rows], splits: Sequence[str] | None = None
                 tables.append(_parts(kind, said, rows, len(mine), len(healthy), _LAYERS if split == "layer" else None))
         if splits is None:
             tables += _units(kind, [row for row in units if row["failure"] in names], names, healthy)
+    if splits is None:
+        tables.append(_ghosts([row for row in graphs if row["ghosts"] is not None]))
     return tables
 
 
@@ -199,6 +201,25 @@ def _units(kind: str, units: Rows, names: set[str], healthy: set[str]) -> list[d
         "raises (a hint)": False,
     }
     return [_table(caption, columns, cells)]
+
+
+def _ghosts(graphs: Rows) -> dict[str, Any]:
+    """Shares of ghosts on each silent prompt and on its control, their means, and the paired difference where the control is healthy."""
+    names = ("ghosts", "ghosts_random", "control_ghosts", "control_ghosts_random")
+    cells = [[row["failure"], *(number(row[name]) for name in names)] for row in graphs]
+    paired = [row for row in graphs if row["healthy"] and row["control_ghosts"] is not None]
+    if len(graphs) > 1:
+        means: list[str] = []
+        for name in names:
+            values = [row[name] for row in graphs if row[name] is not None]
+            means.append(_estimate(bootstrap_mean(values, seed=0) if values else None, (0.0, 1.0), signed=False))
+        cells.append([f"mean over {len(graphs)} prompts", *means])
+    caption = "Ghosts: of the 500 largest neurons (those that reach the target), the share that move it no more than random directions (about 0.95 for these)"
+    if paired:
+        difference = bootstrap_mean([row["ghosts"] - row["control_ghosts"] for row in paired], seed=0)
+        caption += f". Failing − healthy control: {_estimate(difference, (-1.0, 1.0))}, n = {len(paired)} prompt{'' if len(paired) == 1 else 's'}"
+    columns = {"failure": False, "failing": True, "random directions": True, "control": True, "random directions there": True}
+    return _table(caption, columns, cells)
 
 
 def _estimate(one: Estimate | None, limits: tuple[float, float] | None = None, *, signed: bool = True) -> str:

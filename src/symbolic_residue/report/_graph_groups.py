@@ -17,7 +17,8 @@ _KINDS = {
 
 
 def group_said(one: Mapping[str, Any] | None, number: Mapping[str, int]) -> dict[str, Any]:
-    """``said``: ``[text, whether it tells]`` a kind of evidence; ``examples``: ``[node, value, before, token, after]``. Empty without evidence."""
+    """``said``: ``[text, whether it tells]`` a kind of evidence; ``examples``: ``[node, value, before, token, after]``; ``weak``: none tells.
+    Empty without evidence."""
     if one is None:
         return {}
     said = [_hint(kind, one[kind]) for kind in _KINDS if one.get(kind) and one[kind]["value"] is not None]
@@ -36,7 +37,11 @@ def group_said(one: Mapping[str, Any] | None, number: Mapping[str, int]) -> dict
         ]
         for e in one["examples"]
     ]
-    return {"said": said, "examples": examples}
+    return {
+        "said": said,
+        "examples": examples,
+        "weak": not any(one[kind]["tells"] for kind in _KINDS if one.get(kind)) and 2 * one["first"] <= len(one["members"]),
+    }
 
 
 def _hint(kind: str, hint: Mapping[str, Any]) -> list[Any]:

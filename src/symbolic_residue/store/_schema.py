@@ -68,8 +68,8 @@ _COLUMNS = {
     "control:f? control_q:f?",
     "endings": "side end content difference:f end_probability:f content_probability:f rank:i ended:b",
     "ghosts": "unit layer:i index:i activity:f effect:f low:f? high:f? floor:f n:i state success_activity:f success_effect:f difference:f p:f q:f",
-    "failure_graphs": "failure mode kind? target? value:f? control_value:f? compared? healthy:b? tokens:i? control_tokens:i? nodes:i? worst_row:f? folder? "
-    "reason?",
+    "failure_graphs": "failure mode kind? target? value:f? control_value:f? compared? healthy:b? tokens:i? control_tokens:i? nodes:i? worst_row:f? "
+    "ghosts:f? ghosts_random:f? control_ghosts:f? control_ghosts_random:f? folder? reason?",
     "failure_parts": "failure kind split part value:f share:f control_value:f? control_share:f?",
     "failure_units": "failure kind side rank:i layer:i position:i token neuron:i activation:f effect:f other_effect:f? raises?",
     "cross_run": "layer:i feature success:f failure:f difference:f low:f? high:f? effect:f? p:f q:f n:i",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -14,7 +15,7 @@ from tiny_models import build, tiny_tokenizer
 
 from symbolic_residue.cli import _failure_graphs as module
 from symbolic_residue.cli import main
-from symbolic_residue.diagnose import choose_items, item_name, suite_failures
+from symbolic_residue.diagnose import choose_items, item_failures, item_name, suite_failures
 from symbolic_residue.graph import load_graph
 from symbolic_residue.instrument import Instrument, open_model
 from symbolic_residue.models import wrap
@@ -277,7 +278,10 @@ def test_a_suite_without_failures_says_so_and_only_planted_ones_count(models: di
     assert not any(one.kind == "silence" for one in aim(shell.instrument, prompts)[0])
     assert main(["graph", "failures", "run", "-m", models["gpt2"]]) == 0
     said = RunFolder.open("run").table("across").row(0, named=True)
-    assert said["measure"] == "graphs" and "no verdict with a right answer fires on a planted item" in said["reason"]
+    assert (
+        said["measure"] == "graphs"
+        and "no verdict with a right answer fires, and the model is silent on no prompt." in said["reason"]
+    )
 
 
 def test_a_suite_on_which_the_model_says_nothing_is_explained_though_no_verdict_fires(models: dict[str, str]) -> None:
@@ -297,7 +301,65 @@ def test_the_option_of_a_suite_adds_an_item_a_shell(models: dict[str, str], caps
     told = json.loads(capsys.readouterr().out)
     assert [item["item"] for item in told["items"]][-1] == "graphs.memtrace"
     assert told["items"][-1]["across"][0]["measure"] == "graphs"
-    assert RunFolder.open("run").manifest.config["graphs"] == 1
+    first = RunFolder.open("run")
+    assert first.manifest.config["graphs"] == 1
+    words[-1] = "plain"
+    assert main([*words, "--reuse", "run"]) == 0  # graphs choose nothing that is measured
+    plain = RunFolder.open("plain")
+    assert plain.done_items() == first.done_items()[:-1] and "graphs" not in plain.manifest.config
+    assert plain.table("verdicts").equals(first.table("verdicts"))
+
+
+# -- one shell, prompts of one's own -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["diagnose", "--control", PAIRS[0][2]],
+        ["shell", "value-collapse", "--control", PAIRS[0][2], "--top-heads", "0", "--variants", "2", "--steps", "1"],
+    ],
+    ids=["diagnose", "value-collapse"],
+)
+def test_a_prompt_of_ones_own_is_explained_with_its_run_and_after(models: dict[str, str], words: list[str]) -> None:
+    command = [*words, PAIRS[0][1], "-m", models["llama"], "-o", "run", "--no-report"]
+    assert main([*command, "--graphs", "1", "--graph-nodes", "10"]) == 0
+    run = RunFolder.open("run")
+    assert run.done_items() == ["prompt", "graphs.value-collapse"] and validate("run") == []
+    (row,) = run.table("failure_graphs").to_dicts()
+    assert row["failure"] == "prompt" and row["kind"] == "silence" and row["compared"] == "difference"
+    assert main(["graph", "failures", "run", "--top", "1", "--nodes", "10", "--again"]) == 0
+    again = RunFolder.open("run")
+    assert again.table("failure_graphs").equals(run.table("failure_graphs"))
+    assert "Graphs of the worst failures" in Path("run/report.html").read_text("utf-8")
+
+
+def test_of_ones_own_candidates_the_right_one_leads_on_the_control(models: dict[str, str]) -> None:
+    """On gpt2, which speaks: two candidates of which the control prefers one."""
+    shell = make_shell("value-collapse", open_model(models["gpt2"]), config_class("value-collapse").quick(top_heads=0))
+    ids = [build_prompt(tiny_tokenizer(), text).ids for text in PAIRS[0][1:]]
+    here, there = (shell.instrument.run(torch.tensor([one]))["logits"][0, -1] for one in ids)
+    a, b = (there - here).topk(1).indices.tolist() + (here - there).topk(1).indices.tolist()
+    residue = SimpleNamespace(
+        asked=SimpleNamespace(messages=None, input_text=PAIRS[0][1], control_text=PAIRS[0][2], chat=False, candidates=[b, a])
+    )
+    right, wrong = (a, b) if there[a] > there[b] else (b, a)
+
+    def result(outcome: str, mode: str = "flatness") -> Any:
+        verdicts = pl.DataFrame({"mode": [mode], "outcome": [outcome]})
+        return SimpleNamespace(item="one", tables={"verdicts": verdicts}, findings=SimpleNamespace(residue=residue))
+
+    (found,), reasons = item_failures(shell, result("fires"))
+    assert (found.right, found.wrong, found.mode) == (right, wrong, "flatness") and not reasons
+    assert list(found.ids) == ids[0] and list(found.control or ()) == ids[1]
+    (found,), reasons = item_failures(shell, result("absent"))
+    assert found.mode == "silence" and found.right is None and not reasons
+    (found,), reasons = item_failures(shell, result("fires", "oscillation"))
+    assert found.mode == "silence" and "leader changes" in reasons["one"]
+    residue.asked.messages = [{"role": "user", "content": "x"}]
+    residue.asked.input_text = 3
+    none, reasons = item_failures(shell, result("fires"))
+    assert not none and "No candidate is known to be right" in reasons["one"]
 
 
 def test_what_cannot_be_is_refused(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,10 +168,10 @@ def test_a_group_that_fires_on_a_token_is_labelled_so_and_random_neurons_are_not
         and fires.fires.n == 6
     )
     assert fires.fires.control[0] < 0.9 and fires.acts.tokens == (graph.tokens[at[0]],) and fires.acts.value == 1
-    assert f"fires on {word!r}" in found.labels[0] and found.labels[0].endswith("L0 ×3")
+    assert f"fires on {word!r}" in found.labels[0] and found.labels[0].startswith("L0 ×3: ")
     assert {e.token for e in fires.examples} == {word} and all(e.value > 0 for e in fires.examples) and len(fires.examples) == 3
     assert plain.fires is not None and plain.fires.value < 1 and (plain.first, first.first) == (0, 2)
-    assert found.labels[2].startswith("first position") and first.acts.n == 0 and first.acts.value != first.acts.value
+    assert found.labels[2].startswith("L0 ×2: first position") and first.acts.n == 0 and first.acts.value != first.acts.value
     again = label_supernodes(instrument, graph, groups(graph, members), texts=TEXTS, k=2, seed=1)
     assert again.labels == found.labels and str(again.about) == str(found.about)
 
@@ -210,11 +210,8 @@ def test_random_groups_pass_for_labels_about_as_often_as_they_should() -> None:
     found = label_supernodes(instrument, graph, groups(graph, members))
     told = sum(one.writes.tells for one in found.about)
     assert len(members) > 70 and told / len(members) < 0.15
-    assert not any(
-        label.startswith("writes") and "chance" not in label
-        for one, label in zip(found.about, found.labels, strict=True)
-        if not one.writes.tells
-    )
+    for one, label in zip(found.about, found.labels, strict=True):
+        assert ("(chance): writes" in label) is not one.tells and (": writes" in label or one.acts.tells)
 
 
 def test_labels_come_back_from_a_folder_and_stand_in_the_exchanged_file(tmp_path: Path) -> None:

@@ -58,12 +58,13 @@ def across_tables() -> dict[str, pl.DataFrame]:
             5,
             3,
             1e-7,
+            *_ghosts(i),
             f"graphs/value-collapse/0{i + 1}",
             None,
         )
         for i in range(3)
     ]
-    graphs.append(("p3", "flatness", "wrong", "c − d", 9.0, *(None,) * 3, 900, *(None,) * 4, "The prompt has <900> tokens."))
+    graphs.append(("p3", "flatness", "wrong", "c − d", 9.0, *(None,) * 3, 900, *(None,) * 8, "The prompt has <900> tokens."))
     parts = [
         (f"p{i}", "collapse", split, part, value + i * (part == "x"), abs(value) / 3, control, 0.5)
         for i in range(3)
@@ -96,6 +97,10 @@ def across_tables() -> dict[str, pl.DataFrame]:
         name: pl.DataFrame(rows, schema={k: v for k, v in TABLES[name].items() if k != "item"}, orient="row")
         for name, rows in made.items()
     }
+
+
+def _ghosts(i: int) -> tuple[float, float, float, float]:
+    return (0.5 + 0.1 * i, 0.95, 0.4, 0.94)
 
 
 def write_across(folder: Path, *, before: int = 1) -> Path:

@@ -93,3 +93,12 @@ def test_the_tokens_that_carry_most_stand_with_their_places_on_both_sides() -> N
     assert failing == "8 'w 8' +8; 7 'w 7' −7; 6 'w 6' +6; 5 'w 5' −5; 4 'w 4' +4; 3 'w 3' −3" and control.startswith(
         "0 'w 0' +9; 1 'w 1' +8"
     )
+
+
+def test_ghosts_are_means_over_prompts_beside_healthy_controls() -> None:
+    (table,) = [t for t in failure_tables(held()) if "Ghosts" in t["caption"]]
+    rows = {cells[0]: cells[1:] for cells, _ in table["rows"]}
+    assert rows["p1"] == ["0.6", "0.95", "0.4", "0.94"] and rows["mean over 3 prompts"][0].startswith("0.6 [")
+    assert "Failing − healthy control: +0.15 [" in table["caption"] and table["caption"].endswith("n = 2 prompts")
+    without = across_tables()["failure_graphs"].with_columns(pl.lit(None, pl.Float64).alias("ghosts"))
+    assert not [t for t in failure_tables(held(failure_graphs=without)) if "Ghosts" in t["caption"] and t["rows"]]

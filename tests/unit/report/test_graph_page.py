@@ -144,3 +144,6 @@ def test_what_is_known_of_a_group_is_said_beside_random_neurons() -> None:
         :2
     ]  # another group
     assert set(inner(graph_page(bare))["groups"][0]) == {"name", "of"}
+    plain = graph_data()
+    plain["metadata"]["residue"]["supernodes"][0]["fires"] = None
+    assert [kept["weak"], inner(graph_page(plain))["groups"][0]["weak"]] == [False, True]

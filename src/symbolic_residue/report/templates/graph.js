@@ -178,6 +178,7 @@
   }
   function choose(node, walk = true) {
     const anew = node && !node.shown;
+    if (node !== state.chosen || state.group >= 0) get("panel").scrollTop = 0;
     state.chosen = node; state.group = -1;
     if (anew) place(); else mark();
     if (node && walk) intoSight(node);
@@ -186,6 +187,7 @@
   function chooseGroup(g) {
     state.group = state.group === g ? -1 : g; state.chosen = null;
     place(); tell();
+    get("panel").scrollTop = 0;
   }
   function pin(node) {
     if (!node) return;
@@ -217,7 +219,8 @@
     make("caption", title, table);
     const add = (value, texts, kind) => {
       const row = make("tr", null, table, kind);
-      make("td", score && Math.abs(value) < 5e-4 * Math.abs(score) ? "0" : signed(value), row, `w${value < 0 ? " neg" : ""}`);
+      const none = score && Math.abs(value) < 5e-4 * Math.abs(score);
+      make("td", none ? "0" : signed(value), row, `w${value < 0 && !none ? " neg" : ""}`);
       for (const text of texts) make("td", text, row).colSpan = texts.length === 1 ? wide : 1;
     };
     for (const row of rows) add(row[row.length - 1], row.slice(0, -1).map(named));
@@ -256,7 +259,7 @@
   function listed(title, list, end, into) {
     make("h4", `${title} (${list.length})`, into);
     if (!list.length) return void make("p", "none kept", into, "facts");
-    if (state.group < 0) make("p", (end === "s" ? "% of the sizes of its kept links" : "% of the sizes of that node's kept links") + (list.some((link) => link.heads) ? "; heads: % of the link, − against it" : ""), into, "facts");
+    if (state.group < 0) make("p", (end === "s" ? "% of the sizes of its kept links" : "% of the sizes of that node's kept links") + (list.some((link) => link.heads) ? "; heads: % of the link, − against it" : DATA.heads.length ? `; none is of the ${DATA.heads.length} links split over heads` : ""), into, "facts");
     const box = make("ol", null, into);
     const add = (part) => {
       for (const link of part) {
@@ -265,7 +268,7 @@
         make("span", signed(link.w), button, `w${link.w < 0 ? " neg" : ""}`);
         const who = make("span", `${other.name} @${other.at} ${other.kind === "embedding" ? "" : DATA.tokens[other.at]}`, button, "who");
         const share = state.group < 0 && link.t.size ? `${Math.round((100 * Math.abs(link.w)) / link.t.size)} %` : "";
-        make("small", [other.label && other.kind !== "embedding" ? short(other.label, 56) : "", share].filter(Boolean).join(" · "), who);
+        make("small", [other.label && other.kind !== "embedding" ? short(other.label.split("; group: ")[0], 56) : "", share].filter(Boolean).join(" · "), who);
         button.addEventListener("click", () => choose(other));
         if (state.group < 0 && link.heads) carried(link, item);
       }
@@ -316,7 +319,7 @@
     if (state.chosen && state.group < 0) looksOf(state.chosen, box);
     get("said").textContent = state.group >= 0 ? DATA.groups[state.group].name : state.chosen ? `${state.chosen.name}, position ${state.chosen.at}, ${state.chosen.ins.length} sources, ${state.chosen.outs.length} readers` : "";
     chips("pins", "Pinned", [...state.pinned].map((i) => [short(`${NODES[i].name} @${NODES[i].at}`, 44), () => choose(NODES[i]), NODES[i] === state.chosen]));
-    chips("groups", "Supernodes", DATA.groups.map((group, g) => [group.name, () => chooseGroup(g), state.group === g]));
+    chips("groups", "Supernodes", DATA.groups.map((group, g) => [group.name, () => chooseGroup(g), state.group === g, group.weak]));
   }
   function chips(id, title, entries) {
     const box = get(id), held = box.contains(document.activeElement) ? [...box.querySelectorAll("button")].indexOf(document.activeElement) : -1;
@@ -324,8 +327,8 @@
     if (!entries.length) return;
     make("h4", title, box);
     const list = make("div", null, box, "chips");
-    for (const [text, action, pressed] of entries) {
-      const button = make("button", text, list);
+    for (const [text, action, pressed, weak] of entries) {
+      const button = make("button", text, list, weak ? "weak" : "");
       button.type = "button"; button.title = text;
       button.setAttribute("aria-pressed", pressed);
       button.addEventListener("click", action);

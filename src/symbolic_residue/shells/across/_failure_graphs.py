@@ -26,6 +26,7 @@ from symbolic_residue.graph import (
     attribute_prompt,
     Difference,
     freeze,
+    ghosts,
     Graph,
     promoted_tokens,
     read_targets,
@@ -40,6 +41,7 @@ __all__ = ["LONGEST", "FailureGraphs", "explain_failure"]
 LONGEST = 512
 """Tokens of the longest prompt that gets a graph here."""
 _TOP = 10
+_GHOSTS, _DIRECTIONS = 500, 16
 _ROUNDING = 1e-5
 """Of a division's sizes: constants below it are no part (most architectures have none)."""
 FIRST, LAST, ELSEWHERE, CONSTANTS = "first token", "last token", "elsewhere", "constants"
@@ -54,6 +56,8 @@ class FailureGraphs:
         failing, control: graphs; None where there is no control.
         difference: failing − control, where both have as many tokens.
         parts: ``split part value share control_value control_share``: see the module; of the control null where it lacks the part or is not there.
+        ghosts: of a silence, for each side the share of its largest neurons that move the target no more than random directions, and the mean of the same
+            share for those directions (``graph.ghosts``); empty for other targets.
         units: ``side rank layer position token neuron activation effect other_effect raises``: the neurons of largest total effect on each side;
             ``other_effect`` is the same neuron's on the other side, where both graphs have it.
     """
@@ -64,6 +68,7 @@ class FailureGraphs:
     difference: Difference | None
     parts: pl.DataFrame
     units: pl.DataFrame
+    ghosts: tuple[tuple[float, float], ...] = ()
 
     @property
     def compared(self) -> str:
@@ -125,7 +130,10 @@ def explain_failure(
         rows.append((split, part, *mine.get((split, part), (0.0, 0.0)), *other.get((split, part), (None, None))))
     parts = pl.DataFrame(rows, schema=_PARTS, orient="row")
     difference = Difference(failing, beside, (nodes, nodes)) if same and beside is not None else None
-    return FailureGraphs(aimed, failing, beside, difference, parts, _units(failing, beside if same else None, beside))
+    haunted = [graph for graph in (failing, beside) if graph is not None] if aimed.kind == "silence" else []
+    found = [ghosts(instrument, graph, count=_GHOSTS, directions=_DIRECTIONS) for graph in haunted]
+    shares = tuple((one.share, one.control[0]) for one in found)
+    return FailureGraphs(aimed, failing, beside, difference, parts, _units(failing, beside if same else None, beside), shares)
 
 
 def _effects(instrument: Instrument, aimed: Aimed, ids: Sequence[int], nodes: int) -> tuple[Units, Tensor]:

@@ -206,6 +206,7 @@ def test_a_control_of_another_length_stands_beside_with_its_own_nodes_and_the_sa
     assert len(ids) != len(control) and ids[1:3] not in [control[j : j + 2] for j in range(len(control))]
     one = replace(one, prompt=replace(one.prompt, spans={"says another": (shared, shared + 1), "padding": (1, 2)}))
     found = explain_failure(instrument, one, nodes=15)
+    assert found.ghosts == ()  # asked of silence only
     assert found.compared == "side by side" and found.difference is None and found.control is not None
     assert len(found.failing) == len(found.control) == 15 and found.units["other_effect"].null_count() == len(found.units)
     parts = {(r["split"], r["part"]): r for r in found.parts.iter_rows(named=True)}
@@ -232,6 +233,8 @@ def test_a_planted_silence_is_blamed_on_its_neuron_and_its_place_and_not_on_the_
     assert abs(first["other_effect"]) < 0.3 * first["effect"]
     assert found.control_value is not None and found.control_value < 0.5 * one.value
     assert found.healthy == (found.control_value < 0)
+    own = found.failing.ghosts(instrument, count=500, directions=16)
+    assert len(found.ghosts) == 2 and found.ghosts[0] == (own.share, own.control[0]) and 0 <= own.share <= 1
 
 
 def test_kept_graphs_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
