@@ -253,7 +253,8 @@ class Graph:
     def errors(self) -> pl.DataFrame:
         """What single neurons do not explain, by layer: ``layer influence below``; ``below`` is the sum of it and of lower layers.
 
-        All influence ends in rests, embeddings and constants (in all 1), so each is a share; it falls as more neurons become nodes.
+        All influence ends in rests, embeddings and constants (in all 1), so each is a share; it falls as more neurons become nodes. In a layer of a
+        dictionary it is that of the error and of the features that are no nodes; :func:`error_influence` parts them.
         """
         rest = self.influence()[self.columns.rest].view(self.columns.n_layers, -1).sum(1)
         return pl.DataFrame(
