@@ -120,9 +120,10 @@ def test_with_a_corrupted_prompt_it_says_what_is_causal(tmp_path, capsys):
         "-n",
         "200",
     ]
-    assert main([*line, "-o", str(folder), "--json", "--no-report", "--heads", "0"]) == 0
+    assert main([*line, "-o", str(folder), "--json", "--heads", "0"]) == 0
     said = json.loads(capsys.readouterr().out)["circuit"]
     assert said["kept"] == 200 and said["recovered"] > 0.7 and max(said["random"]) < 0.1 and said["clean_difference"] > 5
+    assert "Kept alone, all other neurons" in (folder / "report.html").read_text("utf-8")
     assert main(["graph", "--show", str(folder)]) == 0
     assert "the 200 of" in " ".join(capsys.readouterr().out.split())
 
@@ -144,7 +145,6 @@ def test_with_a_corrupted_prompt_it_says_what_is_causal(tmp_path, capsys):
         (["hot", "--rule", "third"], 2, "half or gate"),
         (["hot", "--rest", "none"], 2, "not known"),
         (["hot", "--contexts", "nowhere.txt"], 2, "cannot be read"),
-        (["hot", "--contexts", "packaged", "--dictionary", "d"], 2, "Leave one"),
         (["hot", "--position", "7"], 2, "no position"),
         (["hot", "--dtype", "bfloat16"], 3, "float32"),
         (["  "], 2, "whitespace"),

@@ -19,9 +19,12 @@ A, B = (0, 17), (1, 23)
 """(layer, feature)"""
 
 
-def plant(kind: str, seed: int = 0) -> tuple[Instrument, TokenPair, Transcoders, set[tuple[int, int]]]:
+def plant(kind: str, seed: int = 0, threshold: float = 0.05) -> tuple[Instrument, TokenPair, Transcoders, set[tuple[int, int]]]:
     """Llama in which neuron 17 of layer 0 answers to the clean prompt's last token and writes an axis, neuron 40 of layer 1 reads it and writes the answer; and a
-    dictionary whose features A and B do what those neurons do (A in a CLT writes into both layers, nothing into the later one), among random small ones."""
+    dictionary whose features A and B do what those neurons do (A in a CLT writes into both layers, nothing into the later one), among random small ones.
+
+    ``threshold``: below which share of their value on the clean prompt A and B are off.
+    """
     instrument = instrument_of("llama", seed=seed, scale=0.5)
     text = "Anna put the red book on the table"
     about = CounterfactualPair(id="p", category="facts", frame="f", clean=text, corrupted=f"{text}!", answer=" a", wrong=" b")
@@ -50,10 +53,12 @@ def plant(kind: str, seed: int = 0) -> tuple[Instrument, TokenPair, Transcoders,
             value = seen[f"mlp_in.{layer}"][0, last] @ reads
             one = small.layers[layer]
             encoder, bias = one.encoder.clone(), one.encoder_bias.clone()
-            encoder[feature], bias[feature] = reads, -value / 20  # off where it is not read
+            encoder[feature], bias[feature] = reads, -threshold * value
             decoders = {j: 0.02 * rows for j, rows in one.decoders.items()}
             for j, rows in decoders.items():
-                rows[feature] = strength / 0.95 * seen[f"mlp_act.{layer}"][0, last, neuron] / value * write if j == layer else 0
+                rows[feature] = (
+                    strength / (1 - threshold) * seen[f"mlp_act.{layer}"][0, last, neuron] / value * write if j == layer else 0
+                )
             layers[layer] = replace(
                 one, encoder=encoder, encoder_bias=bias, decoders=decoders, bias=0.02 * one.bias, activation=Activation("relu"),
                 skip=None if one.skip is None else 0.02 * one.skip,

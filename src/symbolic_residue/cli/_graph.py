@@ -144,12 +144,6 @@ def graph(
         answer(kept, load_heads(kept, show), load_supernodes(kept, show), show, json, load_circuit(kept, show))
         return
     asked = asked_targets(target or [], against, candidate, refusal, compliance)
-    if contexts is not None and dictionary is not None:
-        raise ConfigError(
-            "--contexts looks for neurons in texts, and --dictionary makes a graph of features.", todo="Leave one of them out."
-        )
-    if corrupted is not None:
-        _pair_fits(asked, position, dictionary)
     texts = None if contexts is None else read_texts(contexts)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
@@ -199,7 +193,7 @@ def graph(
         groups = label_supernodes(instrument, found, found.supernodes(), texts=texts, dictionary=units)
         save_supernodes(groups, folder)
         if not no_report:
-            write_page(found, folder, built.text, carried, groups)
+            write_page(found, folder, built.text, carried, groups, None if circuit is None else circuit.said())
     answer(found, carried, groups, folder, json, circuit)
 
 
@@ -237,9 +231,14 @@ def _pair(instrument: Instrument, prompt: str | None, corrupted: str, asked: lis
 
 
 def write_page(
-    found: Graph, folder: Path, prompt: str | None = None, heads: GraphHeads | None = None, groups: Supernodes | None = None
+    found: Graph,
+    folder: Path,
+    prompt: str | None = None,
+    heads: GraphHeads | None = None,
+    groups: Supernodes | None = None,
+    note: str | None = None,
 ) -> None:
-    """``report.html`` beside the graph: the pruned graph with its supernodes (those given, or unlabelled ones), and heads where they are given.
+    """``report.html`` beside the graph: the pruned graph with its supernodes (those given, or unlabelled ones), heads and a note where they are given.
 
     Raises:
         WriteError: it cannot be written.
@@ -247,7 +246,7 @@ def write_page(
     from symbolic_residue.report import graph_page
 
     data = found.to_neuronpedia(supernodes=found.supernodes() if groups is None else groups, prompt=prompt, heads=heads)
-    page = graph_page(data)
+    page = graph_page(data, note=note)
     try:
         (folder / "report.html").write_text(page, "utf-8")
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from symbolic_residue.dictionaries._dictionary import Activation, Dictionary, LayerDictionary, Predicts, Reads, Transcoders
 from symbolic_residue.dictionaries._documents import hold_out, read_documents
-from symbolic_residue.dictionaries._evaluate import evaluate_dictionary
+from symbolic_residue.dictionaries._evaluate import error_curves, evaluate_dictionary
 from symbolic_residue.dictionaries._open import open_dictionary
 from symbolic_residue.dictionaries._own import save_dictionary
 from symbolic_residue.dictionaries._plan import TrainingPlan
@@ -21,6 +21,7 @@ __all__ = [
     "TrainedDictionary",
     "TrainingPlan",
     "Transcoders",
+    "error_curves",
     "evaluate_dictionary",
     "hold_out",
     "open_dictionary",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from symbolic_residue.instrument import Instrument, Trace
     from symbolic_residue.models import LayerParts
 
-__all__ = ["EVALUATED", "evaluate_dictionary"]
+__all__ = ["EVALUATED", "error_curves", "evaluate_dictionary"]
 
 EVALUATED = ("fvu", "l0", "kl", "kl_mean", "kl_up_to", "kl_mean_up_to")
 """What a dictionary is measured by, a layer."""
@@ -90,6 +90,37 @@ def evaluate_dictionary(
         rows.append(row)
     floats = {f"{name}{end}": pl.Float64 for name in EVALUATED for end in ("", "_low", "_high")} | {"largest": pl.Float64}
     return pl.DataFrame(rows, schema={"layer": pl.Int64, "n": pl.Int64, **floats})
+
+
+_CURVES = {
+    "kl_up_to": "dictionary, layers up to this one",
+    "kl": "dictionary, this layer alone",
+    "kl_mean_up_to": "control: mean writes, layers up to this one",
+    "kl_mean": "control: mean write, this layer alone",
+}
+
+
+def error_curves(table: pl.DataFrame) -> pl.DataFrame:
+    """How errors add up over the layers, as the table that ``figures.curves`` draws: ``curve series x x_unit value low high n unit``.
+
+    Args:
+        table: from :func:`evaluate_dictionary`.
+    """
+    parts = [
+        table.select(
+            pl.lit("KL of the next token").alias("curve"),
+            pl.lit(series).alias("series"),
+            pl.col("layer").alias("x"),
+            pl.lit("layer").alias("x_unit"),
+            pl.col(name).alias("value"),
+            pl.col(f"{name}_low").alias("low"),
+            pl.col(f"{name}_high").alias("high"),
+            "n",
+            pl.lit("nats").alias("unit"),
+        )
+        for name, series in _CURVES.items()
+    ]
+    return pl.concat(parts)
 
 
 def _prompt(instrument: Instrument, dictionary: Transcoders, ids: Tensor, means: Mapping[int, Tensor]) -> dict[int, list[float]]:

@@ -7,6 +7,7 @@ from symbolic_residue.graph._circuit import attribute_circuit, Circuit, load_cir
 from symbolic_residue.graph._columns import Columns, Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._contexts import activating_contexts, Contexts
 from symbolic_residue.graph._diff import attribute_pair, Difference, difference
+from symbolic_residue.graph._error_nodes import error_influence
 from symbolic_residue.graph._failure_targets import (
     Collapse,
     Contrast,
@@ -123,6 +124,7 @@ __all__ = [
     "curve_numbers",
     "difference",
     "direct_edges",
+    "error_influence",
     "failure_contrast",
     "failure_named",
     "faithfulness",

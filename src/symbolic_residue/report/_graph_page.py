@@ -33,11 +33,12 @@ _SPREAD = {"-2": "bias", "-3": "constant"}
 _WORDS = {"unit": "unit", "rest": "rest", "embedding": "embedding", "target": "target"}
 
 
-def graph_page(data: Mapping[str, Any]) -> str:
+def graph_page(data: Mapping[str, Any], *, note: str | None = None) -> str:
     """The page of a graph.
 
     Args:
         data: a graph in the exchanged JSON, validated (``graph.validate_neuronpedia``).
+        note: a sentence below the question: what else was measured.
     """
     tokens = [figures.visible(str(token), spaces="all") for token in data["metadata"]["prompt_tokens"]]
     nodes = [_node(node, tokens) for node in data["nodes"]]
@@ -78,6 +79,7 @@ def graph_page(data: Mapping[str, Any]) -> str:
             data=Markup(_inert(shown)),
             model=str(data["metadata"]["scan"]),
             prompt=str(data["metadata"]["prompt"]),
+            note=note,
             targets=_targets(data, whole),
             kinds=_kinds(whole),
             whole=whole,

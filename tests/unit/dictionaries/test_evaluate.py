@@ -9,7 +9,7 @@ import torch
 from dictionary_files import random_dictionary
 from graph_helpers import instrument_of
 
-from symbolic_residue.dictionaries import Activation, evaluate_dictionary, LayerDictionary, Transcoders
+from symbolic_residue.dictionaries import Activation, error_curves, evaluate_dictionary, LayerDictionary, Transcoders
 from symbolic_residue.errors import DictionaryError, PromptError
 from symbolic_residue.instrument import Instrument
 
@@ -116,6 +116,20 @@ def test_the_mlp_itself_has_no_error_and_the_mean_has() -> None:
     assert random["fvu"].min() > 0.5 and (random["kl"] > table["kl"]).all()
     one = evaluate_dictionary(instrument, Transcoders(layers), PROMPTS[:1])
     assert one["kl_low"].null_count() == 2 and one["n"].to_list() == [1, 1]
+
+
+def test_how_errors_add_up_is_drawn_beside_its_controls() -> None:
+    from symbolic_residue.figures import curves
+
+    table = evaluate_dictionary(instrument_of("llama"), random_dictionary(2, d_model=64, features=40, dtype=torch.float64), PROMPTS)
+    drawn = error_curves(table)
+    assert drawn["series"].n_unique() == 4 and drawn["n"].unique().to_list() == [3]
+    for name, series in (("kl_up_to", "dictionary, layers up"), ("kl_mean", "control: mean write, this")):
+        part = drawn.filter(drawn["series"].str.starts_with(series))
+        assert part["x"].to_list() == [0, 1] and part["value"].to_list() == table[name].to_list()
+        assert part["low"].to_list() == table[f"{name}_low"].to_list()
+    shown = curves(drawn).to_dict()
+    assert "KL of the next token (nats)" in str(shown)
 
 
 def test_what_cannot_be_evaluated_is_refused() -> None:

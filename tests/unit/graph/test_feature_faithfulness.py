@@ -11,6 +11,7 @@ import pytest
 import torch
 from dictionary_files import perfect, random_dictionary
 from graph_helpers import instrument_of, with_logit
+from planted_features import plant
 from swapped import Swapped
 
 from symbolic_residue.dictionaries import Transcoders
@@ -255,16 +256,9 @@ def test_a_dictionary_that_is_the_mlp_has_the_neurons_scores_and_curves() -> Non
     assert few["recovered"].to_list() == pytest.approx(few["recovered_two"].to_list(), abs=1e-7)
 
 
-def planted(kind: str) -> tuple[Instrument, TokenPair, Transcoders, set[tuple[int, int]]]:
-    """Feature A of layer 0 is on at the clean prompt's last token alone and writes an axis, B of layer 1 reads the axis and writes the answer; MLPs do the same."""
-    from planted_features import plant
-
-    return plant(kind)
-
-
 @pytest.mark.parametrize("kind", ["transcoders", "skip", "clt"])
 def test_two_planted_features_are_the_circuit(kind: str) -> None:
-    instrument, pair, dictionary, truth = planted(kind)
+    instrument, pair, dictionary, truth = plant(kind)
     found = faithfulness(instrument, pair, units=dictionary, scores=("mixed", "relp", "random"), draws=4, seed=3)
     by = {row["score"]: row for row in found.summary().iter_rows(named=True)}
     assert found.reason is None and found.errors == "corrupted" and found.all_kept == pytest.approx(found.clean, rel=0.1)
@@ -288,6 +282,13 @@ def test_two_planted_features_are_the_circuit(kind: str) -> None:
     assert without.reason is None and without.curves["recovered"].max() < 0.5 and without.all_kept < 0.5 * without.clean
     given = faithfulness(instrument, pair, units=dictionary, scores=("mixed",), errors="clean")
     assert given.none_kept > 0.5 * given.clean and given.all_kept == pytest.approx(given.clean, abs=1e-9)
+
+
+def test_a_threshold_hides_a_feature_from_gradients_and_not_from_the_frozen_replacement() -> None:
+    instrument, pair, dictionary, _ = plant("transcoders", threshold=0.25)
+    found = faithfulness(instrument, pair, units=dictionary, scores=("relp", "mixed", "atp", "random"))
+    n80 = {row["score"]: row["n80"] for row in found.summary().iter_rows(named=True)}
+    assert n80["relp"] <= 2 and n80["mixed"] > 10 and n80["atp"] > 10 and n80["random"] > 10
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -16,6 +16,7 @@ from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph import (
     attribute_pair,
     attribute_prompt,
+    error_influence,
     freeze,
     Graph,
     head_loadings,
@@ -212,3 +213,40 @@ def test_ghosts_need_the_graphs_own_dictionary_and_model() -> None:
     for other in (instrument_of("llama", seed=1), instrument_of("gpt2")):
         with pytest.raises(ConfigError, match="not the model"):
             graph.ghosts(other, dictionary=dictionary)
+
+
+@pytest.mark.parametrize("rest", ["position", "layer"])
+@each_kind
+def test_errors_are_parted_from_the_features_that_are_no_nodes(kind: str, rest: str) -> None:
+    """The errors' edges are those of the graph in which every feature is a node; influence by the textbook's inverse."""
+    instrument, dictionary = instrument_of("gpt2"), made(kind)
+    prompt, _ = prompts(instrument)
+    every = attribute_prompt(instrument, prompt, targets=[PAIR, "top:2"], max_nodes=10**6, units=dictionary, rest=rest)
+    whole, plain = error_influence(instrument, every, dictionary), every.errors()
+    assert whole["layer"].to_list() == sorted(dictionary.layers)
+    of_layers = plain.filter(plain["layer"].is_in(whole["layer"]))
+    assert whole["error"].to_list() == pytest.approx(of_layers["influence"].to_list(), abs=1e-9)
+    assert float(whole["others"].max()) < 1e-9 and whole["below"].to_list() == pytest.approx(whole["error"].cum_sum().to_list())  # type: ignore[arg-type]
+    few = attribute_prompt(instrument, prompt, targets=[PAIR, "top:2"], max_nodes=25, units=dictionary, rest=rest)
+    found = error_influence(instrument, few, dictionary)
+    mine = triples(few.units)
+    there = torch.tensor([cell in mine for cell in zip(*(x.tolist() for x in vars(every.units).values()), strict=True)])
+    n, c = len(few), few.columns
+    rows = torch.cat([torch.ones(few.n_targets, dtype=torch.bool), there])
+    errors = every.edges[rows][:, every.columns.rest].clone()
+    errors[:, [s for i in range(2) if i not in dictionary.layers for s in range(i * c.spread, (i + 1) * c.spread)]] = 0
+    a = torch.zeros(few.n_targets + n, n + 2 * errors.shape[1] + len(c) - c.rest.stop, dtype=torch.float64)
+    a[:] = torch.cat([few.edges[:, :n], errors, few.edges[:, c.rest] - errors, few.edges[:, c.rest.stop :]], 1).abs()
+    a = a / a.sum(1, keepdim=True).clamp(min=1e-300)
+    weight = torch.tensor([t.weight for t in few.targets], dtype=torch.float64)
+    into = torch.linalg.solve(
+        torch.eye(n, dtype=torch.float64) - a[few.n_targets :, :n].T, weight / weight.sum() @ a[: few.n_targets, :n]
+    )
+    influence = weight / weight.sum() @ a[: few.n_targets] + into @ a[few.n_targets :]
+    both = influence[n : n + 2 * errors.shape[1]].view(2, 2, c.spread).sum(-1)
+    at = sorted(dictionary.layers)
+    assert found["error"].to_list() == pytest.approx(both[0][at].tolist(), abs=1e-9)
+    assert found["others"].to_list() == pytest.approx(both[1][at].tolist(), abs=1e-9) and float(found["others"].sum()) > 1e-3
+    neurons = attribute_prompt(instrument, prompt, targets=[PAIR], max_nodes=5)
+    with pytest.raises(ConfigError, match="has no errors"):
+        error_influence(instrument, neurons, dictionary)

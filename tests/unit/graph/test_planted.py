@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from graph_helpers import instrument_of
+from planted_features import ANSWER as SAID
+from planted_features import plant, WRONG
 
 from symbolic_residue.graph import attribute_prompt, promoted_tokens
 from symbolic_residue.prompts import build_prompt
@@ -53,3 +55,32 @@ def test_a_planted_chain_of_two_neurons_is_found(name: str) -> None:
     assert bool(kept.columns[a]) and bool(kept.columns[b]) and int(kept.columns[: len(graph)].sum()) < 15
     words = promoted_tokens(parts, instrument.loaded.tokenizer, graph.units, graph.activations)
     assert words[b][0] == instrument.loaded.tokenizer.decode([ANSWER])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["transcoders", "skip", "clt"])
+def test_a_planted_chain_of_two_features_is_found_and_not_where_it_is_not(kind: str, seed: int) -> None:
+    instrument, pair, dictionary, truth = plant(kind, seed, threshold=0.25)
+    last = len(pair.clean.ids) - 1
+    graph = attribute_prompt(instrument, pair.clean, targets=[(SAID, WRONG)], max_nodes=30, units=dictionary)
+    cells = list(zip(graph.units.layer.tolist(), graph.units.position.tolist(), graph.units.neuron.tolist(), strict=True))
+    by_effect = sorted(range(len(graph)), key=lambda u: -abs(float(graph.effects[u])))
+    assert {cells[u] for u in by_effect[:2]} == {(layer, last, feature) for layer, feature in truth}
+    a, b = (cells.index((layer, last, feature)) for layer, feature in sorted(truth))
+    row = graph.edges[graph.n_targets + b]
+    assert int(row.argmax()) == a and float(row[a]) > 0.5 * graph.activations[b]  # B is there because of A
+    assert float(graph.edges[0, b]) > 0.5 * graph.targets[0].value  # the answer because of B
+    kept = graph.prune()
+    assert bool(kept.columns[a]) and bool(kept.columns[b])
+    other = attribute_prompt(instrument, pair.corrupted, targets=[(SAID, WRONG)], max_nodes=30, units=dictionary)
+    there = set(zip(other.units.layer.tolist(), other.units.position.tolist(), other.units.neuron.tolist(), strict=True))
+    found = {cell for cell in there if (cell[0], cell[2]) in truth and cell[1] == last}
+    strong = max(
+        (
+            abs(float(other.effects[i]))
+            for i, cell in enumerate(zip(*(x.tolist() for x in vars(other.units).values()), strict=True))
+            if cell in found
+        ),
+        default=0.0,
+    )
+    assert strong < 0.1 * abs(float(graph.effects[b]))  # nothing of it where the token is another

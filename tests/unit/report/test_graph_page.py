@@ -50,6 +50,12 @@ def test_markup_in_tokens_labels_and_names_is_text() -> None:
     assert NASTY[0] in inner(page)["tokens"][0].replace("·", " ")
 
 
+def test_a_note_is_text_too() -> None:
+    page = graph_page(graph_data(), note="brings back <b>106%</b>")
+    assert "brings back &lt;b&gt;106%&lt;/b&gt;" in page and "<b>106%" not in page
+    assert "brings back" not in graph_page(graph_data())
+
+
 def test_links_beyond_the_most_are_the_smallest_shares_and_said(monkeypatch) -> None:
     from symbolic_residue.report import _graph_page
 
