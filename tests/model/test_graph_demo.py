@@ -145,7 +145,6 @@ def test_with_a_corrupted_prompt_it_says_what_is_causal(tmp_path, capsys):
         (["hot", "--rule", "third"], 2, "half or gate"),
         (["hot", "--rest", "none"], 2, "not known"),
         (["hot", "--contexts", "nowhere.txt"], 2, "cannot be read"),
-        (["hot", "--contexts", "packaged", "--dictionary", "d"], 2, "Leave one"),
         (["hot", "--position", "7"], 2, "no position"),
         (["hot", "--dtype", "bfloat16"], 3, "float32"),
         (["  "], 2, "whitespace"),

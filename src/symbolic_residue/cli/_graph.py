@@ -144,12 +144,6 @@ def graph(
         answer(kept, load_heads(kept, show), load_supernodes(kept, show), show, json, load_circuit(kept, show))
         return
     asked = asked_targets(target or [], against, candidate, refusal, compliance)
-    if contexts is not None and dictionary is not None:
-        raise ConfigError(
-            "--contexts looks for neurons in texts, and --dictionary makes a graph of features.", todo="Leave one of them out."
-        )
-    if corrupted is not None:
-        _pair_fits(asked, position, dictionary)
     texts = None if contexts is None else read_texts(contexts)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():

@@ -1,4 +1,4 @@
-"""Where in texts single neurons act most: one pass over the texts, with memory that does not grow with them.
+"""Where in texts single neurons (or features of a dictionary) act most: one pass over the texts, with memory that does not grow with them.
 
 1. Each text runs once, up to ``max_tokens``. Of every asked neuron its largest activation in the text counts, in the direction asked for (a gated
    neuron can act below 0), at any position but the first, where activations are those of the attention sink.
@@ -15,7 +15,11 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError
+from symbolic_residue.graph._device import on
+from symbolic_residue.graph._features import with_dictionary
+from symbolic_residue.graph._local import freeze
 from symbolic_residue.graph._mlp import find_mlp
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ def activating_contexts(
     before: int = 8,
     after: int = 2,
     max_tokens: int = 256,
+    dictionary: Dictionary | None = None,
 ) -> Contexts:
     """The places where neurons act most.
 
@@ -71,6 +76,7 @@ def activating_contexts(
         k: places a neuron.
         before, after: tokens kept around a place.
         max_tokens: of each text.
+        dictionary: in the layers that it has, numbers are of its features, and each text is frozen as a graph's prompt is.
 
     Raises:
         ConfigError: no text with two tokens or more, a neuron that is not there, no place asked for.
@@ -84,7 +90,7 @@ def activating_contexts(
     at = {i: (neurons[:, 0] == i).nonzero()[:, 0] for i in sorted(set(neurons[:, 0].tolist()))}
     values = torch.full((n, k), -torch.inf)
     windows, places = torch.full((n, k, width), -1), torch.full((n, k, 2), -1)
-    reader = _Reader(instrument, neurons, at)
+    reader = _Reader(instrument, neurons, at, dictionary)
     n_texts = n_tokens = 0
     for number, text in enumerate(texts):
         ids = instrument.loaded.tokenizer(text, return_tensors="pt")["input_ids"][0][:max_tokens]
@@ -118,8 +124,14 @@ def _merge(old: tuple[Tensor, Tensor, Tensor], new: tuple[Tensor, Tensor, Tensor
 class _Reader:
     """A text's largest activation of every asked neuron, times its sign, and where."""
 
-    def __init__(self, instrument: Instrument, neurons: Tensor, at: dict[int, Tensor]) -> None:
-        self.instrument, self.neurons, self.at = instrument, neurons, at
+    def __init__(self, instrument: Instrument, neurons: Tensor, at: dict[int, Tensor], dictionary: Dictionary | None) -> None:
+        self.instrument, self.neurons, self.dictionary = instrument, neurons, dictionary
+        known = {} if dictionary is None else dictionary.layers
+        self.features = {i: mine for i, mine in at.items() if i in known}
+        self.at = at = {i: mine for i, mine in at.items() if i not in known}
+        for i, mine in self.features.items():
+            if bool(((neurons[mine, 1] < 0) | (neurons[mine, 1] >= known[i].n_features)).any()):
+                raise ConfigError(f"Layer {i} has features 0 to {known[i].n_features - 1}, and others were asked for.")
         self.kinds, self.mlps = {}, {}
         layers, dtype = instrument.parts.layers, next(instrument.model.parameters()).dtype
         for i, mine in at.items():
@@ -150,7 +162,32 @@ class _Reader:
             found = acts.max(0)
             best[mine], where[mine] = found.values, found.indices + 1
 
+        for i, (value, position) in self._features(ids).items():
+            best[self.features[i]], where[self.features[i]] = value, position
         reads = [f"{kind}.{i}" for i, kind in self.kinds.items()]
+        if not reads:
+            return best, where
         with torch.no_grad():
             self.instrument.run(ids[None], reads=reads, keep_logits=1, on_read=keep)
         return best, where
+
+    def _features(self, ids: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """The same of features, by layer; those that are active nowhere have −inf."""
+        if self.dictionary is None or not self.features:
+            return {}
+        with torch.no_grad(), on(self.instrument.device):
+            local = with_dictionary(freeze(self.instrument, ids.to(self.instrument.device)), self.dictionary)
+        found = {}
+        for i, mine in self.features.items():
+            units = local.units[i]
+            cells = units.cells()
+            assert cells is not None
+            position, number, value = (x.cpu() for x in (*cells, units.values()))
+            value, later = value.float(), position > 0
+            acts = torch.full((len(ids), int(self.dictionary.layers[i].n_features)), -torch.inf)
+            acts[position[later], number[later]] = value[later]
+            signed = acts[1:, self.neurons[mine, 1]]
+            signed = torch.where(signed == -torch.inf, signed, signed * self.neurons[mine, 2])
+            top = signed.max(0)
+            found[i] = (top.values, top.indices + 1)
+        return found

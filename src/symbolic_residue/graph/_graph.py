@@ -25,6 +25,7 @@ from symbolic_residue.graph._mlp import Rule
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from symbolic_residue.dictionaries import Dictionary
     from symbolic_residue.graph._carried import GraphHeads
     from symbolic_residue.graph._diff import Difference
     from symbolic_residue.graph._faithfulness import Faithfulness
@@ -273,7 +274,14 @@ class Graph:
 
         return ghosts(instrument, self, **options)
 
-    def supernodes(self, instrument: Instrument | None = None, *, texts: Iterable[str] | None = None, **options: Any) -> Supernodes:
+    def supernodes(
+        self,
+        instrument: Instrument | None = None,
+        *,
+        texts: Iterable[str] | None = None,
+        dictionary: Dictionary | None = None,
+        **options: Any,
+    ) -> Supernodes:
         """Kept neurons grouped by what feeds and what reads them; options of ``_supernodes.supernodes``.
 
         With the model they are labelled by what they write and where they act, in the prompt and in ``texts``: ``_group_labels.label_supernodes``,
@@ -288,7 +296,7 @@ class Graph:
         if texts is not None and instrument is None:
             raise ConfigError("Texts say nothing without the model.", todo="Give the instrument too.")
         found = supernodes(self, **options)
-        return found if instrument is None else label_supernodes(instrument, self, found, texts=texts)
+        return found if instrument is None else label_supernodes(instrument, self, found, texts=texts, dictionary=dictionary)
 
     def faithfulness(self, instrument: Instrument, pair: CounterfactualPair | TokenPair, **options: Any) -> Faithfulness:
         """How much of a counterfactual pair's difference the graph's own units bring back: see ``graph_faithfulness``."""

@@ -132,16 +132,12 @@ def label_supernodes(
         The same groups with ``labels`` and ``about``.
 
     Raises:
-        ConfigError: no draw, no usable text, texts for a graph of features, another dictionary than the graph's.
+        ConfigError: no draw, no usable text, another dictionary than the graph's.
     """
     if draws < 1:
         raise ConfigError(f"{draws} random groups are no control.", todo="Give draws of 1 or more.")
-    if texts is not None and graph.feature_layers:
-        raise ConfigError(
-            "Contexts in texts are looked for of neurons; this graph has features.",
-            why="A feature's activation is the dictionary's to compute, text by text.",
-            todo="Leave texts out: what features write and where they act in the prompt is said.",
-        )
+    if texts is not None and graph.feature_layers and dictionary is None:
+        raise ConfigError("The graph's units are features of a dictionary, which is not given.", todo="Give dictionary=.")
     if not len(found):
         return found
     generator = torch.Generator().manual_seed(seed)
@@ -157,7 +153,7 @@ def label_supernodes(
         if texts is not None:
             keys = [_signed(local, one) for one in drawn_too]
             unique = torch.cat([one.flatten(0, 1) for one in keys]).unique(dim=0)
-            contexts = activating_contexts(instrument, unique, texts, k=k, max_tokens=max_tokens)
+            contexts = activating_contexts(instrument, unique, texts, k=k, max_tokens=max_tokens, dictionary=dictionary)
             places = [[_counted(contexts, unique, group) for group in one] for one in keys]
     decode = instrument.loaded.tokenizer.decode
     about = []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dictionary_files import random_dictionary
 from graph_helpers import instrument_of
 
 from symbolic_residue.cli._graph_texts import read_texts
@@ -25,6 +26,7 @@ from symbolic_residue.graph import (
     save_supernodes,
     Supernodes,
     validate_neuronpedia,
+    with_dictionary,
     write_neuronpedia,
 )
 from symbolic_residue.instrument import Instrument
@@ -96,6 +98,47 @@ def test_places_and_values_are_those_of_the_replacement_model(name: str) -> None
             ids = [-1, -1, *ids_of(instrument, TEXTS[number]), -1, -1]
             assert found.windows[row, j].tolist() == ids[position : position + 5]
         assert found.values[row, len(best) :].isnan().all()
+
+
+@pytest.mark.parametrize("clt", [False, True])
+def test_places_of_features_are_those_of_the_dictionary(clt: bool) -> None:
+    """Oracle: every text frozen by itself with the dictionary; layer 0 has neurons where the dictionary lacks it."""
+    instrument = instrument_of("llama")
+    dictionary = random_dictionary(2, clt=clt, skip=False, only=None if clt else (1,), d_model=64, features=40)
+    keys = torch.tensor([[i, n, 1] for i in range(2) for n in (0, 7, 21, 39)])
+    found = activating_contexts(instrument, keys, TEXTS, k=2, dictionary=dictionary)
+    plain = activating_contexts(instrument, keys, TEXTS, k=2)
+    for row, (layer, number, _) in enumerate(keys.tolist()):
+        if layer not in dictionary.layers:
+            assert found.values[row].tolist() == plain.values[row].tolist()
+            continue
+        best = []
+        for text in TEXTS:
+            units = with_dictionary(freeze(instrument, torch.tensor(ids_of(instrument, text))), dictionary).units[layer]
+            position, feature = units.cells()  # type: ignore[misc]
+            here = (feature == number) & (position > 0)
+            best += [float(units.values()[here].max())] if bool(here.any()) else []
+        best = sorted(best, reverse=True)[:2]
+        assert (
+            found.values[row, : len(best)].tolist() == pytest.approx(best, rel=1e-5)
+            and found.values[row, len(best) :].isnan().all()
+        )
+    with pytest.raises(ConfigError, match="features 0 to 39"):
+        activating_contexts(instrument, torch.tensor([[1, 40, 1]]), TEXTS, dictionary=dictionary)
+
+
+def test_groups_of_features_are_labelled_too() -> None:
+    instrument = instrument_of("llama")
+    dictionary = random_dictionary(2, clt=True, skip=True, only=None, d_model=64, features=40)
+    prompt = build_prompt(instrument.loaded.tokenizer, TEXT)
+    graph = attribute_prompt(instrument, prompt, units=dictionary, targets=["top:2"], max_nodes=30)
+    members = [u for u in range(len(graph)) if int(graph.units.position[u]) > 0][:6]
+    found = label_supernodes(instrument, graph, groups(graph, [members[:3], members[3:]]), texts=TEXTS, dictionary=dictionary)
+    assert all(one.fires is not None and 0 < one.fires.value <= 1 and one.writes.value > 0 for one in found.about)
+    assert label_supernodes(instrument, graph, groups(graph, [members]), dictionary=dictionary).about[0].fires is None
+    for options in ({"texts": TEXTS}, {}):
+        with pytest.raises(ConfigError, match="dictionary"):
+            label_supernodes(instrument, graph, groups(graph, [members]), **options)
 
 
 def test_texts_are_read_once_and_memory_does_not_grow_with_them() -> None:

@@ -32,6 +32,7 @@ __all__ = ["Aimed", "FailingPrompt", "aim", "failing_prompts", "prompt_of", "wor
 
 _REPEATS = 4
 SPANS = {"evidence": "says the right answer", "distractor": "says another", "padding": "padding"}
+INSTRUCTIONS = {"evidence": "the instruction that holds", "distractor": "the other instruction"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def failing_prompts(failure: Failure, mode: str, shell: str) -> list[FailingProm
     """Every prompt of a failure; answers that begin alike are given up to where they differ."""
     found = []
     for ask in failure.asks:
-        spans = {said: places for name, said in SPANS.items() if (places := getattr(ask, name))}
+        names = INSTRUCTIONS if shell == "instruction-disruption" else SPANS
+        spans = {said: places for name, said in names.items() if (places := getattr(ask, name))}
         control = None if ask.control is None else (*ask.control, *ask.given)
         found.append(FailingPrompt(failure.id, mode, shell, (*ask.ids, *ask.given), ask.answer, ask.wrong, spans, control))
     return found

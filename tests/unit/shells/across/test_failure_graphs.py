@@ -126,6 +126,8 @@ def test_prompts_of_a_failure_keep_what_is_known_of_them() -> None:
     (found,) = failing_prompts(Failure("f", "frame", (ask,)), "mode", "memtrace")
     assert found.ids == (1, 2, 3, 9) and found.control == (4, 5, 9) and (found.right, found.wrong) == (7, 8)
     assert found.spans == {"says the right answer": (1,), "says another": (2,), "padding": (0,)}
+    (found,) = failing_prompts(Failure("f", "frame", (ask,)), "mode", "instruction-disruption")
+    assert found.spans == {"the instruction that holds": (1,), "the other instruction": (2,)}
 
 
 # -- what the graph says -----------------------------------------------------------------------------------------------------
