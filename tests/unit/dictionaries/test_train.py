@@ -237,6 +237,33 @@ def test_the_exported_dictionary_predicts_what_was_trained(seed: int, clt: bool,
     assert float((norms - 1).abs().max()) > 1e-3  # type: ignore[union-attr, operator]
 
 
+def test_a_step_does_not_change_the_norm_of_a_features_decoders() -> None:
+    coder = Coder(TrainingPlan("clt", layers=(0, 1), features=12, k=3), 6)
+    draw = torch.Generator().manual_seed(0)
+    x, y = ({i: torch.randn(40, 6, generator=draw) for i in (0, 1)} for _ in "xy")
+    none = {i: torch.zeros(12, dtype=torch.bool) for i in (0, 1)}
+    coder.loss(x, y, none).total.backward()
+    decoder = coder.parameters["0.decoder"]
+    assert decoder.grad is not None
+    whole = decoder.grad.clone()
+    coder.before_step()
+    torch.testing.assert_close((decoder.grad * decoder.detach()).sum(-1), torch.zeros(12), rtol=0, atol=1e-6)
+    assert not torch.allclose(whole, decoder.grad)
+    torch.testing.assert_close(decoder.detach().norm(dim=-1), torch.ones(12))
+
+
+def test_rates_and_penalties_rise_and_fall_as_they_say() -> None:
+    plan = TrainingPlan(activation="jumprelu", sparsity=0.4, steps=200, learning_rate=1.0)
+    assert (
+        plan.rate(0) == pytest.approx(0.1)
+        and plan.rate(9) == 1.0
+        and plan.rate(10) == 1.0
+        and plan.rate(199) == pytest.approx(0.1, abs=0.01)
+    )
+    assert plan.penalty(0) == pytest.approx(0.4 / 50) and plan.penalty(49) == plan.penalty(199) == 0.4
+    assert TrainingPlan(k=1).penalty(10) == 0
+
+
 def planted_rows(folder: Path, n: int = 3000) -> tuple[Rows, torch.Tensor]:
     """Two layers whose outputs are sums of 8 planted features of layer 0's input, each active at a tenth of the positions, written to both layers."""
     draw = torch.Generator().manual_seed(7)
@@ -431,6 +458,27 @@ def test_ctrl_c_keeps_what_was_done(loaded: LoadedModel, tmp_path: Path, what: s
     if what == "training":
         assert first["training"] == 13
     assert same(resumed, train_dictionary(loaded, TEXTS, tmp_path / "b", plan, file_bytes=1))
+
+
+def test_a_step_that_was_cut_is_not_kept(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, seen = TrainingPlan(**PLAN), []
+    real = Coder.after_step
+
+    def cut(self: Coder) -> None:
+        seen.append(1)
+        if len(seen) == 18:
+            raise KeyboardInterrupt  # the parameters have moved, the step is not counted yet
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Coder, "after_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_dictionary(loaded, TEXTS, tmp_path / "a", plan, save_every=5)
+    first: list[int] = []
+    resumed = train_dictionary(
+        loaded, TEXTS, tmp_path / "a", plan, progress=lambda what, done, total: first.append(done) if what == "training" else None
+    )
+    assert first[0] == 15 and same(resumed, train_dictionary(loaded, TEXTS, tmp_path / "b", plan))
 
 
 def test_collected_activations_serve_other_plans_of_the_same_texts_alone(loaded: LoadedModel, tmp_path: Path) -> None:
