@@ -276,3 +276,19 @@ def test_a_supernode_says_what_is_known_of_it(visit: Any, name: str) -> None:
     place.click()
     assert page.locator(".stage path.chosen").get_attribute("data-node") == "0" and page.evaluate("window.pwned") is None
     assert page.messages == []
+
+
+def test_a_node_that_is_found_in_sight_does_not_move_the_picture_and_one_out_of_sight_comes_in(visit: Any) -> None:
+    page, data = visit("big"), DATA["big"]
+    where = "document.querySelector('.stage g[transform*=scale]').getAttribute('transform')"
+    before = page.evaluate(where)
+    page.locator("#find").fill(data["nodes"][-1]["node_id"])  # a target, at the upper edge of the picture
+    page.locator("#find").press("Enter")
+    assert page.evaluate(where) == before
+    for _ in range(6):
+        page.get_by_role("button", name="zoom in").click()
+    for name in (data["nodes"][0]["node_id"], data["nodes"][-1]["node_id"]):
+        page.locator("#find").fill(name)
+        page.locator("#find").press("Enter")
+        dot, stage = page.locator(".stage path.chosen").bounding_box(), page.locator("#stage").bounding_box()
+        assert stage["x"] <= dot["x"] <= stage["x"] + stage["width"] and stage["y"] <= dot["y"] <= stage["y"] + stage["height"]

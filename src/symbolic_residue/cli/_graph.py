@@ -86,7 +86,7 @@ def graph(
         str | None,
         typer.Option(
             "--corrupted",
-            help="A prompt of as many tokens that is answered by --against: nodes are the neurons that make the difference, and what they bring back when "
+            help="A prompt of as many tokens that is answered by --against: nodes are the units that make the difference, and what they bring back when "
             "they alone are kept is measured.",
             show_default=False,
         ),
@@ -144,6 +144,8 @@ def graph(
         answer(kept, load_heads(kept, show), load_supernodes(kept, show), show, json, load_circuit(kept, show))
         return
     asked = asked_targets(target or [], against, candidate, refusal, compliance)
+    if corrupted is not None:
+        _pair_fits(asked, position)
     texts = None if contexts is None else read_texts(contexts)
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
@@ -170,7 +172,9 @@ def graph(
         circuit = None
         if corrupted is not None:
             pair = _pair(instrument, prompt, corrupted, asked, chat)
-            found, circuit = attribute_circuit(instrument, pair, max_nodes=nodes, rule=asked_rule(rule), rest=rest)
+            found, circuit = attribute_circuit(
+                instrument, pair, units=units or "neurons", max_nodes=nodes, rule=asked_rule(rule), rest=rest
+            )
         else:
             found = attribute_prompt(
                 instrument,
@@ -197,8 +201,8 @@ def graph(
     answer(found, carried, groups, folder, json, circuit)
 
 
-def _pair_fits(asked: list[AskedTarget], position: int, dictionary: Path | None) -> None:
-    """Whether what was asked for is one logit difference, of the last position, in neurons."""
+def _pair_fits(asked: list[AskedTarget], position: int) -> None:
+    """Whether what was asked for is one logit difference, of the last position."""
     if len(asked) != 1 or not isinstance(asked[0], tuple) or not all(isinstance(one, str) for one in asked[0]):
         raise ConfigError(
             "--corrupted needs one --target and --against, as text.",
@@ -206,10 +210,6 @@ def _pair_fits(asked: list[AskedTarget], position: int, dictionary: Path | None)
         )
     if position != -1:
         raise ConfigError("--corrupted explains the last position.", todo="Leave --position out, or shorten both prompts.")
-    if dictionary is not None:
-        raise ConfigError(
-            "--corrupted chooses neurons.", todo="Leave --dictionary out; graph_faithfulness measures a graph of features."
-        )
 
 
 def _pair(instrument: Instrument, prompt: str | None, corrupted: str, asked: list[AskedTarget], chat: bool) -> TokenPair:

@@ -1,6 +1,6 @@
 """Attribution graphs of a decoder on a prompt: what produced the answer, through which neurons, and sums that add up."""
 
-from symbolic_residue.graph._attribute import attribute, attribute_prompt
+from symbolic_residue.graph._attribute import attribute, attribute_prompt, choose_units
 from symbolic_residue.graph._baselines import gradients_at, mixed_at, PairScores, ScoreName, SCORES
 from symbolic_residue.graph._carried import graph_heads, GraphHeads, influential_edges, Look
 from symbolic_residue.graph._circuit import attribute_circuit, Circuit, load_circuit, save_circuit
@@ -120,6 +120,7 @@ __all__ = [
     "attribute_circuit",
     "attribute_pair",
     "attribute_prompt",
+    "choose_units",
     "compare_scores",
     "curve_numbers",
     "difference",

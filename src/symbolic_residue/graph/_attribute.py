@@ -29,7 +29,7 @@ from symbolic_residue.instrument import Instrument
 from symbolic_residue.models import wrap
 from symbolic_residue.prompts import build_prompt, Prompt
 
-__all__ = ["attribute", "attribute_prompt"]
+__all__ = ["attribute", "attribute_prompt", "choose_units"]
 
 
 def attribute(
@@ -98,14 +98,9 @@ def attribute_prompt(
     Raises:
         ConfigError: units that the model does not have; others as of :func:`attribute`.
     """
-    if max_nodes < 0:
-        raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
     if rest not in ("position", "layer"):
         raise ConfigError(f"rest={rest!r} is not known.", todo="Use 'position' or 'layer'.")
-    if isinstance(units, str) and units != "neurons":
-        raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
-    if not len(prompt.ids):
-        raise PromptError("The prompt is empty.", todo="Give some text.")
+    _require_asked(prompt, units, max_nodes)
     about: dict[str, Any] = {}
     with torch.no_grad(), on(instrument.device):
         local = freeze(instrument, torch.tensor(prompt.ids))
@@ -125,12 +120,47 @@ def attribute_prompt(
         rows = of_targets + unit_rows(local, chosen, rule)
         edges, columns = direct_edges(local, rows, chosen, by_position=rest == "position")
         activations, terms = unit_values(local, chosen), _terms(local, rows)
-    infos = tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
     return Graph(
-        tuple(prompt.ids), tuple(prompt.tokens), infos, chosen.to("cpu"), activations.cpu(), first.cpu(), edges.cpu(), columns, rule,
+        tuple(prompt.ids), tuple(prompt.tokens), _infos(asked), chosen.to("cpu"), activations.cpu(), first.cpu(), edges.cpu(), columns, rule,
         local.parts.logit_softcap is not None, local.error, of_targets.to("cpu"), instrument.loaded.provenance.model_dump(), dictionary=about,
         terms=terms.cpu(),
     ).require()  # fmt: skip
+
+
+def choose_units(
+    instrument: Instrument,
+    prompt: Prompt,
+    *,
+    targets: Sequence[AskedTarget] = ("top",),
+    units: Literal["neurons"] | Dictionary = "neurons",
+    position: int = -1,
+    max_nodes: int = 1000,
+    rule: Rule = "half",
+) -> tuple[Units, tuple[TargetInfo, ...]]:
+    """The units that :func:`attribute_prompt` would choose, and the targets, without any edges: a forward and a pass down.
+
+    Raises:
+        as :func:`attribute`.
+    """
+    _require_asked(prompt, units, max_nodes)
+    with torch.no_grad(), on(instrument.device):
+        local = freeze(instrument, torch.tensor(prompt.ids))
+        local = local if isinstance(units, str) else with_dictionary(local, units)
+        asked = read_targets(instrument, local, targets, position, rule)
+        return largest(local, _groups(local, asked), max_nodes, rule=rule)[0].to("cpu"), _infos(asked)
+
+
+def _require_asked(prompt: Prompt, units: Any, max_nodes: int) -> None:
+    if max_nodes < 0:
+        raise ConfigError(f"{max_nodes} nodes cannot be chosen.", todo="Give max_nodes of 0 or more.")
+    if isinstance(units, str) and units != "neurons":
+        raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
+    if not len(prompt.ids):
+        raise PromptError("The prompt is empty.", todo="Give some text.")
+
+
+def _infos(asked: Sequence[Target]) -> tuple[TargetInfo, ...]:
+    return tuple(TargetInfo(t.name, t.value, t.layer, t.position, t.weight, t.group, t.token, t.probability) for t in asked)
 
 
 def _terms(local: LocalModel, rows: Rows) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError, PromptError
-from symbolic_residue.graph._attribute import attribute_prompt
+from symbolic_residue.graph._attribute import attribute_prompt, choose_units
 from symbolic_residue.graph._columns import Columns, Units
 from symbolic_residue.graph._failure_targets import fixed_failures
 from symbolic_residue.graph._graph import Check, Graph, TargetInfo, TOLERANCE
@@ -214,21 +214,23 @@ def attribute_pair(
     second = other or instrument
     check_same_architecture(second, instrument)
 
-    def run(which: Instrument, prompt: Prompt, asked: Sequence[AskedTarget], nodes: Units | None = None) -> Graph:
+    def choose(which: Instrument, prompt: Prompt, asked: Sequence[AskedTarget]) -> tuple[Units, tuple[TargetInfo, ...]]:
+        return choose_units(which, prompt, targets=asked, units=units, position=position, max_nodes=max_nodes, rule=rule)
+
+    def run(which: Instrument, prompt: Prompt, nodes: Units) -> Graph:
         return attribute_prompt(
-            which, prompt, targets=asked, units=units, position=position, max_nodes=max_nodes, rule=rule, rest=rest,
-            nodes=nodes, off=True,
-        )  # fmt: skip
+            which, prompt, targets=same, units=units, position=position, rule=rule, rest=rest, nodes=nodes, off=True
+        )
 
     targets = fixed_failures(instrument, a.ids, targets, position)
-    first = run(instrument, a, targets)
+    first, explained = choose(instrument, a, targets)
     same: list[AskedTarget] = []
     for group, one in enumerate(targets):
         top = isinstance(one, str) and (one == "top" or one.startswith("top:"))
-        same += [t.token for t in first.targets if t.group == group and t.token is not None] if top else [one]
-    found = run(second, b, same)
-    union = Units.of(torch.tensor(sorted({*_triples(first.units), *_triples(found.units)}), dtype=torch.long).view(-1, 3))
-    one, two = run(instrument, a, same, union), run(second, b, same, union)
+        same += [t.token for t in explained if t.group == group and t.token is not None] if top else [one]
+    found, _ = choose(second, b, same)
+    union = Units.of(torch.tensor(sorted({*_triples(first), *_triples(found)}), dtype=torch.long).view(-1, 3))
+    one, two = run(instrument, a, union), run(second, b, union)
     _require_alike(one, two)
     return Difference(one, two, (len(first), len(found)))
 

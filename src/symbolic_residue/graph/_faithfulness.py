@@ -29,11 +29,11 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError
-from symbolic_residue.graph._baselines import PairScores, ScoreName, SCORES
-from symbolic_residue.graph._feature_scores import FeatureScores
+from symbolic_residue.graph._baselines import ScoreName, SCORES
+from symbolic_residue.graph._feature_scores import scores_of
 from symbolic_residue.graph._features import require_dictionary
-from symbolic_residue.graph._kept import check_ends, PairRun, ranks, run_pair
-from symbolic_residue.graph._kept_features import Errors, FeaturePairRun, run_feature_pair
+from symbolic_residue.graph._kept import check_ends, PairRun, ranks
+from symbolic_residue.graph._kept_features import Errors, FeaturePairRun, run_units
 from symbolic_residue.graph._pairs import token_pair, TokenPair
 from symbolic_residue.instrument import Instrument
 from symbolic_residue.prompts import CounterfactualPair
@@ -198,16 +198,13 @@ def faithfulness(
     unknown = [one for one in scores if one not in SCORES]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is no score.", todo=f"Use one of: {', '.join(SCORES)}.")
-    run = _run(instrument, pair, None if isinstance(units, str) else units, errors)
-    if isinstance(units, str) and units != "neurons":
-        raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
+    run = _run(instrument, pair, units, errors)
     counts = log_counts(run.in_play, points)
     named: list[tuple[str, int, tuple[Tensor, ...]]] = []
-    kind = FeatureScores if isinstance(run, FeaturePairRun) else PairScores
-    makers = kind(run, steps=steps, seed=seed)
+    makers = scores_of(run, steps=steps, seed=seed)
     for name in dict.fromkeys(scores):
         for draw in range(draws if name == "random" else 1):
-            made = kind(run, seed=seed + draw) if name == "random" else makers
+            made = scores_of(run, seed=seed + draw) if name == "random" else makers
             named.append((name, draw, made.score(name)))
     return curves_of(run, named, counts, floor)
 
@@ -240,7 +237,7 @@ def graph_faithfulness(
         PromptError, UnsupportedModelError, VerificationError: as in :func:`faithfulness`.
     """
     require_dictionary(graph, dictionary)
-    run = _run(instrument, pair, dictionary, errors)
+    run = _run(instrument, pair, dictionary or "neurons", errors)
     if tuple(run.pair.clean.ids) != graph.ids:
         raise ConfigError(
             "The graph is not of the pair's clean prompt.", todo="Make it with attribute_prompt(instrument, token_pair.clean)."
@@ -250,14 +247,15 @@ def graph_faithfulness(
         raise ConfigError(f"{held} of the graph's units are in play.", todo="Make a graph of more nodes.")
     counts = [*log_counts(held, points), run.in_play]
     named: list[tuple[str, int, tuple[Tensor, ...]]] = [("graph", 0, scores)]
-    named += [("random", draw, PairScores(run, seed=seed + draw).score("random")) for draw in range(draws)]
+    named += [("random", draw, scores_of(run, seed=seed + draw).score("random")) for draw in range(draws)]
     found = curves_of(run, named, counts, floor)
     return replace(found, curves=found.curves.filter(pl.col("n") <= held))
 
 
-def _run(instrument: Instrument, pair: CounterfactualPair | TokenPair, dictionary: Dictionary | None, errors: Errors) -> PairRun:
-    local = pair if isinstance(pair, TokenPair) else token_pair(instrument, pair)
-    return run_pair(instrument, local) if dictionary is None else run_feature_pair(instrument, local, dictionary, errors)
+def _run(
+    instrument: Instrument, pair: CounterfactualPair | TokenPair, units: Literal["neurons"] | Dictionary, errors: Errors
+) -> PairRun:
+    return run_units(instrument, pair if isinstance(pair, TokenPair) else token_pair(instrument, pair), units, errors)
 
 
 def _placed(graph: Graph, run: PairRun) -> tuple[tuple[Tensor, ...], int]:

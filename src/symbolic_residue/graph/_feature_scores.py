@@ -19,12 +19,13 @@ from symbolic_residue.dictionaries import stand_in
 from symbolic_residue.graph._baselines import Layers, MIXED_AT, Mixture, PairScores
 from symbolic_residue.graph._columns import Units
 from symbolic_residue.graph._features import silenced, with_dictionary
+from symbolic_residue.graph._kept import PairRun
 from symbolic_residue.graph._kept_features import FeaturePairRun, scattered
 from symbolic_residue.graph._local import freeze, LocalModel
 from symbolic_residue.graph._mlp import find_mlp
 from symbolic_residue.instrument import Add, Edit
 
-__all__ = ["FeatureScores"]
+__all__ = ["FeatureScores", "scores_of"]
 
 
 class FeatureScores(PairScores):
@@ -101,6 +102,11 @@ class FeatureScores(PairScores):
     def _cells(self, layer: int, rank: Tensor, count: int) -> tuple[Tensor, Tensor]:
         cells = self.run.cells[layer]
         return super()._cells(layer, rank, count) if cells is None else (cells[0][rank < count], cells[1][rank < count])
+
+
+def scores_of(run: PairRun, *, steps: int = 5, seed: int = 0) -> PairScores:
+    """The scores of a pair of runs, of neurons or of features."""
+    return (FeatureScores if isinstance(run, FeaturePairRun) else PairScores)(run, steps=steps, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)

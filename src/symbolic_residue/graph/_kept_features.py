@@ -23,12 +23,12 @@ from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary, stand_in, standing
 from symbolic_residue.errors import ConfigError, UnsupportedModelError
-from symbolic_residue.graph._kept import check_ends, KeepUnits, PairRun, ranks
+from symbolic_residue.graph._kept import check_ends, KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._pairs import TokenPair
 from symbolic_residue.instrument import Edit, Instrument
 from symbolic_residue.types import Point
 
-__all__ = ["Errors", "FeaturePairRun", "run_feature_pair", "scattered"]
+__all__ = ["Errors", "FeaturePairRun", "run_feature_pair", "run_units", "scattered"]
 
 Errors = Literal["corrupted", "clean"]
 _HELD = 1 << 25
@@ -168,3 +168,18 @@ def run_feature_pair(
     whole = float(first.kept(ranks(first.clean), [first.in_play])[0])
     check_ends(first, whole)
     return made(errors, whole)
+
+
+def run_units(
+    instrument: Instrument, pair: TokenPair, units: Literal["neurons"] | Dictionary, errors: Errors = "corrupted"
+) -> PairRun:
+    """Both runs, of neurons or of a dictionary's features.
+
+    Raises:
+        ConfigError: units that are neither; others as of ``run_pair`` and :func:`run_feature_pair`.
+    """
+    if not isinstance(units, str):
+        return run_feature_pair(instrument, pair, units, errors)
+    if units != "neurons":
+        raise ConfigError(f"units={units!r} is not known.", todo="Use 'neurons', or a dictionary from open_dictionary.")
+    return run_pair(instrument, pair)

@@ -17,7 +17,7 @@ from tiny_models import build, tiny_tokenizer
 from symbolic_residue.cli import main
 from symbolic_residue.dictionaries import open_dictionary, save_dictionary, Transcoders
 from symbolic_residue.errors import DictionaryError, NonFiniteWeightsError
-from symbolic_residue.graph import attribute, graph_scores, load_graph
+from symbolic_residue.graph import attribute, graph_scores, load_circuit, load_graph
 
 TEXT = "Please write the answer in one word. The answer is"
 
@@ -71,6 +71,24 @@ def test_two_prompts_are_compared_by_features(model: Path, tmp_path: Path, capsy
         capsys, 2, "ConfigError", "graph", "diff", str(tmp_path / "g" / "a"), str(tmp_path / "g" / "b"), "--dictionary", folder
     )
     assert "with kept graphs" in said["what"]
+
+
+def test_what_corrupted_asks_for_is_checked_and_features_may_be_the_nodes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = kept(of_model(), tmp_path / "d")
+    asked = ["graph", TEXT, "--corrupted", TEXT.replace("one", "two"), "--model", str(model), "--nodes", "10"]
+    both = ["--target", "a", "--against", "b"]
+    for words in ([], ["--target", "#7", "--against", "#9"], [*both, "--position", "3"]):
+        assert main([*asked, *words, "-o", str(tmp_path / "x"), "--json"]) == 2
+        assert "--corrupted" in json.loads(capsys.readouterr().err)["what"] and not (tmp_path / "x").exists()
+    assert main([*asked, *both, "--dictionary", folder, "-o", str(tmp_path / "g"), "--json"]) == 0
+    capsys.readouterr()
+    graph = load_graph(tmp_path / "g")
+    circuit = load_circuit(graph, tmp_path / "g")
+    assert (
+        circuit is not None and circuit.units == "features" and graph.feature_layers == {0, 1} and len(graph) == circuit.kept == 10
+    )
 
 
 def test_dictionaries_that_cannot_be_used_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

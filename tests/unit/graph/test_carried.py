@@ -293,3 +293,13 @@ def test_rests_by_layer_are_not_split() -> None:
     rest = graph.columns.rest
     assert len(heads) and not ((heads.loadings.column >= rest.start) & (heads.loadings.column < rest.stop)).any()
     graph.to_neuronpedia(heads=heads)
+
+
+def test_a_graph_has_what_is_promised_as_methods(made: tuple[Instrument, Graph, GraphHeads], tmp_path: Path) -> None:
+    instrument, graph, _ = made
+    names = "check prune faithfulness head_loadings qk ghosts errors supernodes to_neuronpedia save diff heads"
+    assert all(callable(getattr(graph, name)) for name in names.split())
+    assert graph.check().passed and load_graph(graph.save(tmp_path)).nodes().equals(graph.nodes())
+    edges = influential_edges(graph, 5)[0]
+    assert graph.head_loadings(instrument, edges).error < 1e-12
+    assert graph.qk(instrument, 1, 0, 3, 2).error < 1e-11

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,6 +18,7 @@ from swapped import Swapped
 from symbolic_residue.dictionaries import Transcoders
 from symbolic_residue.errors import ConfigError, DictionaryError, UnsupportedModelError
 from symbolic_residue.graph import (
+    attribute_circuit,
     attribute_prompt,
     direct_edges,
     faithfulness,
@@ -24,10 +26,12 @@ from symbolic_residue.graph import (
     FeatureScores,
     freeze,
     graph_faithfulness,
+    load_circuit,
     PairScores,
     ranks,
     run_feature_pair,
     run_pair,
+    save_circuit,
     SCORES,
     TokenPair,
     unit_values,
@@ -289,6 +293,28 @@ def test_a_threshold_hides_a_feature_from_gradients_and_not_from_the_frozen_repl
     found = faithfulness(instrument, pair, units=dictionary, scores=("relp", "mixed", "atp", "random"))
     n80 = {row["score"]: row["n80"] for row in found.summary().iter_rows(named=True)}
     assert n80["relp"] <= 2 and n80["mixed"] > 10 and n80["atp"] > 10 and n80["random"] > 10
+
+
+@pytest.mark.parametrize("kind", ["transcoders", "skip", "clt"])
+def test_a_planted_pair_has_its_features_as_the_nodes_of_its_graph(kind: str, tmp_path: Path) -> None:
+    instrument, pair, dictionary, truth = plant(kind)
+    graph, circuit = attribute_circuit(instrument, pair, units=dictionary, max_nodes=2, draws=2)
+    assert set(zip(graph.units.layer.tolist(), graph.units.neuron.tolist(), strict=True)) == truth
+    (own,) = circuit.recovered()
+    assert graph.check().worst < 1e-12 and own > 0.8 and max(circuit.recovered("random")) < 0.5
+    run = run_feature_pair(instrument, pair, dictionary)
+    every = float(run.kept(ranks(run.clean), [run.in_play])[0])
+    assert circuit.whole == pytest.approx((every - circuit.none_kept) / (run.whole - circuit.none_kept), abs=1e-9)
+    assert f"2 of {run.in_play} features" in circuit.said()
+    assert "the rest is in the errors" in circuit.said()
+    save_circuit(circuit, graph.save(tmp_path / "g"))
+    back = load_circuit(graph, tmp_path / "g")
+    assert back is not None and back.said() == circuit.said() and back.units == "features"
+    turned = replace(pair, clean=pair.corrupted, corrupted=pair.clean, answer=WRONG, wrong=ANSWER)
+    there, _ = attribute_circuit(
+        instrument, turned, units=dictionary, max_nodes=5, draws=1, floor=1e-9
+    )  # features that are off on its clean prompt
+    assert there.check().worst < 1e-12 and bool((there.activations == 0).any())
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -22,12 +22,13 @@ from symbolic_residue.graph import (
     head_loadings,
     load_graph,
     save_graph,
+    TokenPair,
     unit_values,
     Units,
     with_dictionary,
 )
 from symbolic_residue.instrument import Instrument
-from symbolic_residue.prompts import build_prompt, Prompt
+from symbolic_residue.prompts import build_prompt, CounterfactualPair, Prompt
 
 TEXT = "Please write the answer in one word. The answer is"
 PAIR = (7, 9)
@@ -250,3 +251,26 @@ def test_errors_are_parted_from_the_features_that_are_no_nodes(kind: str, rest: 
     neurons = attribute_prompt(instrument, prompt, targets=[PAIR], max_nodes=5)
     with pytest.raises(ConfigError, match="has no errors"):
         error_influence(instrument, neurons, dictionary)
+
+
+@each_kind
+def test_every_method_of_a_graph_knows_features(kind: str, tmp_path: Path) -> None:
+    instrument, dictionary = instrument_of("llama"), made(kind)
+    a, b = prompts(instrument)
+    graph = attribute_prompt(instrument, a, targets=[PAIR], max_nodes=60, units=dictionary)
+    about = CounterfactualPair(id="p", category="facts", frame="f", clean=TEXT, corrupted=f"{TEXT}!", answer=" a", wrong=" b")
+    pair = TokenPair(about, a, b, *PAIR)
+    assert graph.check().worst < 1e-12 and graph.accounted()["value"].sum() == pytest.approx(graph.targets[0].value)
+    kept = graph.prune(1, 1)
+    assert 0 < int(kept.columns[: len(graph)].sum()) <= len(graph)
+    assert graph.faithfulness(instrument, pair, dictionary=dictionary, points=4, draws=1).curves["n"].max() <= len(graph)  # type: ignore[operator]
+    assert graph.head_loadings(instrument, dictionary=dictionary).error < 1e-9
+    looks = graph.qk(instrument, 1, 0, len(a.ids) - 1, 2, dictionary=dictionary)
+    assert float(looks.pairs().sum()) == pytest.approx(looks.score, abs=1e-9)
+    assert len(graph.ghosts(instrument, dictionary=dictionary, count=20).table) == 20
+    assert graph.errors()["influence"].sum() < 1 and len(graph.supernodes().labels) >= 0
+    names = [name for name, one in zip(graph.column_names(), kept.columns.tolist(), strict=True) if one]
+    data = graph.to_neuronpedia(node_threshold=1, edge_threshold=1)
+    assert len(data["nodes"]) > 0 and any(" f" in name for name in names)
+    assert load_graph(graph.save(tmp_path / "g")).nodes().equals(graph.nodes())
+    assert graph.diff(attribute_prompt(instrument, b, targets=[PAIR], max_nodes=60, units=dictionary)).check().passed

@@ -319,7 +319,7 @@
     if (state.chosen && state.group < 0) looksOf(state.chosen, box);
     get("said").textContent = state.group >= 0 ? DATA.groups[state.group].name : state.chosen ? `${state.chosen.name}, position ${state.chosen.at}, ${state.chosen.ins.length} sources, ${state.chosen.outs.length} readers` : "";
     chips("pins", "Pinned", [...state.pinned].map((i) => [short(`${NODES[i].name} @${NODES[i].at}`, 44), () => choose(NODES[i]), NODES[i] === state.chosen]));
-    chips("groups", "Supernodes", DATA.groups.map((group, g) => [group.name, () => chooseGroup(g), state.group === g, group.weak]));
+    chips("groups", DATA.groups.some((group) => group.weak) ? "Supernodes (grey, chance: random neurons are labelled as well)" : "Supernodes", DATA.groups.map((group, g) => [group.name, () => chooseGroup(g), state.group === g, group.weak]));
   }
   function chips(id, title, entries) {
     const box = get(id), held = box.contains(document.activeElement) ? [...box.querySelectorAll("button")].indexOf(document.activeElement) : -1;
@@ -397,8 +397,8 @@
   }
   function intoSight(node) {
     const { w, h } = room(), x = node.x * state.k + state.x, y = node.y * state.k + state.y;
-    if (x < 24 || x > w - 24) state.x += w / 2 - x;
-    if (y < 24 || y > h - 24) state.y += h / 2 - y;
+    const moved = (at, size) => (at < 10 ? Math.min(70, size / 2) - at : at > size - 10 ? size - Math.min(70, size / 2) - at : 0);
+    state.x += moved(x, w); state.y += moved(y, h);
     look();
   }
   let drag = null;
