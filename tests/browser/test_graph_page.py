@@ -232,6 +232,7 @@ def test_why_a_head_looks_there_is_a_table_that_ends_in_its_score(visit: Any) ->
     page.locator("#chosen .why").filter(has_text=f"L{looks[1]['layer']}H{looks[1]['head']} ").first.click()
     assert box.evaluate("(one) => one.open") and box.locator("summary").evaluate("(one) => one === document.activeElement")
     assert f"L{looks[1]['layer']}H{looks[1]['head']} from @{looks[1]['query']}" in box.locator("summary").inner_text()
+    assert "score 5.25 (at its other keys 1.75 on average)" in box.inner_text()
     tables = box.locator("table")
     assert tables.count() == 3
     for i, terms in enumerate(("pairs", "of_key", "of_query")):

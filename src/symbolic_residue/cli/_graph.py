@@ -21,6 +21,7 @@ from symbolic_residue.cli._common import (
     open_for_cli,
     Output,
 )
+from symbolic_residue.cli._dictionary_evaluate import PredictsOption, ReadsOption, TopKOption
 from symbolic_residue.cli._graph_answer import answer
 from symbolic_residue.cli._graph_texts import read_texts
 from symbolic_residue.errors import ConfigError, PromptError, RunExistsError, WriteError
@@ -103,6 +104,9 @@ def graph(
             "--dictionary", help="Folder of a dictionary whose features stand for neurons in its layers.", show_default=False
         ),
     ] = None,
+    reads: ReadsOption = None,
+    predicts: PredictsOption = None,
+    k: TopKOption = None,
     heads: Annotated[
         int, typer.Option("--heads", min=0, help="Kept edges, of most influence, that are split over heads; 0 splits none.")
     ] = 3000,
@@ -150,7 +154,7 @@ def graph(
     folder = output or default_output("graph")
     if (folder / "graph.json").exists():
         raise RunExistsError(f"{folder} holds a graph already.", todo="Name another --output.")
-    units = asked_dictionary(dictionary)
+    units = asked_dictionary(dictionary, reads, predicts, k)
     loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
     from rich.console import Console
 
@@ -274,13 +278,17 @@ def _page_of(path: Path, folder: Path, as_json: bool) -> None:
     typer.echo(f"{said['nodes']} nodes and {said['links']} links, {said['slug']}: {page}")
 
 
-def asked_dictionary(folder: Path | None) -> Transcoders | None:
-    """The dictionary that a folder holds."""
+def asked_dictionary(folder: Path | None, reads: str | None, predicts: str | None, k: int | None) -> Transcoders | None:
+    """The dictionary that a folder holds, and what its files do not say."""
     if folder is None:
+        if (reads, predicts, k) != (None, None, None):
+            raise ConfigError(
+                "--reads, --predicts and -k say something of a dictionary.", todo="Give --dictionary, or leave them out."
+            )
         return None
     from symbolic_residue.dictionaries import open_dictionary
 
-    return open_dictionary(folder, progress=lambda line: typer.echo(line, err=True))
+    return open_dictionary(folder, reads=reads, predicts=predicts, k=k, progress=lambda line: typer.echo(line, err=True))  # type: ignore[arg-type]
 
 
 def asked_rule(text: str) -> Any:

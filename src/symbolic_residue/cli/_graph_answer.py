@@ -183,7 +183,7 @@ def _heads_json(graph: Graph, heads: GraphHeads) -> dict[str, Any]:
         "influence": heads.share,
         "refused": heads.refused,
         "looks": [
-            {name: getattr(look, name) for name in ("layer", "head", "query", "key", "score", "weight", "carries")}
+            {name: getattr(look, name) for name in ("layer", "head", "query", "key", "score", "weight", "others", "carries")}
             | {"query_token": graph.tokens[look.query], "key_token": graph.tokens[look.key]}
             for look in heads.looks
         ],
@@ -204,9 +204,10 @@ def _look_said(look: Look, graph: Graph, visible: Any) -> str:
     names = graph.column_names()
     at, there = (f"{visible(graph.tokens[t], spaces='ends')} @{t}" for t in (look.query, look.key))
     of_key = ", ".join(f"{names[c]} {term:+.2f}" for c, term in look.of_key[:3])
+    beside = "" if look.others is None else f" (at other keys {look.others:.2f} on average)"
     return (
         f"Head {look.layer}.{look.head} at {at} looks at {there} (weight {look.weight:.2f}) and carries {look.carries:.1%} of their influence from there. "
-        f"Its score {look.score:.2f}, by what stands at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f}."
+        f"Its score {look.score:.2f}{beside}, by what stands at the key: {of_key}, all others {look.score - sum(t for _, t in look.of_key[:3]):+.2f}."
     )
 
 

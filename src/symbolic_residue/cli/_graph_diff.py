@@ -20,6 +20,7 @@ from symbolic_residue.cli._common import (
     open_for_cli,
     Output,
 )
+from symbolic_residue.cli._dictionary_evaluate import PredictsOption, ReadsOption, TopKOption
 from symbolic_residue.cli._graph import (
     asked_dictionary,
     asked_rule,
@@ -66,6 +67,9 @@ def diff(
         Path | None,
         typer.Option("--dictionary", help="Folder of a dictionary whose features stand for neurons, in both.", show_default=False),
     ] = None,
+    reads: ReadsOption = None,
+    predicts: PredictsOption = None,
+    k: TopKOption = None,
     chat: Chat = False,
     model: Model = "demo",
     adapter: Adapter = None,
@@ -108,7 +112,7 @@ def diff(
         from symbolic_residue.instrument import Instrument
         from symbolic_residue.prompts import build_prompt
 
-        units = asked_dictionary(dictionary)
+        units = asked_dictionary(dictionary, reads, predicts, k)
         loaded = open_for_cli(model, adapter=adapter, dtype=dtype, device=device)
         second = None
         if model_b is not None or b is None:

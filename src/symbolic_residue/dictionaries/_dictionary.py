@@ -61,7 +61,7 @@ class Activation:
             raise DictionaryError(
                 f"TopK needs its k; it is {self.k!r}.",
                 why="Which features are active at a position depends on it.",
-                todo="Give k=, the number of features kept at a position: in the folder's config, or to open_dictionary.",
+                todo="Give k=, the number of features kept at a position: in the folder's config, to open_dictionary, or as -k on the command line.",
             )
         if (self.kind == "jumprelu") != (self.threshold is not None):
             raise DictionaryError(

@@ -51,6 +51,7 @@ class Look:
     Attributes:
         layer, head, query, key: which.
         score, weight: scale · q · k, and the attention weight.
+        others: the query's mean score at the other keys that it sees, position 0 apart; None where there are none.
         carries: influence of the split edges that the head carries from there, of all of theirs.
         edge: ``(row, column)`` of the strongest that it carries.
         pairs: ``(query column, key column, term)``, largest first, among the columns that are named; ``pairs_left``: sum of all others.
@@ -64,6 +65,7 @@ class Look:
     key: int
     score: float
     weight: float
+    others: float | None
     carries: float
     edge: tuple[int, int]
     pairs: tuple[Pair, ...]
@@ -239,7 +241,18 @@ def _look(
     pairs = _pairs(graph, local, one, asked, [c for c, _ in by_query], [c for c, _ in by_key])[:terms]
     left = one.score - sum(term for *_, term in pairs)
     return Look(
-        *asked, one.score, one.weight, carries, edge, tuple(pairs), left, tuple(by_query), query_left, tuple(by_key), key_left
+        *asked,
+        one.score,
+        one.weight,
+        one.others,
+        carries,
+        edge,
+        tuple(pairs),
+        left,
+        tuple(by_query),
+        query_left,
+        tuple(by_key),
+        key_left,
     )
 
 

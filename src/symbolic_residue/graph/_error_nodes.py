@@ -63,9 +63,7 @@ def error_influence(instrument: Instrument, graph: Graph, dictionary: Dictionary
     n_units, n_targets, spread = len(graph), graph.n_targets, columns.spread
     whole = graph.edges.double()
     error = without[:, columns.rest].double()
-    neurons = torch.tensor([i not in graph.feature_layers for i in range(columns.n_layers)]).repeat_interleave(spread)
-    error[:, neurons] = 0
-    others = whole[:, columns.rest] - error
+    others = whole[:, columns.rest] - error  # nothing in a layer of neurons, which is not reported
     size = torch.cat([whole[:, :n_units], error, others, whole[:, columns.rest.stop :]], 1).abs()
     share = size / size.sum(1, keepdim=True).clamp(min=1e-300)
     weight = torch.tensor([t.weight for t in graph.targets], dtype=torch.float64)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from symbolic_residue.dictionaries import Dictionary, stand_in, standing
-from symbolic_residue.errors import ConfigError, UnsupportedModelError
+from symbolic_residue.errors import ConfigError, DictionaryError, UnsupportedModelError
 from symbolic_residue.graph._kept import check_ends, KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._pairs import TokenPair
 from symbolic_residue.instrument import Edit, Instrument
@@ -108,7 +108,7 @@ def run_feature_pair(
 
     Raises:
         ConfigError: errors that are neither ``corrupted`` nor ``clean``.
-        DictionaryError: a dictionary of another model.
+        DictionaryError: a dictionary of another model, or no feature in play.
         UnsupportedModelError: a layer without a dictionary whose neurons are no single vector.
         VerificationError: with all features live and the clean run's errors, the run is not the clean one.
     """
@@ -165,6 +165,12 @@ def run_feature_pair(
         )
 
     first = made("clean", float("nan"))
+    if not first.in_play:
+        raise DictionaryError(
+            f"No feature of the dictionary is active in either prompt from position {pair.first} on, where they begin to differ.",
+            why="There is nothing that could be kept.",
+            todo="Use units='neurons', or check reads= when the dictionary is opened.",
+        )
     whole = float(first.kept(ranks(first.clean), [first.in_play])[0])
     check_ends(first, whole)
     return made(errors, whole)

@@ -89,6 +89,7 @@ def _plain(look: Look, rows: Sequence[str], columns: Sequence[Mapping[str, Any]]
         "key": look.key,
         "score": look.score,
         "weight": look.weight,
+        "others": look.others,
         "carries": look.carries,
         "source": name[look.edge[1]],
         "target": rows[look.edge[0]],

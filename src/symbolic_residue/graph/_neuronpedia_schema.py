@@ -38,6 +38,7 @@ class _Look(_Open):
     key: int = Field(ge=0)
     score: float
     weight: float
+    others: float | None = None
     carries: float
     source: str
     target: str

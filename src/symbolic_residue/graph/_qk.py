@@ -152,6 +152,7 @@ class Sides:
         q_constant, k_constant: ``[d_head]``.
         q, k: ``[d_head]``: as the model has them.
         scale, score, weight: score = scale · q · k, and the attention weight.
+        others: the query's mean score at the other keys that it sees, position 0 apart; None where there are none.
     """
 
     q_direction: Tensor
@@ -163,6 +164,7 @@ class Sides:
     scale: float
     score: float
     weight: float
+    others: float | None
 
 
 def score_sides(instrument: Instrument, graph: Graph, local: LocalModel, layer: int, head: int, query: int, key: int) -> Sides:
@@ -195,7 +197,9 @@ def score_sides(instrument: Instrument, graph: Graph, local: LocalModel, layer: 
     score = float(block.score_scale * (q @ k))
     (q_direction, q_constant), (k_direction, k_constant) = sides["q"], sides["k"]
     weight = local.layers[layer].weight(head, query, key)
-    return Sides(q_direction, q_constant, k_direction, k_constant, q, k, block.score_scale, score, weight)
+    beside = [t for t in range(1, query + 1) if t != key]
+    others = float(block.score_scale * (keys[beside, kv] @ q).mean()) if beside else None
+    return Sides(q_direction, q_constant, k_direction, k_constant, q, k, block.score_scale, score, weight, others)
 
 
 def _reading(

@@ -66,7 +66,9 @@ def _ours(one: Mapping[str, Any], number: Mapping[str, int], end: Name) -> dict[
     ends = [number[name] for name in (one["source"], one["target"]) if name in number]
     lists = {kind: [[*map(end, ids), _short(term)] for *ids, term in one[kind]] for kind in ("pairs", "of_query", "of_key")}
     said = {name: _short(one[name]) for name in ("score", "weight", "carries", "pairs_left", "query_left", "key_left")}
-    return {name: one[name] for name in ("layer", "head", "query", "key")} | lists | said | {"node": ends}
+    others = one.get("others")
+    said_too = {"node": ends, "others": None if others is None else _short(others)}
+    return {name: one[name] for name in ("layer", "head", "query", "key")} | lists | said | said_too
 
 
 def _short(value: float) -> float:

@@ -179,7 +179,7 @@ def _look_rows(
             "of_query": said(one["of_query"]),
             "of_key": said(one["of_key"]),
         }
-        | {name: one[name] for name in ("weight", "score", "carries")}
+        | {name: one[name] for name in ("weight", "score", "others", "carries")}
         for one in found
         if one["score"] is not None
     ]

@@ -104,6 +104,10 @@ def test_dictionaries_that_cannot_be_used_are_refused(model: Path, tmp_path: Pat
     topk = write_circuit_tracer(of_model(kind="topk"), tmp_path / "topk", k=...)
     assert "TopK needs its k" in said("DictionaryError", topk)
     assert open_dictionary(topk, k=4).layers[0].activation.k == 4
+    asked = ["graph", TEXT, "--model", str(model), "--nodes", "5", "--no-report", "--json"]
+    assert main([*asked, "--dictionary", str(topk), "-k", "4", "-o", str(tmp_path / "of four")]) == 0
+    assert json.loads(capsys.readouterr().out)["dictionary"]["layers"][1]["l0"] <= 4
+    assert main([*asked, "-k", "4", "-o", str(tmp_path / "g")]) == 2 and "--dictionary" in capsys.readouterr().err
     broken = write_circuit_tracer(of_model(), tmp_path / "nan")
     tensors = load_file(broken / "layer_1.safetensors")
     tensors["W_dec"][3, 5] = float("nan")

@@ -50,6 +50,10 @@ TEXTS = [
 PLAN: dict[str, Any] = {"features": 24, "k": 4, "steps": 30, "batch": 32, "context": 24, "dead_after": 200}
 
 
+DEAD = PLAN | {"features": 64, "k": 2, "dead_after": 64}
+"""So few active that many count as dead: their silence is part of the state."""
+
+
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     return wrap(build("llama"), tiny_tokenizer())
@@ -394,7 +398,7 @@ def test_a_trained_dictionary_is_opened_evaluated_and_makes_graphs_that_sum(load
 SCRIPT = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}]
-from test_train import PLAN, TEXTS
+from test_train import DEAD, TEXTS
 from tiny_models import build, tiny_tokenizer
 from symbolic_residue.dictionaries import train_dictionary, TrainingPlan
 from symbolic_residue.models import wrap
@@ -403,7 +407,7 @@ def tell(what, done, total):
     if what == "training" and done == 17:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train_dictionary(wrap(build("llama"), tiny_tokenizer()), TEXTS, sys.argv[1], TrainingPlan("clt", **PLAN), save_every=5, progress=tell)
+train_dictionary(wrap(build("llama"), tiny_tokenizer()), TEXTS, sys.argv[1], TrainingPlan("clt", **DEAD), save_every=5, progress=tell)
 """
 
 
@@ -420,7 +424,7 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(loaded: LoadedModel
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert (tmp_path / "killed" / "state.safetensors").exists() and not (tmp_path / "killed" / "dictionary.json").exists()
     steps: list[int] = []
-    plan = TrainingPlan("clt", **PLAN)
+    plan = TrainingPlan("clt", **DEAD)
     resumed = train_dictionary(
         loaded,
         TEXTS,
@@ -430,8 +434,8 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(loaded: LoadedModel
     )
     assert steps[0] == 15
     whole = train_dictionary(loaded, TEXTS, tmp_path / "whole", plan)
-    assert same(resumed, whole)
-    other = train_dictionary(loaded, TEXTS, tmp_path / "other", TrainingPlan("clt", **PLAN, seed=1))
+    assert same(resumed, whole) and whole.records["dead"].slice(10, 5).min() > 0  # type: ignore[operator]
+    other = train_dictionary(loaded, TEXTS, tmp_path / "other", TrainingPlan("clt", **DEAD, seed=1))
     assert not same(other, whole)
 
 

@@ -95,6 +95,10 @@ def test_looks_are_of_the_heads_that_carry_most_and_complete(made: tuple[Instrum
         assert 0 < look.key < look.query
         whole = graph.qk(instrument, look.layer, look.head, look.query, look.key)
         assert look.score == pytest.approx(whole.score) and look.weight == pytest.approx(whole.weight)
+        beside = [
+            graph.qk(instrument, look.layer, look.head, look.query, t).score for t in range(1, look.query + 1) if t != look.key
+        ]
+        assert look.others == (pytest.approx(sum(beside) / len(beside)) if beside else None)
         pairs = whole.pairs()
         named = torch.zeros_like(pairs, dtype=torch.bool)
         single = [c for c, _ in look.of_query if c < graph.columns.embeddings.stop]

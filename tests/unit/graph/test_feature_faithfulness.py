@@ -333,6 +333,10 @@ def test_what_cannot_be_is_refused() -> None:
         faithfulness(instrument, pair, units="features")  # type: ignore[arg-type]
     with pytest.raises(DictionaryError, match="width 32"):
         faithfulness(instrument, pair, units=random_dictionary(2, d_model=32))
+    silent = Transcoders({i: replace(one, encoder_bias=one.encoder_bias - 1e6) for i, one in made("clt").layers.items()})
+    with pytest.raises(DictionaryError, match="active in either prompt") as error:
+        faithfulness(instrument, pair, units=silent)
+    assert error.value.why and error.value.todo
     experts = instrument_of("qwen3_moe")
     with pytest.raises(UnsupportedModelError):
         faithfulness(experts, a_pair(experts), units=made("mixed"))

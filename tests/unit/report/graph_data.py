@@ -167,7 +167,7 @@ def made_heads(
         }
         ends = {"source": link["source"], "target": link["target"]}
         at = {"query": by_id[link["target"]]["ctx_idx"], "key": by_id[link["source"]]["ctx_idx"]}
-        numbers = {"score": 5.25, "weight": 0.62, "carries": 0.03}
+        numbers = {"score": 5.25, "weight": 0.62, "others": 1.75, "carries": 0.03}
         looks.append({"layer": layer, "head": head, "pairs": pairs, "of_query": query, "of_key": key} | left | ends | at | numbers)
     return looks, only
 

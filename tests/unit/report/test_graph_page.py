@@ -104,7 +104,7 @@ def test_heads_and_looks_are_those_of_the_file_and_complete() -> None:
         assert [ids[q[0]] for q, _, _ in look["pairs"] if q[0] >= 0] == [q for q, _, _ in wanted["pairs"] if q in ids]
         assert {ids[i] for i in look["node"]} == {wanted["source"], wanted["target"]}
     assert ["L1 rest @0" in str(look) for look in kept["looks"]] == [False, True]
-    assert "Why heads look there" in graph_page(data)
+    assert "Why heads look there" in graph_page(data) and graph_page(data).count('<td class="n">1.750</td>') == 2
 
 
 def test_looks_of_another_tools_nodes_are_shown_without_sums_that_it_does_not_say() -> None:

@@ -242,7 +242,7 @@
       if (one.score === null) make("summary", "QK terms of this node", box);
       else {
         make("summary", `L${one.layer}H${one.head} from @${one.query} ${DATA.tokens[one.query]} at @${one.key} ${DATA.tokens[one.key]}`, box);
-        make("p", `weight ${number(one.weight)}, score ${number(one.score)}; carries ${number(one.carries * 100)} % of the influence of the split links`, box, "facts");
+        make("p", `weight ${number(one.weight)}, score ${number(one.score)}${one.others === null ? "" : ` (at its other keys ${number(one.others)} on average)`}; carries ${number(one.carries * 100)} % of the influence of the split links`, box, "facts");
       }
       terms("by what stands at the query × at the key", one.pairs, one.pairs_left, one.score, box);
       terms("by what stands at the key", one.of_key, one.key_left, one.score, box);
