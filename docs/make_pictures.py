@@ -5,8 +5,8 @@
 2. The commands are really run, in order and each once, in one temporary folder with a copy of ``examples/``. Output to standard
    output goes between the marks as a ``text`` block. A command that fails ends the whole refresh before any page is touched.
 3. Places marked ``<!-- tables -->`` … ``<!-- /tables -->`` get the list of a run folder's tables, from the schema that the store checks.
-4. The reports of the example prompts' run and of the suite's run are opened in Chromium (Playwright drives it): ``report.png`` and ``suite.png`` are
-   their first screens, the others are parts of the first report's first item. Pictures over 400 kB are refused.
+4. The reports of the example prompts' run, of the suite's run and of a graph are opened in Chromium (Playwright drives it): ``report.png``, ``suite.png`` and
+   ``graph.png`` are their first screens, the others are parts of the first report's first item. Pictures over 400 kB are refused.
 
 Run: python docs/make_pictures.py [--no-pictures]
 """
@@ -40,7 +40,10 @@ EXAMPLES = "residue diagnose --file examples/prompts.jsonl"
 SUITE = "residue shells run --model demo"
 """All shells on items of their benchmarks: some minutes."""
 
-FIRST_SCREENS = {"report.png": EXAMPLES, "suite.png": SUITE}
+GRAPH = 'residue graph "The capital of France is" -t " Paris" --against " Rome" --corrupted "The capital of Italy is" --nodes 300 -o capital'
+"""An attribution graph of the neurons that make a difference."""
+
+FIRST_SCREENS = {"report.png": EXAMPLES, "suite.png": SUITE, "graph.png": GRAPH}
 """Pictures of a report's first screen: file → run."""
 
 PARTS = {

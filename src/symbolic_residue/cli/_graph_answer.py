@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+import typer
+
 from symbolic_residue.cli._common import echo_json
 
 if TYPE_CHECKING:
@@ -135,6 +137,8 @@ def answer(
     console.print(
         f"80 % of influence: {int(kept.columns[: len(graph)].sum())} {unit_words(graph)}, {int(kept.edges.sum())} edges. Kept in {escape(str(folder))}"
     )
+    if (folder / "report.html").exists():
+        typer.echo(f"report: {folder / 'report.html'}")
 
 
 def _circuit_json(circuit: Circuit) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = ["MOST_LINKS", "graph_page"]
 
 MOST_LINKS = 60_000
 
+_NO_TOKEN = re.compile(r'Output "(.*)" \(p=0\.000\)$')
 _KINDS = {"cross layer transcoder": "unit", "mlp reconstruction error": "rest", "embedding": "embedding", "logit": "target"}
 _SPREAD = {"-2": "bias", "-3": "constant"}
 """Of ours, by the number in the id; the format knows only errors."""
@@ -41,7 +43,8 @@ def graph_page(data: Mapping[str, Any], *, note: str | None = None) -> str:
         note: a sentence below the question: what else was measured.
     """
     tokens = [figures.visible(str(token), spaces="all") for token in data["metadata"]["prompt_tokens"]]
-    nodes = [_node(node, tokens) for node in data["nodes"]]
+    ours = "residue" in data["metadata"]
+    nodes = [_node(node, tokens, ours) for node in data["nodes"]]
     order = _order(data["links"])
     number = {node["node_id"]: i for i, node in enumerate(data["nodes"])}
     view = data.get("qParams") or {}
@@ -101,9 +104,11 @@ def _inert(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _node(node: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+def _node(node: Mapping[str, Any], tokens: Sequence[str], ours: bool) -> dict[str, Any]:
     kind, layer, at = _KINDS[node["feature_type"]], node["layer"], int(node["ctx_idx"])
     label = figures.visible(str(node.get("clerp") or ""))
+    if ours and kind == "target" and not node.get("token_prob") and (asked := _NO_TOKEN.match(label)):
+        label = asked[1]  # the format asks for a probability; a difference has none
     number = str(node["node_id"]).split("_")[1] if str(node["node_id"]).count("_") == 2 else str(node.get("feature"))
     names = {
         "unit": f"L{layer} #{figures.visible(number)}",
@@ -144,7 +149,7 @@ def _beside(one: Mapping[str, Any], tokens: Sequence[str]) -> str:
     placed = isinstance(at, int) and 0 <= at < len(tokens) and (layer == "E" or layer.isdecimal())
     if not placed or one.get("feature_type") not in _KINDS:
         return figures.visible(f"{one['node_id']} {one.get('clerp') or ''}".strip())
-    found = _node(one, tokens)
+    found = _node(one, tokens, ours=False)
     return f"{found['name']} @{at}"
 
 

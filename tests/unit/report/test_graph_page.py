@@ -50,6 +50,17 @@ def test_markup_in_tokens_labels_and_names_is_text() -> None:
     assert NASTY[0] in inner(page)["tokens"][0].replace("·", " ")
 
 
+def test_a_target_that_is_no_token_shows_no_probability() -> None:
+    data = graph_data()
+    node = next(one for one in data["nodes"] if one["feature_type"] == "logit")
+    node |= {"clerp": "Output \"' Paris' − ' Rome'\" (p=0.000)", "token_prob": 0.0}
+    name = "' Paris' − ' Rome'"
+    at = data["nodes"].index(node)
+    assert inner(graph_page(data))["nodes"][at][4] == name
+    del data["metadata"]["residue"]  # from elsewhere: a token of that probability
+    assert inner(graph_page(data))["nodes"][at][4].endswith("(p=0.000)")
+
+
 def test_a_note_is_text_too() -> None:
     page = graph_page(graph_data(), note="brings back <b>106%</b>")
     assert "brings back &lt;b&gt;106%&lt;/b&gt;" in page and "<b>106%" not in page
