@@ -4,6 +4,8 @@
    ``attend_back`` pulls directions ``G [row, position, d_model]`` at positions ``0 …`` down through it. Both add in place: the stream itself passes on.
 2. The head dimension is never expanded to d_model by head: ``[row · position, d_model] @ [d_model, kv · d_head]``, one batched product with the patterns for
    each key-value head, ``@ [head · d_head, d_model]``.
+3. A row that is 0 but at one position, as all are where they begin, needs one vector a head from its own position, and ``Σ_h A_h · vector_h`` at the others:
+   ``attend_from``, ``attend_back_from``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from symbolic_residue.graph._local import LocalLayer
 
-__all__ = ["attend", "attend_back", "relevance_step"]
+__all__ = ["attend", "attend_back", "attend_back_from", "attend_from", "relevance_step"]
 
 _QUERIES = 64
 """Queries whose patterns are used together: keys after a block's last query are left out, which halves the work with patterns in long prompts."""
@@ -48,6 +50,38 @@ def attend_back(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor)
         z[:, :high].baddbmm_(a.mT, o[:, low:high].permute(2, 3, 1, 0, 4).reshape(kv, group * (high - low), -1))
     z = z.view(kv, p, n, -1).permute(2, 1, 0, 3).reshape(n * p, -1)
     rows.view(n * p, d).addmm_(z, w_v.T)
+
+
+def attend_from(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, at: Tensor, start: int = 0) -> None:
+    """As :func:`attend`, of rows that are 0 but at one position each: ``at [row]``, counted from ``start``."""
+    if layer.kept is None:
+        attend(layer, weights, rows, start)
+        return
+    w_v, w_o = weights
+    n, p, d = rows.shape
+    kv = layer.parts.n_kv_heads
+    group, size = layer.parts.n_heads // kv, w_v.shape[1] // kv
+    v = (rows[torch.arange(n), at] @ w_v).view(n, kv, size).transpose(0, 1)
+    each = torch.bmm(v, w_o.view(kv, group, size, d).transpose(1, 2).reshape(kv, size, group * d))
+    each = each.view(kv, n, group, d).transpose(0, 1).reshape(n, kv * group, d)
+    rows.baddbmm_(layer.kept[:, start : start + p, start + at].permute(2, 1, 0), each)
+
+
+def attend_back_from(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, at: Tensor) -> None:
+    """As :func:`attend_back`, of rows that are 0 but at one position each, ``at [row]``."""
+    w_v, w_o = weights
+    n, p, d = rows.shape
+    kv = layer.parts.n_kv_heads
+    group, size = layer.parts.n_heads // kv, w_v.shape[1] // kv
+    o = (rows[torch.arange(n), at] @ w_o.T).view(n, kv, group, size).transpose(0, 1).reshape(kv, n * group, size)
+    each = torch.bmm(o, w_v.T.view(kv, size, d)).view(kv, n, group, d).transpose(0, 1).reshape(n, kv * group, d)
+    if layer.kept is not None:
+        a = layer.kept[:, at, :p].permute(1, 2, 0)
+    else:
+        a = rows.new_zeros(n, p, kv * group)
+        for position in at.unique().tolist():
+            a[at == position, : position + 1] = layer.pattern(0, position + 1, position)[:, 0].T
+    rows.baddbmm_(a, each)
 
 
 def relevance_step(layer: LocalLayer, g: Tensor, through_mlp: Tensor | None) -> Tensor:

@@ -186,13 +186,14 @@ class _Largest:
     def add(self, layer: int, sizes: Tensor, cells: tuple[Tensor, Tensor] | None, values: Tensor | None = None) -> None:
         """One layer's sizes ``[position, number]`` or ``[candidate]``, and what is kept beside them."""
         flat = sizes.flatten()
-        if len(flat) > self.count > 0:
-            least = flat.topk(self.count, sorted=False).values.min()
-            more = (flat > least).nonzero()[:, 0]
-            equal = (flat == least).nonzero()[: self.count - len(more), 0]
-            chosen = torch.cat([more, equal]).sort().values
-        else:
-            chosen = torch.arange(min(len(flat), self.count))
+        full = len(self.sizes) == self.count > 0
+        chosen = (flat >= self.sizes[-1]).nonzero()[:, 0] if full else torch.arange(len(flat) if self.count else 0)
+        if len(chosen) > self.count:
+            those = flat[chosen]
+            least = those.topk(self.count, sorted=False).values.min()
+            more = (those > least).nonzero()[:, 0]
+            equal = (those == least).nonzero()[: self.count - len(more), 0]
+            chosen = chosen[torch.cat([more, equal]).sort().values]
         if cells is None:
             width = max(1, sizes.shape[-1])
             position, number = chosen // width, chosen % width

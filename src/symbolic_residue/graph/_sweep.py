@@ -20,6 +20,7 @@ The sum ``Σ layer · (t + 1)`` over rows against ``Σ (layers above) · (T − 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from symbolic_residue.graph._columns import buckets, Columns, layer_sources, make_columns, Rows, Units
 from symbolic_residue.graph._device import on
 from symbolic_residue.graph._local import LocalModel
-from symbolic_residue.graph._maps import attend, attend_back
+from symbolic_residue.graph._maps import attend, attend_back, attend_back_from, attend_from
 
 __all__ = ["direct_edges", "sweep_down", "sweep_up", "work"]
 
@@ -92,10 +93,12 @@ def sweep_down(
     n_layers = len(local.layers)
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
     sources = layer_sources(local, units)
+    constant_reads = [columns.biased and bool(one.attn_constant.any()) for one in local.layers]
     for width, chunk in buckets(rows.position + 1, -rows.place, _budget(local, budget)):
         g = torch.zeros(len(chunk), width, rows.direction.shape[1], dtype=local.dtype)
         part = torch.zeros(len(chunk), len(columns), dtype=local.dtype)
         place = rows.place[chunk]
+        passed = 0  # rows that have been through an attention; the others hold one position
         alive = _enter(g, rows, chunk, 0, int((place == 2 * n_layers).sum()))
         for i in reversed(range(min(n_layers, int(place[0]) // 2 + 1))):
             layer, source = local.layers[i], sources[i]
@@ -113,11 +116,16 @@ def sweep_down(
                 g[: len(skipped)] += skipped
             alive = _enter(g, rows, chunk, alive, int((place > 2 * i).sum()))
             if alive:
-                if columns.biased:
+                if constant_reads[i]:
                     _read_spread(part[:alive], g[:alive], layer.attn_constant, columns.bias, i, columns)
                 if visit is not None:
                     visit(i, chunk[:alive], g[:alive])
-                attend_back(layer, layer.attention_weights(), g[:alive])
+                weights = layer.attention_weights()
+                if passed:
+                    attend_back(layer, weights, g[:passed])
+                if alive > passed:
+                    attend_back_from(layer, weights, g[passed:alive], rows.position[chunk[passed:alive]])
+                passed = alive
             if skipped is not None and layer.parallel:
                 g[: len(skipped)] += skipped
             alive = _enter(g, rows, chunk, alive, int((place >= 2 * i).sum()))
@@ -138,7 +146,7 @@ def _enter(g: Tensor, rows: Rows, chunk: Tensor, alive: int, born: int) -> int:
 def _products(g: Tensor, write: Tensor) -> Tensor:
     """``[row, position]``: g · write at each position that g has."""
     width = g.shape[1]
-    return torch.einsum("npd,pd->np", g, write.expand(max(width, len(write)), -1)[:width])
+    return (g * write.expand(max(width, len(write)), -1)[:width]).sum(-1)
 
 
 def _read_spread(part: Tensor, g: Tensor, write: Tensor, block: slice, layer: int, columns: Columns) -> None:
@@ -161,11 +169,14 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
     directions = rows.direction[by_place]
     runs = _runs(rows.place[by_place], rows.position[by_place], 2 * n_layers + 1)
     born_at, start = _births(units, columns)
+    at_one = torch.full((len(born_at),), columns.by_position)
+    at_one[: columns.n_units] = at_one[columns.embeddings] = True
     for width, chunk in buckets(n - start, born_at, _budget(local, budget)):
         first = n - width
         f = torch.zeros(len(chunk), width, local.embedded.shape[1], dtype=local.dtype)
         part = torch.zeros(len(rows), len(chunk), dtype=local.dtype)
         born = born_at[chunk]
+        passed = 0  # columns that have been through an attention; the others hold one position, unless they are spread over all
         alive = _begin(f, chunk, 0, int((born < 0).sum()), local.embedded, columns.embeddings, start, first, False)
         for i in range(max(0, int(born[0]) // 2), n_layers):
             layer, source = local.layers[i], sources[i]
@@ -174,7 +185,15 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
             skip, here = layer.skip, slice(first, n)
             skipped = skip.push(f[:alive], here) if skip is not None and layer.parallel and alive else None
             if alive:
-                attend(layer, layer.attention_weights(), f[:alive], first)
+                weights = layer.attention_weights()
+                if passed:
+                    attend(layer, weights, f[:passed], first)
+                for low, high, one in _same(at_one[chunk[passed:alive]], passed):
+                    if one:
+                        attend_from(layer, weights, f[low:high], start[chunk[low:high]] - first, first)
+                    else:
+                        attend(layer, weights, f[low:high], first)
+                passed = alive
             before = alive
             if with_bias > alive:
                 alive = _begin(f, chunk, alive, with_bias, layer.attn_constant, columns.bias, start, first, not columns.by_position)
@@ -197,6 +216,16 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
         _read_rows(part, directions, f[:alive], runs[2 * n_layers], first)
         edges[by_place[:, None], chunk[None]] = part
     return edges
+
+
+def _same(values: Tensor, first: int) -> list[tuple[int, int, bool]]:
+    """(start, end, value) of neighbours that are equal, counted from ``first``."""
+    found, low = [], first
+    for value, group in itertools.groupby(values.tolist()):
+        high = low + sum(1 for _ in group)
+        found.append((low, high, value))
+        low = high
+    return found
 
 
 def _births(units: Units, columns: Columns) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES
 
+import symbolic_residue.graph._local as local_module
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
 from symbolic_residue.graph import direct_edges, freeze, relevance, unit_rows, Units
+from symbolic_residue.graph._maps import attend, attend_back, attend_back_from, attend_from
 from symbolic_residue.instrument import Add
 
 REFUSED = {"gpt_oss", "olmo"}
@@ -171,3 +173,28 @@ def test_half_precision_is_refused() -> None:
     instrument.model.to(torch.bfloat16)
     with pytest.raises(UnsupportedModelError, match="float32"):
         freeze(instrument, IDS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mistral", "falcon_alibi"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_that_begin_at_one_position_pass_attention_as_all_do(name: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kept:
+        monkeypatch.setattr(local_module, "_PATTERNS", 0)
+    local = freeze(instrument_of(name), torch.arange(3, 14))
+    layer, n = local.layers[1], len(local)
+    weights, generator = layer.attention_weights(), torch.Generator().manual_seed(0)
+    at = torch.tensor([0, 3, 3, n - 1])
+    begun = torch.zeros(4, n, local.embedded.shape[1], dtype=local.dtype)
+    begun[torch.arange(4), at] = torch.randn(4, begun.shape[2], generator=generator, dtype=local.dtype)
+    down, quick = begun.clone(), begun.clone()
+    attend_back(layer, weights, down)
+    attend_back_from(layer, weights, quick, at)
+    torch.testing.assert_close(quick, down, rtol=0, atol=1e-12)
+    up, quick = begun[:, 2:].clone(), begun[:, 2:].clone()
+    at = torch.tensor([0, 1, 1, n - 3])
+    up[0], quick[0] = 0.0, 0.0
+    up[0, 0] = quick[0, 0] = begun[0, 0]
+    attend(layer, weights, up, 2)
+    attend_from(layer, weights, quick, at, 2)
+    torch.testing.assert_close(quick, up, rtol=0, atol=1e-12)
+    assert float(up[1:, 2:].abs().max()) > 0
