@@ -315,7 +315,7 @@ def _whole(graph: Graph, targets: Sequence[str]) -> dict[str, Any]:
         "layers": graph.columns.n_layers,
         "uncapped": graph.uncapped,
     }
-    if graph.feature_layers:
+    if graph.feature_layers and not {"a", "b"} <= set(graph.provenance):  # of a difference of two graphs they would be one's
         rest = dict(zip(*graph.errors().select("layer", "influence").to_dict(as_series=False).values(), strict=True))
         layers = [one | {"rest": rest[one["layer"]]} for one in graph.dictionary["layers"]]
         found["dictionary"] = {"scores": vars(graph_scores(graph)), "layers": layers}

@@ -72,6 +72,7 @@ def test_two_prompts_are_compared_by_features(model: Path, tmp_path: Path, capsy
     said = json.loads(capsys.readouterr().out)
     assert said["adds_up"]["worst"] < 1e-5 and {row["kind"] for row in said["neurons"]} <= {"feature", "neuron"}
     assert load_graph(tmp_path / "g" / "a").feature_layers == {1}
+    assert "What the dictionary leaves" not in (tmp_path / "g" / "report.html").read_text("utf-8")
     said = refused(
         capsys, 2, "ConfigError", "graph", "diff", str(tmp_path / "g" / "a"), str(tmp_path / "g" / "b"), "--dictionary", folder
     )
