@@ -25,6 +25,7 @@ from typing import Any, TYPE_CHECKING
 from symbolic_residue.errors import ConfigError, WriteError
 from symbolic_residue.graph._neuronpedia_heads import add_links, add_looks
 from symbolic_residue.graph._neuronpedia_schema import validate_neuronpedia
+from symbolic_residue.graph._scores import graph_scores
 from symbolic_residue.graph._supernodes import Supernodes
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ def _attach(nodes: Sequence[dict[str, Any]], more: Mapping[str, Mapping[str, Any
 
 def _whole(graph: Graph, targets: Sequence[str]) -> dict[str, Any]:
     check = graph.check()
-    return {
+    found: dict[str, Any] = {
         "adds_up": {"worst": check.worst, "tolerance": check.tolerance, "rows": len(check.relative)},
         "accounted": [row | {"target": _clean(row["target"])} for row in graph.accounted().to_dicts()],
         "targets": [
@@ -314,6 +315,11 @@ def _whole(graph: Graph, targets: Sequence[str]) -> dict[str, Any]:
         "layers": graph.columns.n_layers,
         "uncapped": graph.uncapped,
     }
+    if graph.feature_layers and not {"a", "b"} <= set(graph.provenance):  # of a difference of two graphs they would be one's
+        rest = dict(zip(*graph.errors().select("layer", "influence").to_dict(as_series=False).values(), strict=True))
+        layers = [one | {"rest": rest[one["layer"]]} for one in graph.dictionary["layers"]]
+        found["dictionary"] = {"scores": vars(graph_scores(graph)), "layers": layers}
+    return found
 
 
 def _cantor(a: int, b: int) -> int:

@@ -91,6 +91,7 @@ def graph_page(data: Mapping[str, Any], *, note: str | None = None) -> str:
             n_links=len(data["links"]),
             left_out=len(data["links"]) - len(order),
             heads=whole.get("heads"),
+            left=whole.get("dictionary"),
             looks=_look_rows(explained, nodes, tokens),
             rows=_table(nodes, data["links"], number),
             words=_WORDS,

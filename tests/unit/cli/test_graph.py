@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ def test_a_graph_of_features_says_what_they_leave(model: Path, tmp_path: Path, c
     graph = load_graph(tmp_path / "g")
     assert said["scores"] == pytest.approx(vars(graph_scores(graph))) and 0 < said["scores"]["replacement"] < 1
     assert said["rest"] == graph.errors().to_dicts() and len(said["rest"]) == 2
+    page = (tmp_path / "g" / "report.html").read_text("utf-8")
+    assert "What the dictionary leaves" in page and f"Replacement score {said['scores']['replacement']:.3f}" in page
+    for row in said["rest"]:
+        assert re.search(rf"<th scope=\"row\">L{row['layer']}</th>.*<td class=\"n\">{row['influence']:.3f}</td></tr>", page)
     assert main(["graph", "--show", str(tmp_path / "g")]) == 0
     text = capsys.readouterr().out
     assert f"Replacement score {said['scores']['replacement']:.3f}" in text and "of the influence" in text and "features" in text
@@ -67,6 +72,7 @@ def test_two_prompts_are_compared_by_features(model: Path, tmp_path: Path, capsy
     said = json.loads(capsys.readouterr().out)
     assert said["adds_up"]["worst"] < 1e-5 and {row["kind"] for row in said["neurons"]} <= {"feature", "neuron"}
     assert load_graph(tmp_path / "g" / "a").feature_layers == {1}
+    assert "What the dictionary leaves" not in (tmp_path / "g" / "report.html").read_text("utf-8")
     said = refused(
         capsys, 2, "ConfigError", "graph", "diff", str(tmp_path / "g" / "a"), str(tmp_path / "g" / "b"), "--dictionary", folder
     )
@@ -173,6 +179,7 @@ def test_targets_prompts_and_numbers_of_nodes(model: Path, tmp_path: Path, capsy
 def test_graphs_that_were_kept_or_come_from_elsewhere(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "g"
     assert main(["graph", TEXT, "--model", str(model), "--nodes", "20", "-o", str(folder), "--json"]) == 0
+    assert "What the dictionary leaves" not in (folder / "report.html").read_text("utf-8")  # there is none
     assert main(["graph", "export", str(folder), "-o", str(tmp_path / "g.json"), "--json"]) == 0
     capsys.readouterr()
     assert main(["graph", "--show", str(tmp_path / "g.json"), "-o", str(tmp_path / "page"), "--json"]) == 0
