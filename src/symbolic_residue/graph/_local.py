@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -202,9 +203,11 @@ class LocalLayer:
                 constant += c * added[neurons]
         return self.mlp_in.back(direction, positions), constant
 
-    def neurons_back(self, per_neuron: Tensor, rule: Rule) -> Tensor:
+    def neurons_back(
+        self, per_neuron: Tensor, rule: Rule, pre: tuple[Tensor, Tensor | None, Tensor | None] | None = None
+    ) -> Tensor:
         """Directions on the activations ``[position, neuron]`` pulled back to the residual stream that the MLP reads, ``[position, d_model]``."""
-        c_g, c_u = self.mlp.coefficients(*self.pre_activations(), rule)
+        c_g, c_u = self.mlp.coefficients(*(self.pre_activations() if pre is None else pre), rule)
         into = torch.zeros(len(per_neuron), self.mlp.gate.shape[0], dtype=self.dtype, device=per_neuron.device)
         for c, weight in ((c_g, self.mlp.gate), (c_u, self.mlp.up)):
             if c is not None and weight is not None:
@@ -288,12 +291,32 @@ class LocalModel:
             position: the row.
         """
         w = weights.to(self.dtype)
-        folded = (w @ self.parts.w_u.to(self.dtype)) * self.parts.logit_scale
+        bias = self.parts.b_u
+        return self._read_out(w @ self.parts.w_u.to(self.dtype), None if bias is None else w @ bias.to(self.dtype), position)
+
+    def token_direction(self, weights: Mapping[int, float], *, against_mean: bool, position: int = -1) -> tuple[Tensor, Tensor]:
+        """The same of a few tokens' logits, by token id; ``against_mean``: less Σ weights times the mean logit."""
+        ids = torch.tensor(list(weights), device=self.device)
+        w = torch.tensor(list(weights.values()), dtype=self.dtype, device=self.device)
+        bias = None if self.parts.b_u is None else self.parts.b_u.to(self.dtype)
+        folded, added = w @ self.parts.w_u[ids].to(self.dtype), None if bias is None else w @ bias[ids]
+        if against_mean:
+            folded = folded - w.sum() * self._mean_row
+            added = None if added is None or bias is None else added - w.sum() * bias.mean()
+        return self._read_out(folded, added, position)
+
+    @cached_property
+    def _mean_row(self) -> Tensor:
+        return self.parts.w_u.to(self.dtype).mean(0)
+
+    def _read_out(self, folded: Tensor, added: Tensor | None, position: int) -> tuple[Tensor, Tensor]:
+        """A direction after the final norm and its constant, pulled back through the norm."""
+        folded = folded * self.parts.logit_scale
         constant = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.norm.bias is not None:
             constant = constant + folded @ self.norm.bias
-        if self.parts.b_u is not None:
-            constant = constant + self.parts.logit_scale * (w @ self.parts.b_u.to(self.dtype))
+        if added is not None:
+            constant = constant + self.parts.logit_scale * added
         at = torch.tensor([position % len(self)], device=self.device)
         return self.norm.back(folded[None], at)[0], constant
 
@@ -341,7 +364,8 @@ def _freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         )
     mlps = [find_mlp(layer, dtype) for layer in parts.layers]
     keep_patterns = len(parts.layers) * parts.n_heads * n * n * dtype.itemsize <= _PATTERNS
-    keep_neurons = 3 * n * dtype.itemsize * sum(one.gate.shape[1] for one in mlps) <= _NEURONS
+    each = sum(one.gate.shape[1] * (1 + (one.up is not None) + (one.route is not None)) for one in mlps)
+    keep_neurons = n * dtype.itemsize * each <= _NEURONS
     took: dict[tuple[str, int], Tensor] = {}
     calls: dict[int, Call] = {}
     built: dict[int, tuple[LocalLayer, float]] = {}

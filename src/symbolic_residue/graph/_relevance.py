@@ -150,11 +150,11 @@ def _descend(
         g = relevance_step(local.layers[layer], g, None)
     for j in reversed(range(top)):
         block = local.layers[j]
+        kind = layer_units(local, j)
         for i in range(j + 1):
-            if j in (one := layer_units(local, i)).writes:
+            if j in (one := kind if i == j else layer_units(local, i)).writes:
                 part = one.slopes(g, j)
                 below[i] = below[i] + part if i in below else part
-        kind = layer_units(local, j)
         values = kind.values()
         slopes = below.pop(j) if j in below else torch.zeros_like(values)
         through = kind.back(slopes, rule) if total else None

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -36,6 +37,9 @@ __all__ = ["direct_edges", "sweep_down", "sweep_up", "work"]
 
 _BUDGET, _AT_LEAST = 2048, 16
 """Row-positions held at a time: those of 2048 stay in the cache (a third faster than 16,384); rows that share a pattern which is computed for them."""
+
+_SHORT, _FOLDED = 128, 128 * 2**20
+"""Positions, and bytes of folded weights, up to which these are kept."""
 
 Direction = Literal["auto", "down", "up"]
 Visit = Callable[[int, Tensor, Tensor], None]
@@ -93,6 +97,7 @@ def sweep_down(
     n_layers = len(local.layers)
     edges = torch.zeros(len(rows), len(columns), dtype=local.dtype)
     sources = layer_sources(local, units)
+    weights_of = _weights(local)
     constant_reads = [columns.biased and bool(one.attn_constant.any()) for one in local.layers]
     for width, chunk in buckets(rows.position + 1, -rows.place, _budget(local, budget)):
         g = torch.zeros(len(chunk), width, rows.direction.shape[1], dtype=local.dtype)
@@ -120,7 +125,7 @@ def sweep_down(
                     _read_spread(part[:alive], g[:alive], layer.attn_constant, columns.bias, i, columns)
                 if visit is not None:
                     visit(i, chunk[:alive], g[:alive])
-                weights = layer.attention_weights()
+                weights = weights_of(i)
                 if passed:
                     attend_back(layer, weights, g[:passed])
                 if alive > passed:
@@ -168,6 +173,7 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
     by_place = torch.argsort(rows.place * n + rows.position, stable=True)
     directions = rows.direction[by_place]
     runs = _runs(rows.place[by_place], rows.position[by_place], 2 * n_layers + 1)
+    weights_of = _weights(local)
     born_at, start = _births(units, columns)
     at_one = torch.full((len(born_at),), columns.by_position)
     at_one[: columns.n_units] = at_one[columns.embeddings] = True
@@ -185,7 +191,7 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
             skip, here = layer.skip, slice(first, n)
             skipped = skip.push(f[:alive], here) if skip is not None and layer.parallel and alive else None
             if alive:
-                weights = layer.attention_weights()
+                weights = weights_of(i)
                 if passed:
                     attend(layer, weights, f[:passed], first)
                 for low, high, one in _same(at_one[chunk[passed:alive]], passed):
@@ -272,6 +278,17 @@ def _read_rows(part: Tensor, directions: Tensor, f: Tensor, runs: list[tuple[int
     for position, low, high in runs:
         if position >= first:
             part[low:high, : len(f)] = directions[low:high] @ f[:, position - first].T
+
+
+def _weights(local: LocalModel) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """A layer's attention weights with the norms' gains in them: kept for short prompts of small models, where folding costs as much as the products."""
+
+    def make(layer: int) -> tuple[Tensor, Tensor]:
+        return local.layers[layer].attention_weights()
+
+    parts = local.parts
+    size = parts.n_layers * local.embedded.shape[1] * (parts.n_heads + parts.n_kv_heads) * parts.d_head * local.dtype.itemsize
+    return cache(make) if len(local) <= _SHORT and size <= _FOLDED else make
 
 
 def _budget(local: LocalModel, asked: int | None) -> int:

@@ -197,10 +197,16 @@ class _Reader:
         vector = torch.zeros(len(self.uncapped), dtype=self.local.dtype)
         for token, weight in weights.items():
             vector[token] = weight
-        return self._weighted(name, vector - vector.mean() if against_mean else vector, **more)
+        vector = vector - vector.mean() if against_mean else vector
+        return self._target(
+            name, vector, self.local.token_direction(weights, against_mean=against_mean, position=self.position), **more
+        )
 
     def _weighted(self, name: str, weights: Tensor, **more: Any) -> Target:
-        direction, constant = self.local.logit_direction(weights, self.position)
+        return self._target(name, weights, self.local.logit_direction(weights, self.position), **more)
+
+    def _target(self, name: str, weights: Tensor, read: tuple[Tensor, Tensor], **more: Any) -> Target:
+        direction, constant = read
         value = float(weights.double() @ self.uncapped.double())
         return Target(name, direction, constant, len(self.local.layers), self.position, value, **more)
 

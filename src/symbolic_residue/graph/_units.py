@@ -7,6 +7,7 @@ own layer's MLP output or, in a cross-layer transcoder, into later ones too. Wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, TYPE_CHECKING
 
 from torch import Tensor
@@ -84,9 +85,13 @@ class NeuronUnits:
         """All."""
         return
 
+    @cached_property
+    def _pre(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.layer.pre_activations()
+
     def values(self) -> Tensor:
         """``[position, neuron]``."""
-        return self.layer.activations
+        return self.layer.mlp.respond(*self._pre)
 
     def at(self, positions: Tensor, numbers: Tensor) -> Tensor:
         """``[unit]``."""
@@ -106,7 +111,7 @@ class NeuronUnits:
 
     def back(self, slopes: Tensor, rule: Rule) -> Tensor:
         """``[position, d_model]``."""
-        return self.layer.neurons_back(slopes, rule)
+        return self.layer.neurons_back(slopes, rule, self._pre)
 
 
 @dataclass(frozen=True, eq=False)
