@@ -148,8 +148,16 @@ class Sources:
     runs: tuple[tuple[int, int, int], ...]
     """(position, first, last + 1) of the units that share a position."""
 
-    rest: Tensor
-    """``[position, d_model]``."""
+    whole: Tensor
+    """``[position, d_model]``: what the layer's MLP writes, by units and rest."""
+
+    position: Tensor
+    """``[unit]``."""
+
+    @property
+    def rest(self) -> Tensor:
+        """``[position, d_model]``: what is no unit's. Made when it is asked for: those of all layers are as much as the residual stream of all."""
+        return self.whole.index_add(0, self.position, -self.write)
 
 
 def layer_sources(local: LocalModel, units: Units) -> list[Sources]:
@@ -165,11 +173,10 @@ def layer_sources(local: LocalModel, units: Units) -> list[Sources]:
         at, write = at[order], write[order]
         position = units.position[at]
         whole = layer.neurons_write() if layer.written_by_units is None else layer.written_by_units
-        rest = whole.index_add(0, position, -write)
         where, counts = torch.unique_consecutive(position, return_counts=True)
         ends = counts.cumsum(0).tolist()
         runs = tuple(zip(where.tolist(), [0, *ends[:-1]], ends, strict=True)) if len(at) else ()
-        found.append(Sources(at, write, runs, rest))
+        found.append(Sources(at, write, runs, whole, position))
     return found
 
 

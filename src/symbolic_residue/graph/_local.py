@@ -366,6 +366,8 @@ def _freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
     keep_patterns = len(parts.layers) * parts.n_heads * n * n * dtype.itemsize <= _PATTERNS
     each = sum(one.gate.shape[1] * (1 + (one.up is not None) + (one.route is not None)) for one in mlps)
     keep_neurons = n * dtype.itemsize * each <= _NEURONS
+    # What stays has its place from the first layer on: made one by one, between what goes again, it would leave the heap full of holes.
+    stores: dict[str, Tensor] = {}
     took: dict[tuple[str, int], Tensor] = {}
     calls: dict[int, Call] = {}
     built: dict[int, tuple[LocalLayer, float]] = {}
@@ -379,7 +381,12 @@ def _freeze(instrument: Instrument, ids: Tensor) -> LocalModel:
         here = {kind for kind, layer in took if layer == point.layer}
         if point.layer in calls and wanted[point.layer] <= here and point.layer not in built:
             i = point.layer
-            built[i] = _layer(parts.layers[i], mlps[i], calls.pop(i), (keep_patterns, keep_neurons), took, dtype)
+            made, off = _layer(parts.layers[i], mlps[i], calls.pop(i), (keep_patterns, keep_neurons), took, dtype)
+            for name in ("stream", "wrote", *(("kept",) if keep_patterns else ())):
+                if name not in stores:
+                    stores[name] = torch.empty(parts.n_layers, *getattr(made, name).shape, dtype=dtype)
+            own = {name: store[i].copy_(getattr(made, name)) for name, store in stores.items()}
+            built[i] = replace(made, **own), off
             for kind in wanted[i] - ({"resid_pre"} if i == 0 else set()):
                 del took[kind, i]
 

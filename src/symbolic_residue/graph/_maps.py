@@ -5,7 +5,7 @@
 2. The head dimension is never expanded to d_model by head: ``[row · position, d_model] @ [d_model, kv · d_head]``, one batched product with the patterns for
    each key-value head, ``@ [head · d_head, d_model]``.
 3. A row that is 0 but at one position, as all are where they begin, needs one vector a head from its own position, and ``Σ_h A_h · vector_h`` at the others:
-   ``attend_from``, ``attend_back_from``.
+   ``attend_from``, ``attend_back_from``. Where there are fewer positions than heads that would be more numbers, and no less work.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def attend_back(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor)
 
 def attend_from(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, at: Tensor, start: int = 0) -> None:
     """As :func:`attend`, of rows that are 0 but at one position each: ``at [row]``, counted from ``start``."""
-    if layer.kept is None:
+    if layer.kept is None or rows.shape[1] < layer.parts.n_heads:
         attend(layer, weights, rows, start)
         return
     w_v, w_o = weights
@@ -69,6 +69,9 @@ def attend_from(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor,
 
 def attend_back_from(layer: LocalLayer, weights: tuple[Tensor, Tensor], rows: Tensor, at: Tensor) -> None:
     """As :func:`attend_back`, of rows that are 0 but at one position each, ``at [row]``."""
+    if rows.shape[1] < layer.parts.n_heads:
+        attend_back(layer, weights, rows)
+        return
     w_v, w_o = weights
     n, p, d = rows.shape
     kv = layer.parts.n_kv_heads

@@ -217,7 +217,8 @@ def sweep_up(local: LocalModel, rows: Rows, units: Units, columns: Columns, *, b
             slot = place[chunk[:end]]
             single = (slot >= 0).nonzero()[:, 0]  # units that write here: born here, or features of layers below
             f[single, units.position[chunk[single]] - first] += source.write[slot[single]]
-            _begin(f, chunk, spread, end, source.rest, columns.rest, start, first, not columns.by_position)
+            if end > spread:
+                _begin(f, chunk, spread, end, source.rest, columns.rest, start, first, not columns.by_position)
             alive = end
         _read_rows(part, directions, f[:alive], runs[2 * n_layers], first)
         edges[by_place[:, None], chunk[None]] = part
