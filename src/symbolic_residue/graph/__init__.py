@@ -32,6 +32,7 @@ from symbolic_residue.graph._faithfulness import (
 from symbolic_residue.graph._feature_scores import FeatureScores
 from symbolic_residue.graph._features import FeatureUnits, with_dictionary
 from symbolic_residue.graph._file import load_graph, save_graph
+from symbolic_residue.graph._freeze import freeze
 from symbolic_residue.graph._ghosts import Ghosts, ghosts
 from symbolic_residue.graph._graph import Check, Graph, Pruned, TargetInfo
 from symbolic_residue.graph._group_labels import Example, GroupLabel, Hint, label_supernodes
@@ -42,7 +43,7 @@ from symbolic_residue.graph._interventions import Change, Hold, intervene, inter
 from symbolic_residue.graph._kept import KeepUnits, PairRun, ranks, run_pair
 from symbolic_residue.graph._kept_features import Errors, FeaturePairRun, run_feature_pair
 from symbolic_residue.graph._labels import promoted_tokens
-from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
+from symbolic_residue.graph._local import LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._neuronpedia import to_neuronpedia, write_neuronpedia
 from symbolic_residue.graph._neuronpedia_schema import (

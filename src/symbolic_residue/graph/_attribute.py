@@ -19,8 +19,9 @@ from symbolic_residue.errors import ConfigError, PromptError
 from symbolic_residue.graph._columns import Rows, unit_rows, unit_values, Units
 from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import describe, silenced, with_dictionary
+from symbolic_residue.graph._freeze import freeze
 from symbolic_residue.graph._graph import Graph, TargetInfo
-from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._relevance import effects_at, largest
 from symbolic_residue.graph._sweep import direct_edges

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph._columns import Units
+from symbolic_residue.graph._freeze import freeze
 from symbolic_residue.graph._kept import PairRun, ranks
-from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._mlp import find_mlp
 from symbolic_residue.graph._relevance import relevance
 from symbolic_residue.instrument import Add, Edit, Instrument, Replace

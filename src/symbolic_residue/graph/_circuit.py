@@ -108,7 +108,7 @@ class Circuit:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share) + 0}%"  # never −0
+    return f"{round(100 * share)}%"  # an int is never −0
 
 
 def attribute_circuit(

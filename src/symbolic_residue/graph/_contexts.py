@@ -19,7 +19,7 @@ from symbolic_residue.dictionaries import Dictionary
 from symbolic_residue.errors import ConfigError
 from symbolic_residue.graph._device import on
 from symbolic_residue.graph._features import with_dictionary
-from symbolic_residue.graph._local import freeze
+from symbolic_residue.graph._freeze import freeze
 from symbolic_residue.graph._mlp import find_mlp
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from symbolic_residue.dictionaries import stand_in
 from symbolic_residue.graph._baselines import Layers, MIXED_AT, Mixture, PairScores
 from symbolic_residue.graph._columns import Units
 from symbolic_residue.graph._features import silenced, with_dictionary
+from symbolic_residue.graph._freeze import freeze
 from symbolic_residue.graph._kept import PairRun
 from symbolic_residue.graph._kept_features import FeaturePairRun, scattered
-from symbolic_residue.graph._local import freeze, LocalModel
+from symbolic_residue.graph._local import LocalModel
 from symbolic_residue.graph._mlp import find_mlp
 from symbolic_residue.instrument import Add, Edit
 

@@ -28,7 +28,8 @@ from symbolic_residue.dictionaries import Dictionary, LayerDictionary, Reads, re
 from symbolic_residue.errors import ConfigError, DictionaryError
 from symbolic_residue.graph._columns import Units
 from symbolic_residue.graph._device import on
-from symbolic_residue.graph._local import freeze, LocalLayer, LocalModel
+from symbolic_residue.graph._freeze import freeze
+from symbolic_residue.graph._local import LocalLayer, LocalModel
 from symbolic_residue.graph._mlp import Rule
 from symbolic_residue.graph._norm import FrozenNorm
 from symbolic_residue.graph._units import LinearPath, UnitKind

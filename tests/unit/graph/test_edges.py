@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES
 
-import symbolic_residue.graph._local as local_module
+import symbolic_residue.graph._freeze as freeze_module
 from symbolic_residue.errors import UnsupportedModelError, VerificationError
 from symbolic_residue.graph import direct_edges, freeze, relevance, unit_rows, Units
 from symbolic_residue.graph._maps import attend, attend_back, attend_back_from, attend_from
@@ -179,7 +179,7 @@ def test_half_precision_is_refused() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_that_begin_at_one_position_pass_attention_as_all_do(name: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kept:
-        monkeypatch.setattr(local_module, "_PATTERNS", 0)
+        monkeypatch.setattr(freeze_module, "_PATTERNS", 0)
     local = freeze(instrument_of(name), torch.arange(3, 14))
     layer, n = local.layers[1], len(local)
     weights, generator = layer.attention_weights(), torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from graph_helpers import instrument_of
 
-import symbolic_residue.graph._local as local_module
+import symbolic_residue.graph._freeze as freeze_module
 from symbolic_residue.errors import EditError
 from symbolic_residue.graph import attribute_prompt, freeze, head_loadings, qk_attribution
 from symbolic_residue.graph._relevance import effects_at, largest, Relevance, relevance
@@ -22,8 +22,8 @@ def test_a_graph_without_kept_patterns_and_neurons_is_the_same(name: str, monkey
     instrument = instrument_of(name)
     prompt = build_prompt(instrument.loaded.tokenizer, TEXT)
     kept = attribute_prompt(instrument, prompt, targets=["top:2"], max_nodes=30)
-    monkeypatch.setattr(local_module, "_PATTERNS", 0)
-    monkeypatch.setattr(local_module, "_NEURONS", 0)
+    monkeypatch.setattr(freeze_module, "_PATTERNS", 0)
+    monkeypatch.setattr(freeze_module, "_NEURONS", 0)
     local = freeze(instrument, torch.tensor(prompt.ids))
     assert all(layer.kept is None and layer.kept_neurons is None for layer in local.layers)
     lazy = attribute_prompt(instrument, prompt, targets=["top:2"], max_nodes=30)

@@ -147,7 +147,7 @@ def _effects(instrument: Instrument, aimed: Aimed, ids: Sequence[int], nodes: in
 
 
 def _made(instrument: Instrument, aimed: Aimed, chosen: Sequence[Units]) -> tuple[Graph, Graph | None]:
-    """As ``graph.attribute_pair`` where both have as many tokens, with one sweep a prompt instead of two."""
+    """As ``graph.attribute_pair`` where both have as many tokens; units are chosen already, with the embeddings' effects."""
     sides = [ids for ids in (aimed.prompt.ids, aimed.prompt.control) if ids is not None]
     if len(sides) == 2 and len(sides[0]) == len(sides[1]):
         triples = torch.cat([torch.stack([one.layer, one.position, one.neuron], 1) for one in chosen])
